@@ -21,6 +21,7 @@ class StoredProfile(TypedDict, total=False):
     given: dict[str, object]
     throttle: int | None
     setup: list[str]
+    default_time: str | None  # the time limit in `options`, if the profile requested none
 
 
 def parsed(text: str, kind: type[T]) -> T | None:

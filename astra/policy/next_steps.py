@@ -122,7 +122,7 @@ def _decide(
     on_request: bool,
 ) -> Decision:
     rules = retry_rules.rules(config.current().rules, base.policy)
-    used = submission.options if submission is not None else {}
+    used = _used(submission, base)
     rule = None if end is None else rules.get(end.state)
     grows = rule is not None and (rule.mem_growth > 1 or rule.time_growth > 1)
     partition = str(base.options.get("partition") or "") or None
@@ -135,6 +135,16 @@ def _decide(
         room(partition) if grows else Room(),
         on_request,
     )
+
+
+def _used(submission: Submission | None, base: Profile) -> dict[str, str | float]:
+    """Return the options of the last element, without a time that another partition gave it."""
+    if submission is None:
+        return {}
+    used, is_default = submission.options, submission.stored_profile.get("default_time")
+    if is_default and used.get("partition") != base.options.get("partition"):
+        used.pop("time", None)
+    return used
 
 
 def _room(partition: str | None) -> Room:

@@ -79,8 +79,12 @@ def new_submission(
     chosen: Profile | None = None,
     pulls: bool = False,
     token: str | None = None,
+    default_time: str | None = None,
 ) -> Submission:
-    """Return a submission with its own token, which is not stored yet."""
+    """Return a submission with its own token, which is not stored yet.
+
+    The time limit that its elements have by default is recorded, and left to Slurm.
+    """
     token = token or secrets.token_hex(6)
     local = kind == "local"
     return Submission(
@@ -94,7 +98,7 @@ def new_submission(
         offset=offset,
         pages_per_element=each,
         pulls=pulls,
-        profile=json.dumps(_describe(chosen) if chosen else {}, default=str),
+        profile=json.dumps(_describe(chosen, default_time) if chosen else {}, default=str),
         cluster=str(chosen.options.get("clusters") or "") or None if chosen else None,
         created_by=user_name(),
         job_id=os.getpid() if local else None,
@@ -102,10 +106,12 @@ def new_submission(
     )
 
 
-def _describe(chosen: Profile) -> dict[str, object]:
+def _describe(chosen: Profile, default_time: str | None = None) -> dict[str, object]:
+    had = {"time": default_time} if default_time else {}
     return {
         "name": chosen.name,
-        "options": {k: hide_secret(k, v) for k, v in chosen.options.items()},
+        "options": {k: hide_secret(k, v) for k, v in chosen.options.items()} | had,
+        "default_time": default_time,
         "given": {k: v for k, v in chosen.given.items() if "***" not in hide_secret(k, v)},
         "throttle": chosen.throttle,
         "setup": [hide(line) for line in chosen.setup],

@@ -307,11 +307,9 @@ class _Common:
         plan, chosen, started = self.plan, self.chosen, piece.with_elements(self.chosen)
         if self.shared:
             chosen = replace(chosen, throttle=self.shared[n % len(self.shared)])
-        # Recorded, and left to Slurm: elements leave in time, and the policy knows what they had.
-        had = {"time": self.default_time} if self.default_time else {}
         submission = new_submission(
-            plan, started.elements, piece.offset, chosen.pages_per_element, "slurm",
-            replace(chosen, options={**chosen.options, **had}), chosen.pull, token,
+            plan, started.elements, piece.offset, chosen.pages_per_element, "slurm", chosen,
+            chosen.pull, token, self.default_time,
         )  # fmt: skip
         folder = run_folder(plan.folder)
         submission.script = str(folder / f"{submission.job_name}.sh")

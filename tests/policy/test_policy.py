@@ -32,7 +32,7 @@ from astra.slurm.site import Room, parse_partitions
 from astra.states import PageState, SlurmState
 from astra.status.page_states import present_pages
 from astra.status.status import status
-from astra.submit.intent import NOBODY, commit_intent, new_submission
+from astra.submit.intent import NOBODY, _describe, commit_intent, new_submission
 from astra.submit.submit import nodes_to_exclude, submit, to_exclude
 from tests.conftest import ROOT
 from tests.nights import run_out
@@ -72,6 +72,18 @@ class TestRules:
             rooms.__getitem__, False,
         )  # fmt: skip
         assert made.options == (("time", "01:00:00"),)
+
+    def test_the_time_that_a_partition_gives_is_not_kept_in_another(self):
+        short = choose_profile(None, {"partition": "short", "time": False})
+        used = json.dumps(_describe(short, "00:05:00"))
+        made = {
+            partition: next_steps._decide(
+                End("TIMEOUT"), Page(), choose_profile(None, {"partition": partition, "time": False}),
+                Submission(profile=used), lambda name: Room(), False,
+            ).options
+            for partition in ("short", "long")
+        }  # fmt: skip
+        assert made == {"short": (("time", "00:10:00"),), "long": ()}
 
     def test_time_doubles_and_memory_that_had_grown_stays(self):
         made = step("TIMEOUT", base={"mem": "2G", "time": "01:00:00"},
