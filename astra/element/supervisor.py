@@ -71,7 +71,7 @@ def supervised(
             return OutOfHours.exit_status if parent.hours_are_over else 75
         if had_rows or board.page_pk != last_page:
             in_vain, last_page = 0, board.page_pk
-        in_vain += not had_rows
+        in_vain += not (had_rows or parent.timed_out)  # a row that timed out, and then ended
         if in_vain >= settings.current().element.max_deaths:
             from astra.element.deaths import give_up
 

@@ -107,6 +107,16 @@ def test_a_row_that_hangs_is_waited_for_once_although_another_element_is_free(ur
     assert Counter(a.state for a in Attempt.select()) == {"died": 1, "done": 2}
 
 
+def test_rows_that_end_soon_after_their_timeout_do_not_break_their_page(url, tmp_path):
+    """Each ends its process; but each is stored, and there are more than ``max_deaths``."""
+    (tmp_path / "astra.toml").write_text("[element]\ngrace_s = 60\n")
+    settings.reset()
+    plan = plan_of(5, 5, measure, row_s=0.6)
+    done = resume_local(plan.pk, 1, row_timeout=0.3)
+    assert done.message is None, [log.read_text() for log in Path().rglob("local-*.log")]
+    assert verify(plan.pk).whole and Measured.select().count() == 5
+
+
 @pytest.mark.parametrize("timed_out", [True, False])
 def test_a_page_is_given_back_unless_a_row_of_it_has_timed_out(url, timed_out):
     plan, board, stop = plan_of(3, 3), Board(), Stop()
