@@ -23,6 +23,9 @@ from astra.results.stopping import INTERRUPTIONS
 from astra.tasks.arguments import parse_arguments
 from astra.tasks.signature import choose_model, find_task
 
+#: Keywords of @task, whatever the arguments say: nothing is stored, and exceptions are seen.
+_KEYWORDS = {"write_to_database": False, "re_raise_exceptions": True}
+
 
 @dataclass(frozen=True)
 class Tried:
@@ -47,7 +50,7 @@ class Trial:
         """Compute one row after the other; yield each outcome with its traceback, if it raised."""
         for key, row in self.rows.items():
             try:
-                results = self.function([row], **self.arguments, write_to_database=False)
+                results = self.function([row], **{**self.arguments, **_KEYWORDS})
                 yield Tried(key, tuple(_values(result) for result in results)), None
             except INTERRUPTIONS:
                 raise

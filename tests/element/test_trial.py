@@ -47,6 +47,15 @@ def test_just_these_rows_are_computed_and_nothing_is_stored(url):
     assert n_stored() == 0
 
 
+def test_the_keywords_of_a_task_change_nothing(url):
+    """Nothing is stored, and a row that raises is shown."""
+    fill(3)
+    words = ["try", TASK, "3", "--set", "raise_every=3"]
+    done = astra(*words, "--set", "re_raise_exceptions=false", "--set", "write_to_database=true")
+    assert done.exit_code == 8 and "ValueError: row 3 is bad" in done.stdout, done.output
+    assert n_stored() == 0
+
+
 def test_a_failure_of_a_plan_is_reproduced_by_the_command_that_failures_shows(url):
     fill(6)
     (planned,) = create_plan(measure, BossVisitSpectrum, arguments={"raise_every": 5})
