@@ -66,8 +66,10 @@ class Tally:
     n_stored: int = 0  # rows of which a result, or the fact that they have none, is stored
 
     def count(self, failures: "Iterable[Refusal]") -> None:
-        """Count rows that have failed."""
+        """Count rows that have failed, and not those of which a further result was refused."""
         for failure in failures:
+            if failure.refused:
+                continue
             self.n_failed += 1
             if failure.is_mistake:
                 self.n_mistakes += 1
@@ -81,6 +83,7 @@ class Tally:
         BrokenElement
             If more than the share of rows has failed.
         """
+        refused = [failure for failure in refused if not failure.refused]
         n_failed = self.n_failed + len(refused)
         if self.n_ended >= self.after and n_failed > self.share * self.n_ended:
             raise BrokenElement(

@@ -62,12 +62,12 @@ def yields_of_another(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Peak]:
             yield Peak.from_spectrum(row, height=2.0)
 
 
-def run(function: object, batch_size: int, **arguments: object) -> dict[str, int]:
-    """Run a plan of three rows; return how many ended in which way."""
+def run(function: object, batch_size: int, n: int = 3, **arguments: object) -> dict[str, int]:
+    """Run a plan of `n` rows; return how many ended in which way."""
     init_database(("tests.many_tasks",))
-    fill(3)
+    fill(n)
     arguments |= {"batch_size": batch_size}
-    (planned,) = create_plan(function, BossVisitSpectrum, limit=3, arguments=arguments)
+    (planned,) = create_plan(function, BossVisitSpectrum, limit=n, arguments=arguments)
     run_here(planned.plan)
     found = verify(planned.plan)
     assert found.sound, found.breaches
@@ -101,6 +101,20 @@ def test_a_row_without_a_result_keeps_that(url, batch_size):
     with connection():
         assert NoResult.select().count() == 3
         assert [failure.refused for failure in Failure.select()] == [True]
+
+
+@task(many=True)
+def always_late(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Peak]:
+    for row in spectra:
+        yield Peak.from_spectrum(row, height=1.0)
+        yield End(row)
+        yield Peak.from_spectrum(row, height=2.0)
+        yield Peak.from_spectrum(row, height=3.0)
+
+
+def test_late_results_are_no_failures_of_rows(url):
+    """However many there are, each row has its result: the task is not taken to be broken."""
+    assert run(always_late, 1000, n=30)["result"] == 30
 
 
 def test_failures_are_taken_back_although_that_was_not_acknowledged(url):
