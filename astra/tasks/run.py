@@ -480,7 +480,8 @@ class Run:
         self.clock.row_times.add(handed.t_spent_s)
         self.tally.n_ended += 1
         self.tally.count([failure])
-        self.writer.add(failures=[failure])
+        if self.settings.write_to_database:
+            self.writer.add(failures=[failure])
         try:
             self.tally.check(self.writer.target.task)
         except BrokenElement:

@@ -80,6 +80,16 @@ def test_results_are_not_stored_where_nobody_wants_it(url):
     assert stored() == []
 
 
+def test_a_failure_is_not_kept_for_a_database_that_nobody_wants_it_in(url):
+    """It would wait for ever, and a thread would try to write it again and again."""
+    fill(3)
+    keywords = {"write_to_database": False, "re_raise_exceptions": False}
+    threads = []
+    for _ in measure(spectra(), raise_every=2, **keywords, write_frequency=0):
+        threads += [thread.name for thread in threading.enumerate()]
+    assert threads and "astra writer" not in threads
+
+
 def test_a_parameter_of_the_same_name_is_passed(url):
     fill(1)
     got = []
