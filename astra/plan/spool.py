@@ -28,7 +28,7 @@ from astra.database.connection import database, dialect, retrying, writing
 from astra.errors import AstraError, Superseded
 from astra.models.attempts import Attempt
 from astra.models.importing import load
-from astra.models.keys import all_rows, key_of, moment_of
+from astra.models.keys import RowKey, all_rows, key_of, moment_of
 from astra.models.pipeline import OutputModel, link_of
 from astra.models.plans import Page, Plan
 from astra.plan.lookup import find_modules
@@ -106,19 +106,22 @@ def save(
 
 def _lines(checkpoint: Checkpoint) -> Iterator[str]:
     for yielded in checkpoint.results:
+    results: dict[RowKey, list[str]] = {}
+    unfit: set[RowKey] = set()  # rows of which a result cannot be written
         # A result of a row that was not handed over could be found by its key only; a further one
         # of a row that has ended is refused.
         if yielded.handed is None or yielded.handed.key is None or yielded.again:
             continue
         try:
-            yield json.dumps(
-                {
-                    "result": {k: _plain(v) for k, v in yielded.result.__data__.items()},
-                    **_handed(yielded.handed),
-                }
-            )
+        key = yielded.handed.key
+            values = {k: _plain(v) for k, v in yielded.result.__data__.items()}
+            line = json.dumps({"result": values, **_handed(yielded.handed)})
+            results.setdefault(key, []).append(line)
         except (TypeError, ValueError, AttributeError) as error:
-            log.warning("row %s is not written to the spool file: %s", yielded.handed.key, error)
+            log.warning("row %s is not written to the spool file: %s", key, error)
+            unfit.add(key)
+    for key, lines in results.items():  # all results of a row, or none
+        yield from lines if key not in unfit else ()
     for failure in checkpoint.failures:
         if failure.key is not None:
             values = {**asdict(failure), "modified": _plain(failure.modified), "link_value": None}

@@ -89,6 +89,19 @@ def test_a_further_result_of_a_row_is_not_spooled(sqlite_url):
     assert list(spool._lines(Checkpoint([further]))) == []
 
 
+def test_all_results_of_a_row_are_spooled_or_none(sqlite_url):
+    """The row would end with the others, and the one that cannot be spooled would be missing."""
+    fill(2)
+    one, two = BossVisitSpectrum.select().order_by(BossVisitSpectrum.spectrum_pk)
+    checkpoint = Checkpoint()
+    for row, texts in ((one, [None, object(), None]), (two, [None, None])):
+        handed = HandedRow(row.spectrum_pk, None)
+        for text in texts:
+            result = Measured.from_spectrum(row, value=1.0, text=text)
+            checkpoint.results.append(YieldedResult(result, handed))
+    assert [json.loads(line)["key"] for line in spool._lines(checkpoint)] == [2, 2]
+
+
 def test_two_who_recover_at_once(url, monkeypatch):
     """Resume and a starting element both read the file before either has stored it."""
     plan = get_plan(spooled())
