@@ -56,13 +56,13 @@ class Blame:
         Parameters
         ----------
         rows : the rows in progress.
-        began : whether the task had asked for a row.
+        began : whether the task was given a row, or rightly none.
         halve : whether the rows are suspects already.
 
         Raises
         ------
         BrokenElement
-            If the task had not asked for a row.
+            If it was not.
         """
         text = f"{type(error).__name__}: {error_text(error)}"
         which = f" at row {rows[0].key}" if len(rows) == 1 and rows[0].key is not None else ""

@@ -468,7 +468,9 @@ class Run:
             if isinstance(error, Exception) and len(self.in_progress) == 1 and self.is_page:
                 self._fail(next(iter(self.in_progress.by_key.values())), error)
             raise error
-        self.blame.find(error, list(self.in_progress.by_key.values()), self.began, halve)
+        # A task that cannot work without rows is not broken if there are none for it.
+        began = self.began or self.at_end or self.stop.is_wanted
+        self.blame.find(error, list(self.in_progress.by_key.values()), began, halve)
         self.in_progress.clear()
 
     def _fail(self, handed: HandedRow, error: BaseException) -> None:

@@ -119,6 +119,32 @@ def test_a_clean_up_that_takes_too_long_is_interrupted_like_a_row(url, tmp_path,
     assert found.sound and found.rows["result"] >= 1
 
 
+@task
+def needs_a_row(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
+    """Cannot work without rows, and every row is bad."""
+    first = next(iter(spectra))
+    raise ValueError(f"row {first.spectrum_pk} is bad")
+    yield Measured.from_spectrum(first, value=1.0)
+
+
+def test_a_page_whose_last_row_failed_is_not_broken_by_a_task_that_needs_rows(url):
+    plan = plan_of(3, 3, needs_a_row)
+    run_here(plan.pk)
+    with connection():
+        assert [attempt.state for attempt in Attempt.select()] == ["done"]
+    found = verify(plan.pk)
+    assert found.sound and found.rows["failure"] == 3
+
+
+def test_a_task_that_needs_rows_and_gets_none_after_a_request_to_stop_is_not_broken(url):
+    plan, stop = plan_of(3, 3, needs_a_row), Stop()
+    stop.ask("SIGTERM")
+    with element.Element(plan, pool_of(plan), stop) as worker:
+        run = worker.run_page(None, 1)
+    assert run is not None and run.state == "interrupted"
+    assert verify(plan.pk).rows["pending"] == 3
+
+
 def test_the_end_of_an_attempt_is_recorded_without_interruption(url, monkeypatch):
     """It would be recorded as another end: the attempt as broken, for example."""
     plan, stop, recorded = plan_of(5, 5), Stop(), []
