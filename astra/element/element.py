@@ -83,10 +83,12 @@ def run_element(
     stop = stop or Stop()
     with stop_on_signals(stop):
         with keep_connected():
-            plan = retrying(lambda: get_plan(plan_pk))
-            retrying(check_archive)
+            plan = retrying(lambda: get_plan(plan_pk), waiting=stop.wanted)
+            retrying(check_archive, waiting=stop.wanted)
             check_plan_version(plan)
-            submission = retrying(lambda: Submission.get_or_none(Submission.token == token))
+            submission = retrying(
+                lambda: Submission.get_or_none(Submission.token == token), waiting=stop.wanted
+            )
         if submission is None or submission.plan_pk != plan.pk:
             raise UsageError(f"plan {plan_pk} has no submission {token!r}")
         if planned_by == plan.role:
@@ -159,7 +161,8 @@ class Element:
         """
         end_s, longest_s = end_of_element(self.submission), 0.0
         self._connect()
-        number = retrying(lambda: claimed_page(self.submission, element))
+        waiting = self.stop.wanted
+        number = retrying(lambda: claimed_page(self.submission, element), waiting=waiting)
         runs: list[PageOutcome] = []
         while end_s is None or not runs or now_s() + longest_s < end_s:
             began_s = now_s()
@@ -171,7 +174,7 @@ class Element:
             runs.append(run)
             if run.state != AttemptState.DONE or self.stop.is_wanted:
                 return runs
-        retrying(lambda: close_pool(self.submission))
+        retrying(lambda: close_pool(self.submission), waiting=waiting)
         return runs
 
     def _await_page(self, element: int, end_s: float | None) -> bool:
@@ -192,9 +195,9 @@ class Element:
         since_s, began_s = board.take_birth() if board else None, now_s()
         try:
             # What an earlier attempt computed and could not store is not computed again.
-            spool.recover(plan, number)
+            spool.recover(plan, number, self.stop.wanted)
             self._connect()
-            claim = retrying(lambda: self._claim(number, element))
+            claim = retrying(lambda: self._claim(number, element), waiting=self.stop.wanted)
         except PlanThrottled as error:
             log.warning("%s", error)
             return None

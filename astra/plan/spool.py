@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import stat
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import date, datetime
@@ -105,15 +106,15 @@ def save(
 
 
 def _lines(checkpoint: Checkpoint) -> Iterator[str]:
-    for yielded in checkpoint.results:
     results: dict[RowKey, list[str]] = {}
     unfit: set[RowKey] = set()  # rows of which a result cannot be written
+    for yielded in checkpoint.results:
         # A result of a row that was not handed over could be found by its key only; a further one
         # of a row that has ended is refused.
         if yielded.handed is None or yielded.handed.key is None or yielded.again:
             continue
-        try:
         key = yielded.handed.key
+        try:
             values = {k: _plain(v) for k, v in yielded.result.__data__.items()}
             line = json.dumps({"result": values, **_handed(yielded.handed)})
             results.setdefault(key, []).append(line)
@@ -243,12 +244,14 @@ def _checkpoint(lines: list[bytes], output: type[OutputModel]) -> Checkpoint:
     return checkpoint
 
 
-def recover(plan: Plan, page: int | None = None) -> Recovered:
+def recover(
+    plan: Plan, page: int | None = None, waiting: threading.Event | None = None
+) -> Recovered:
     """Store the spooled results of a plan, as far as they are still valid.
 
     Results are valid if they are of the page's last attempt, and of rows that have not ended since
     and were not modified. A file of a superseded attempt, or a damaged one, is renamed and its rows
-    are computed again.
+    are computed again. `waiting` is as for :func:`retrying`.
     """
     n_files = n_rows = n_passed = 0
     aside: list[str] = []
@@ -261,7 +264,7 @@ def recover(plan: Plan, page: int | None = None) -> Recovered:
             header, checkpoint = load_file(path, output)
             if header.plan != plan.token:
                 raise BadSpool(f"{path} is of another plan (token {header.plan})")
-            stored = _store(plan, header, checkpoint, output)
+            stored = _store(plan, header, checkpoint, output, waiting)
         except (BadSpool, Superseded) as error:
             if path.exists():
                 log.warning("%s; it is renamed and not used", error)
@@ -282,7 +285,13 @@ def _set_aside(path: Path) -> list[str]:
     return [str(renamed)]
 
 
-def _store(plan: Plan, header: Header, checkpoint: Checkpoint, output: type[OutputModel]) -> int:
+def _store(
+    plan: Plan,
+    header: Header,
+    checkpoint: Checkpoint,
+    output: type[OutputModel],
+    waiting: threading.Event | None,
+) -> int:
     """Store the rows of a file as its attempt would have; return their number."""
     model = load(plan.input_model)
     link = link_of(output, model)
@@ -315,7 +324,7 @@ def _store(plan: Plan, header: Header, checkpoint: Checkpoint, output: type[Outp
             ).execute()
             return len(valid)
 
-    return retrying(work)
+    return retrying(work, waiting=waiting)
 
 
 def _valid(model: type[Model], claim: Claim, checkpoint: Checkpoint) -> Checkpoint:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable
 
 import pytest
+from peewee import OperationalError
 
 from astra import task
 from astra.api import run_here
@@ -17,7 +18,9 @@ from astra.element import element, reader
 from astra.errors import DatabaseError, Interrupted
 from astra.models import BossVisitSpectrum
 from astra.models.attempts import Attempt
+from astra.plan import spool
 from astra.results import writer
+from astra.results.rows import Checkpoint
 from astra.results.stopping import Stop
 from astra.status.verify import verify
 from tests.conftest import ROOT
@@ -143,6 +146,33 @@ def test_a_task_that_needs_rows_and_gets_none_after_a_request_to_stop_is_not_bro
         run = worker.run_page(None, 1)
     assert run is not None and run.state == "interrupted"
     assert verify(plan.pk).rows["pending"] == 3
+
+
+@pytest.mark.parametrize("where", ["claimed_page", "claim_page", "load_file"])
+def test_an_element_that_has_to_stop_does_not_wait_for_a_database_that_is_away(
+    url, tmp_path, monkeypatch, where
+):
+    (tmp_path / "astra.toml").write_text("[database]\nretry_for_s = 20\n")
+    monkeypatch.setenv("ASTRA_CONFIG", str(tmp_path / "astra.toml"))
+    settings.reset()
+    plan, stop = plan_of(3, 3), Stop()
+    pool = pool_of(plan)
+
+    def is_away(*_: object, **__: object) -> None:
+        stop.ask("SIGTERM")
+        raise OperationalError("database is locked")
+
+    if where == "load_file":  # what an earlier attempt left is stored first
+        empty = spool.Header(plan.token, 1, "", 0, ""), Checkpoint()
+        monkeypatch.setattr(spool, "spool_files", lambda *_: [tmp_path / "page-1.spool"])
+        monkeypatch.setattr(spool, where, lambda *_: empty)
+        monkeypatch.setattr(spool, "writing", is_away)
+    else:
+        monkeypatch.setattr(element, where, is_away)
+    began = time.monotonic()
+    with element.Element(plan, pool, stop) as worker, pytest.raises(DatabaseError):
+        worker.pull(1)
+    assert time.monotonic() - began < 10
 
 
 def test_the_end_of_an_attempt_is_recorded_without_interruption(url, monkeypatch):
