@@ -2,6 +2,7 @@
 
 import logging
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from functools import cache, reduce
@@ -139,8 +140,10 @@ class Reader:
 
     def _record_in_progress(self, place: int) -> None:
         """Record in the database how far the task will get in the next seconds."""
-        ahead = self.keys[self.n_given : self.n_given + 1 + self.rows_ahead()]
-        self.n_handed = max(place, self.claim.positions[ahead[-1]] if ahead else 0) + 1
+        place_of = self.claim.positions.__getitem__
+        next_ = bisect_left(self.keys, place, key=place_of)  # some before have not been given
+        ahead = self.keys[next_ : next_ + 1 + self.rows_ahead()]
+        self.n_handed = max(place, place_of(ahead[-1]) if ahead else 0) + 1
         self._update_attempt(n_handed=self.n_handed)
 
     def enter(self, keys: list[RowKey]) -> None:

@@ -3,12 +3,17 @@
 import numpy as np
 import pytest
 
+from astra.api import run_here
+from astra.database.connection import connection
 from astra.element import reader
-from astra.element.reader import read_rows
+from astra.element.reader import Reader, read_rows
 from astra.models import BossVisitSpectrum
 from astra.models.keys import all_rows, key_of
+from astra.models.plans import Page
 from astra.models.source import Source
-from tests.sample_tasks import fill
+from astra.status.verify import verify
+from tests.pools import plan_of
+from tests.sample_tasks import fill, measure
 
 
 def same(one, other):
@@ -53,3 +58,16 @@ def test_rows_of_a_customised_model_are_built_by_peewee(spectra, monkeypatch):
         assert row.snr == 2 * row.__data__["snr"]
     finally:
         reader._is_plain.cache_clear()
+
+
+def test_rows_that_have_a_result_do_not_make_each_row_after_them_costly(url, monkeypatch):
+    """How far the task will get is recorded for several rows at once."""
+    plan = plan_of(100, 100, measure, row_s=0.2)
+    with connection():
+        keys = Page.get().row_keys
+        list(measure(BossVisitSpectrum.select().where(BossVisitSpectrum.spectrum_pk << keys[:90])))
+    recorded = []
+    monkeypatch.setattr(Reader, "_update_attempt", lambda self, **values: recorded.append(values))
+    run_here(plan.pk)
+    assert verify(plan.pk).whole
+    assert 1 <= len(recorded) <= 4
