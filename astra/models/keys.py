@@ -27,6 +27,8 @@ TRUE, FALSE = SQL("1 = 1"), SQL("1 = 0")
 
 _WHOLE = frozenset({"AUTO", "BIGAUTO", "INT", "BIGINT", "SMALLINT"})
 _UNFIT = frozenset({"BLOB", "JSON", "JSONB"})
+#: Types that SQLite stores as texts of any form.
+_FORMED = frozenset({"DATE", "DATETIME", "TIME", "MOMENT", "UUID"})
 #: Numbers with fractions, which lose digits as texts, and types that SQLite stores as bytes.
 _UNFIT_IN_SQLITE = frozenset({"FLOAT", "DOUBLE", "DECIMAL", "UUIDB"})
 
@@ -293,6 +295,31 @@ def check_keys(model: type[Model]) -> None:
     _check_unique(model, key)
     if dialect().name == "sqlite":
         _check_types(model, key.fields, _UNFIT_IN_SQLITE)
+        _check_forms(model, key)
+
+
+def _check_forms(model: type[Model], key: Key) -> None:
+    """Refuse keys that their fields store in another form, so that no result would be found again.
+
+    SQLite takes any form. As a table mostly has one only, its first rows are enough.
+    """
+    fields = [getattr(field, "rel_field", field) for field in key.fields]
+    if not any(field.field_type in _FORMED for field in fields):
+        return
+    for row in database.execute(model.select(*key.fields).limit(1000)).fetchall():
+        for field, value in zip(fields, row, strict=True):
+            if field.field_type not in _FORMED or value is None:
+                continue
+            try:
+                stored = str(field.db_value(field.python_value(value)))
+            except ValueError:
+                stored = "no value at all"
+            if stored != str(value):
+                raise TaskError(
+                    f"{model.__name__}.{field.name} holds {value!r}, which a "
+                    f"{type(field).__name__} stores as {stored}, so that its result would not be "
+                    "found again: declare it as a TextField, and make the table of results again"
+                )
 
 
 def _check_unique(model: type[Model], key: Key) -> None:

@@ -13,7 +13,7 @@ from astra.database.connection import connection, dialect
 from astra.errors import TaskError
 from astra.models import OutputModel, result_of
 from astra.models.given_keys import find_keys
-from astra.models.keys import adopted
+from astra.models.keys import adopted, check_keys
 from astra.plan.plan import create_plan
 from astra.status.status import status
 from astra.status.verify import verify
@@ -264,3 +264,26 @@ def test_a_key_that_its_results_would_change_is_refused(pg_url):
     assert status(planned.plan).rows == {"done": 2} and verify(planned.plan).sound
     (again,) = create_plan(of_fixed)
     assert again.plan is None
+
+
+class Identified(peewee.Model):
+    uid = peewee.UUIDField(primary_key=True)
+
+    class Meta:
+        table_name = "others_identified"
+
+
+@pytest.mark.parametrize("model", [Identified, Hour])
+def test_a_key_in_a_form_that_its_field_does_not_store_is_refused(sqlite_url, model):
+    table, column = model._meta.table_name, model._meta.primary_key.column_name
+    good, bad = {
+        Identified: ("cf9d2c9e7c3b4a6e9f0c111111111111", "cf9d2c9e-7c3b-4a6e-9f0c-111111111111"),
+        Hour: ("2024-01-01 05:00:00", "2024-01-01T05:00:00"),
+    }[model]
+    with connection():
+        dialect().run(f"CREATE TABLE {table} ({column} text PRIMARY KEY NOT NULL)")
+        dialect().run(f"INSERT INTO {table} VALUES (?)", (good,))
+        check_keys(model)
+        dialect().run(f"INSERT INTO {table} VALUES (?)", (bad,))
+        with pytest.raises(TaskError, match=f"holds '{bad}', which a .* declare it as a TextField"):
+            check_keys(model)
