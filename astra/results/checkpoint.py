@@ -10,6 +10,7 @@ from peewee import ColumnBase, Query, Value
 
 from astra.database.connection import database, dialect, tuples, writing
 from astra.database.statements import statement
+from astra.errors import AstraError
 from astra.models.attempts import Attempt
 from astra.models.failures import Failure, NoResult, RowWithoutResult
 from astra.models.keys import Link, RowKey, as_key, key_of
@@ -35,13 +36,14 @@ def write(
     checkpoint: Checkpoint,
     target: Target,
     claim: Claim | None,
-    judge: Callable[[list[Refusal]], None] = lambda refused: None,
+    judge: Callable[[list[Refusal]], AstraError | None] = lambda refused: None,
 ) -> list[ColumnBase]:
     """Write a checkpoint, all of it or nothing; return the results that were stored.
 
     A result that the database refuses fails alone: its batch is halved until it is by itself, and
     it is recorded as a failure of its row, with the database's own message. `judge` is given all
-    refused results before anything is committed; if it raises, everything is rolled back.
+    refused results before anything is committed. If it returns an error, no failure is recorded,
+    so that these rows stay pending, and the error is raised once the rest is stored.
 
     Raises
     ------
@@ -54,7 +56,8 @@ def write(
         if claim is not None:
             hold_page(claim)
         stored, refused = _write_results(checkpoint.results, target, claim)
-        judge(refused)
+        if (broken := judge(refused)) is not None:
+            checkpoint, refused = Checkpoint(stored, no_results=checkpoint.no_results), []
         _find_keys(checkpoint, stored, refused, target)
         failures = _mark_further_failures([*checkpoint.failures, *refused], stored)
         _forget_other_ends(target, stored, failures, checkpoint.no_results)
@@ -64,6 +67,8 @@ def write(
             progress = _write_progress(claim, stored, failures, checkpoint)
     if claim is not None:
         claim.advance(progress)
+    if broken is not None:
+        raise broken
     checkpoint.refused = refused
     checkpoint.n_stored = len(stored) + len(checkpoint.no_results)
     for failure in refused:

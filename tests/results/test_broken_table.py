@@ -95,6 +95,18 @@ def test_a_trigger_that_every_row_meets(url, batch_size, n):
     assert repaired(plan)
 
 
+def test_results_beside_too_many_refused_ones_are_stored(pg_url):
+    """They are not computed again; the rows whose results were refused stay pending."""
+    with connection():
+        database.execute_sql("ALTER TABLE measured ADD CONSTRAINT few CHECK (spectrum_pk <= 5)")
+    plan = run(limit=30)
+    assert status(plan).rows == {"done": 5, "broken": 25} and verify(plan).sound
+    with connection():
+        assert Measured.select().count() == 5 and Failure.select().count() == 0
+        database.execute_sql("ALTER TABLE measured DROP CONSTRAINT few")
+    assert repaired(plan)
+
+
 def test_a_trigger_that_one_row_meets_is_that_rows(url):
     """The error is then that of the row, and delays no other row."""
     fill(30)
