@@ -117,6 +117,8 @@ def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
 
 
 def _reset_database() -> None:
+    if "astra.config.settings" in sys.modules:
+        importlib.import_module("astra.config.settings").reset()
     if "astra.database.connection" in sys.modules:
         importlib.import_module("astra.database.connection").reset()
     if "astra.slurm.limits" in sys.modules:  # what another test's cluster said
