@@ -54,7 +54,7 @@ def a_plan(n: int = 4) -> int:
         (("submit", TASK, "--pages-per-element", "0"), "'--pages-per-element': 0 is not at least"),
         (("plan", TASK, "--sdss-ids", 2**63), "--sdss-ids: 9223372036854775808 in line 1 does"),
         (("plan", TASK, "--time", "-1"), "'-1' is not a time"),
-        (("status", 2**70), "there is no plan 1180591620717411303424"),
+        (("status", 2**70), "is not the number of a plan; astra plans lists them"),
         (("throttle", "{plan}", 2**31), "2147483648 is more than 2,147,483,647"),
         (("clean", "--keep-days", "1e9"), "1e9 is more than 36,500"),
         (("plan", TASK, "--page-size", "ten"), "'ten' is not a whole number"),
