@@ -283,11 +283,12 @@ def _doubted(answer: Answer, jobs: Iterable[JobId], note: str) -> Answer:
 def _elements(jobs: Sequence[JobId], cluster: str | None, again: bool, recent_s: float) -> Answer:
     ids, names = _ids(jobs), _names(jobs)
 
-    def queue(some: Sequence[int]) -> Mapping[Key, Execution]:
-        return _merged(_squeue(part, names, cluster, recent_s) for part in _chunks(some))
+    def queue(some: Sequence[int]) -> str:
+        return "".join(_squeue(part, cluster, recent_s) for part in _chunks(some))
 
     try:
-        queued = queue(ids)
+        listed = queue(ids)
+        queued = parse_squeue(listed, names)
     except SlurmError as error:
         return Answer(
             queue=False, notes=(f"squeue gave no answer, so nothing is known of the jobs: {error}",)
@@ -314,11 +315,27 @@ def _elements(jobs: Sequence[JobId], cluster: str | None, again: bool, recent_s:
     }
     if lagging and again:
         try:
-            some = _ids(job for job in jobs if job.key in lagging)
-            queued = {**queue(some), **queued}
+            listed = queue(_ids(job for job in jobs if job.key in lagging))
+            queued = {**parse_squeue(listed, names), **queued}
         except SlurmError as error:
             return Answer(queued, queue=False, notes=(f"squeue gave no second answer: {error}",))
+    if lagging and (lost := _lost(jobs, listed, queued)):
+        booked = {
+            key: execution
+            for key, execution in booked.items()
+            if key[0] not in lost or (execution.state and not execution.state.alive)
+        }
     return settle(queued, booked)
+
+
+def _lost(jobs: Iterable[JobId], listed: str, queued: Mapping[Key, Execution]) -> set[int | str]:
+    """Return the keys of jobs whose number is another job's by now, in the output of squeue.
+
+    The controller has lost its state, and the accounting calls its jobs alive for ever.
+    """
+    numbers = {number for number, _ in parse_squeue(listed)}
+    ours = {job for job, _ in queued}
+    return {job.key for job in jobs if job.job_id in numbers and job.key not in ours}
 
 
 def _is_gone(job: JobId, cluster: str | None, recent_s: float) -> bool:
@@ -345,18 +362,16 @@ def _list(ids: Iterable[int]) -> str:
     return ",".join(map(str, ids))
 
 
-def _squeue(
-    ids: Sequence[int], names: Names, cluster: str | None, recent_s: float = 0.0
-) -> dict[Key, Execution]:
+def _squeue(ids: Sequence[int], cluster: str | None, recent_s: float = 0.0) -> str:
     columns = ",".join(f"{name}:|" for name in SQUEUE)
     # Without -r, the waiting elements of an array are one line, "17_[2-1000%50]".
     args = ["squeue", "-a", "-h", "-t", "all", "-j", _list(ids), "-O", columns, *_on(cluster)]
     try:
-        return parse_squeue(run(args, recent_s), names)
+        return run(args, recent_s)
     except Failed as failed:
         # Only a single id that has left squeue's memory is an error; in a list it is skipped.
         if "Invalid job id specified" in failed.message:
-            return {}
+            return ""
         raise
 
 
@@ -408,7 +423,7 @@ def cancel(job: JobId, indices: Iterable[int] = (), waiting_only: bool = False) 
     args = _on(cluster)
     if indices := list(indices):
         # With --name, scancel cancels all waiting elements instead of the given ones (22.05).
-        if job.name is None or _squeue([job.job_id], _names([job]), cluster):
+        if job.name is None or parse_squeue(_squeue([job.job_id], cluster), _names([job])):
             _scancel([*args, f"{job.job_id}_[{array_spec(indices)}]"])
         return
     args += ["--name", job.name] if job.name else []
