@@ -61,9 +61,13 @@ def _begun(nemesis: Nemesis, other: World) -> str:
 
 
 def _refuses(nemesis: Nemesis, world: World, plan: int, remedy: str) -> None:
-    process = world.resume(plan)
-    if process.wait(60) == 0 or remedy not in world.log.read_text(errors="replace"):
-        nemesis.breaches.append(f"astra resume of {world.name} did not ask for {remedy}")
+    exit_status = world.resume(plan).wait(60)
+    said = world.log.read_text(errors="replace")
+    if exit_status == 0 or remedy not in said:
+        nemesis.breaches.append(
+            f"astra resume of {world.name} did not ask for {remedy}: status {exit_status}, it said "
+            f"{said[-300:]!r}"
+        )
 
 
 def _run_folders(world: World) -> set[str]:
