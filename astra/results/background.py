@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import peewee
 
@@ -14,9 +14,6 @@ from astra.database.connection import keep_connected, retrying
 from astra.database.memory import start_thread
 from astra.database.threads import join
 from astra.errors import DatabaseError
-
-if TYPE_CHECKING:
-    from astra.results.writer import Writer
 
 log = logging.getLogger(__name__)
 
@@ -35,20 +32,31 @@ class Heartbeat:
             log.warning("the heartbeat could not be written: %s", error)
 
 
+class Work(Protocol):
+    """What the thread does."""
+
+    def seconds_until_due(self) -> float | None:
+        """Return how long nothing has to be written; None while nothing waits."""
+
+    def write_due(self) -> None:
+        """Write the rows whose checkpoint is due."""
+
+    def fail_for_good(self, error: BaseException) -> None:
+        """Record that the thread has ended by an error and writes nothing more."""
+
+
 class Background:
     """A thread that writes what is due, on a connection of its own.
 
     Parameters
     ----------
-    writer : knows what is written, and when.
+    work : what is written, and when.
     heartbeat : sent while there is nothing to write.
     keeps_connection : hold one connection for the whole run instead of one for each checkpoint.
     """
 
-    def __init__(
-        self, writer: "Writer", heartbeat: Heartbeat | None, keeps_connection: bool
-    ) -> None:
-        self.writer, self.heartbeat, self.keeps_connection = writer, heartbeat, keeps_connection
+    def __init__(self, work: Work, heartbeat: Heartbeat | None, keeps_connection: bool) -> None:
+        self.work, self.heartbeat, self.keeps_connection = work, heartbeat, keeps_connection
         self.woken = threading.Event()
         self.over = threading.Event()
         self.thread: threading.Thread | None = None
@@ -71,15 +79,15 @@ class Background:
             with keep_connected() if self.keeps_connection else nullcontext():
                 self._write_until_over()
         except BaseException as error:
-            self.writer.fail_for_good(error)
+            self.work.fail_for_good(error)
 
     def _write_until_over(self) -> None:
         last = time.monotonic()  # when the last checkpoint or heartbeat was written
         while not self.over.is_set():
             self.woken.clear()
-            wait_s = self.writer.seconds_until_due()
+            wait_s = self.work.seconds_until_due()
             if wait_s is not None and wait_s <= 0:
-                self.writer.write_due()
+                self.work.write_due()
                 last = time.monotonic()
             elif self.heartbeat is None:
                 self.woken.wait(wait_s)
