@@ -22,7 +22,7 @@ TYPE_CHECKING = False  # type checkers assume True; an import here would delay e
 if TYPE_CHECKING:
     from astra.api.running import run_here
     from astra.api.sizing import estimate, plan_sized
-    from astra.api.submitting import Execution, is_plan_number, submit, submit_task
+    from astra.api.submitting import Execution, submit, submit_task
     from astra.api.waiting import wait
     from astra.config.settings import current as configuration
     from astra.database.connection import as_unreachable, retrying

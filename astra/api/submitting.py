@@ -8,6 +8,7 @@ from typing import overload
 
 from astra.api.sizing import plan_sized
 from astra.config.profiles import choose_profile, keys_for_slurm
+from astra.config.units import is_number
 from astra.database.connection import connection
 from astra.errors import AstraError, UsageError
 from astra.models.plans import MadeBy, Page
@@ -143,7 +144,7 @@ def submit_task(
     A dry run stores nothing: the plan that it makes is deleted.
     """
     execution.check()  # errors come before anything is stored
-    if is_plan_number(task_or_plan):
+    if is_number(task_or_plan):
         plan = int(task_or_plan)
         chosen = {**planning, "element_time": element_time_s}
         if given := [_option(name) for name, value in chosen.items() if value]:
@@ -159,11 +160,6 @@ def submit_task(
         (planned, None if planned.plan is None else submit_one(planned.plan, chosen_sizes))
         for planned, chosen_sizes in _planned(task_or_plan, planning, execution, element_time_s)
     ]
-
-
-def is_plan_number(text: str) -> bool:
-    """Return whether a text is a number that a plan can have."""
-    return text.isdecimal() and text.isascii() and len(text) < 20
 
 
 def _option(name: str) -> str:

@@ -13,6 +13,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from astra import api
+from astra.config.units import is_number
 from astra.states import PlanState, SlurmState
 
 Pairs = Iterator[tuple[str, str]]
@@ -57,7 +58,7 @@ class PlanNumber(Completed):
     ) -> int:
         if isinstance(value, int):
             return value
-        if not api.is_plan_number(str(value)):
+        if not is_number(str(value)):
             self.fail(f"{value!r} is not the number of a plan; astra plans lists them", param, ctx)
         return int(str(value))
 

@@ -10,6 +10,7 @@ import click
 
 from astra import api
 from astra.cli.completion import MODEL, PLAN, PLAN_STATE, PROFILE, TASK
+from astra.config.units import is_number
 from astra.errors import UsageError
 
 if TYPE_CHECKING:
@@ -173,7 +174,7 @@ def slurm_pairs(values: tuple[str, ...]) -> dict[str, object]:
     named = pairs(tuple(word if "=" in word else f"{word}=true" for word in values), "--option")
     return {
         name.lstrip("-").replace("-", "_"): int(value)
-        if value.isascii() and value.isdecimal() and len(value) < 20
+        if is_number(value)
         else booleans.get(value.lower(), value)
         for name, value in named.items()
     }

@@ -23,6 +23,7 @@ from astra.cli.options import (
 )
 from astra.cli.output import show
 from astra.config.startup import one_line_for_each_error
+from astra.config.units import is_number
 from astra.errors import UsageError
 from astra.states import worst
 
@@ -185,7 +186,7 @@ def try_command(
     """
     from astra.states import PlanState
 
-    if api.is_plan_number(task_or_plan):
+    if is_number(task_or_plan):
         if input_model or arguments:
             raise UsageError(
                 f"plan {task_or_plan} has its table and arguments: leave "

@@ -1,7 +1,12 @@
-"""Convert between numbers and the times and sizes that Slurm and astra.toml write."""
+"""Parse numbers, times and sizes as people, Slurm and astra.toml write them, and write these."""
 
 import math
 import re
+
+
+def is_number(text: str) -> bool:
+    """Return whether somebody has typed a number: digits, and few enough for any column."""
+    return text.isascii() and text.isdecimal() and len(text) < 20
 
 
 def time_limit_s(limit: object) -> int | None:

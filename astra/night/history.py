@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from astra.config import settings
+from astra.config.units import is_number
 from astra.database.connection import connection, tuples
 from astra.errors import SlurmError, UsageError, nearest
 from astra.models.checks import check_version
@@ -147,8 +148,8 @@ def night_of(name: str, date: str | None = None) -> NightStatus:
     with connection():
         query = Night.select().where(of_name).order_by(Night.pk.desc())
         if date is not None:
-            is_number = date.isdecimal() and len(date) < 20 and int(date) < 2**63
-            of_pk = (Night.pk == int(date)) if is_number else (Night.date == date)
+            is_pk = is_number(date) and int(date) < 2**63
+            of_pk = (Night.pk == int(date)) if is_pk else (Night.date == date)
             query = query.where(of_pk)
         night = query.first()
         dates = [d for (d,) in tuples(Night.select(Night.date).where(of_name).distinct())]
