@@ -148,8 +148,9 @@ def is_alive(night: Night) -> bool:
         if not jobs:
             return False
         _adopt(night, min(jobs))
-    answer = client.elements([job_of(night)])
-    alive = is_alive_in(answer, night)
+    job = job_of(night)
+    answer = client.elements([job])
+    alive = is_alive_in(answer, job)
     if alive is False and (later := _passed_on(night)) is not None:
         _adopt(night, later)
         return is_alive(night)
@@ -161,12 +162,11 @@ def is_alive(night: Night) -> bool:
     )
 
 
-def is_alive_in(answer: Answer, night: Night) -> bool | None:
-    """Return whether a night's finalizer waits or runs, by Slurm's answer; None if it is unknown.
+def is_alive_in(answer: Answer, job: JobId) -> bool | None:
+    """Return whether a finalizer's job waits or runs, by Slurm's answer; None if it is unknown.
 
     One that is held, as after a failed prolog, does not count as waiting.
     """
-    job = job_of(night)
     execution = answer.of(job.key, None)
     if execution.state is not None:
         return execution.state.alive and not is_held(execution.reason)
@@ -191,8 +191,7 @@ def lives_elsewhere(night: Night) -> bool:
     """
     if (job := _passed_on(night)) is None:
         return False
-    execution = client.elements([job]).of(job.key, None)
-    return execution.state is None or (execution.state.alive and not is_held(execution.reason))
+    return is_alive_in(client.elements([job]), job) is not False
 
 
 def _profile(settings: NightSettings) -> Profile:

@@ -184,7 +184,7 @@ def _states(listed: list[Night]) -> dict[int, str]:
     except SlurmError:
         return {**dict.fromkeys([n.pk for n in open_nights], "running"), **states}
     for night in open_nights:
-        is_dead = answer and night.finalizer_job and is_alive_in(answer, night) is False
+        is_dead = answer and night.finalizer_job and is_alive_in(answer, job_of(night)) is False
         lost = night.finalizer is None or (is_dead and not _may_live_elsewhere(night))
         states[night.pk] = "without a finalizer" if lost else "running"
     return states
