@@ -4,7 +4,10 @@ import os
 import signal
 from collections import Counter
 
+import pytest
+
 from astra.database.connection import connection
+from astra.element import reader
 from astra.models import BossVisitSpectrum
 from astra.models.attempts import Attempt
 from astra.models.plans import Plan, Submission
@@ -22,6 +25,20 @@ def plan_of(n: int, limit: int, task=measure, **arguments) -> Plan:
     fill(n)
     (planned, *_) = create_plan(task, BossVisitSpectrum, limit=limit, arguments=arguments)
     return get_plan(planned.plan)
+
+
+def read_only_once(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """Let an element read three rows, and fail by `error` to read those after them."""
+    read, n_read = reader.Reader._read_retrying, []
+
+    def fail_later(self, keys):
+        n_read.append(len(keys))
+        if len(n_read) > 1:
+            raise error
+        return read(self, keys)
+
+    monkeypatch.setattr(reader, "CHUNK", 3)
+    monkeypatch.setattr(reader.Reader, "_read_retrying", fail_later)
 
 
 def pool_of(plan: Plan) -> Submission:

@@ -22,27 +22,23 @@ from tests.servers import PgBouncer, Proxy
 pytestmark = pytest.mark.postgres
 
 
-def test_a_lost_connection_that_the_driver_reports_as_a_bare_error(pg_url):
-    """A server that shuts down immediately sometimes does this; the work is repeated."""
-    calls = iter([psycopg2.DatabaseError("server closed the connection unexpectedly"), None])
-
-    def work() -> str:
-        with peewee.ExceptionWrapper(peewee.EXCEPTIONS):
-            if (error := next(calls)) is not None:
-                raise error
-        return "done"
-
-    assert retrying(work) == "done"
-
-
 class _TransactionTimeout(psycopg2.InternalError):
     """How the driver reports a transaction_timeout, which PostgreSQL 17 has."""
 
     pgcode = "25P04"
 
 
-def test_a_transaction_that_the_server_ended_is_repeated(pg_url):
-    calls = iter([_TransactionTimeout("terminating connection due to transaction timeout"), None])
+@pytest.mark.parametrize(
+    "error",
+    [
+        # A server that shuts down immediately sometimes does this.
+        psycopg2.DatabaseError("server closed the connection unexpectedly"),
+        _TransactionTimeout("terminating connection due to transaction timeout"),
+    ],
+    ids=["a lost connection that the driver reports as a bare error", "a transaction's timeout"],
+)
+def test_work_is_repeated_after_what_the_server_ended(pg_url, error):
+    calls = iter([error, None])
 
     def work() -> str:
         with peewee.ExceptionWrapper(peewee.EXCEPTIONS):

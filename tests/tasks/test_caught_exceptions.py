@@ -9,7 +9,6 @@ import pytest
 from astra import task
 from astra.api import run_here
 from astra.database.connection import connection
-from astra.element import reader
 from astra.errors import DatabaseError
 from astra.models import BossVisitSpectrum
 from astra.models.failures import NoResult
@@ -20,6 +19,7 @@ from astra.plan.spool import recover
 from astra.results.stopping import Terminated
 from astra.status.verify import verify
 from tests.many_tasks import Peak
+from tests.pools import read_only_once
 from tests.sample_tasks import Measured, fill, measure
 
 
@@ -39,16 +39,7 @@ def in_pairs(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
 def test_a_row_has_no_result_only_if_the_rows_after_it_could_be_read(url, monkeypatch):
     fill(6)
     (planned,) = create_plan(in_pairs, BossVisitSpectrum, limit=6)
-    read, n_read = reader.Reader._read_retrying, []
-
-    def fail_later(self, keys):
-        n_read.append(len(keys))
-        if len(n_read) > 1:
-            raise DatabaseError("the database is away")
-        return read(self, keys)
-
-    monkeypatch.setattr(reader, "CHUNK", 3)
-    monkeypatch.setattr(reader.Reader, "_read_retrying", fail_later)
+    read_only_once(monkeypatch, DatabaseError("the database is away"))
     run_here(planned.plan)
     assert recover(get_plan(planned.plan)).rows == 2
     assert verify(planned.plan).rows["pending"] == 4

@@ -14,7 +14,7 @@ from astra import task
 from astra.api import run_here
 from astra.config import settings
 from astra.database.connection import connection
-from astra.element import element, reader
+from astra.element import element
 from astra.errors import DatabaseError, Interrupted
 from astra.models import BossVisitSpectrum
 from astra.models.attempts import Attempt
@@ -24,7 +24,7 @@ from astra.results.rows import Checkpoint
 from astra.results.stopping import Stop
 from astra.status.verify import verify
 from tests.conftest import ROOT
-from tests.pools import plan_of, pool_of
+from tests.pools import plan_of, pool_of, read_only_once
 from tests.sample_tasks import Measured, fill, measure
 
 
@@ -49,19 +49,21 @@ def test_an_interrupt_between_two_lines_loses_no_batch(pg_url, monkeypatch):
 
 
 @task
-def cleans_up_badly(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
-    """Is asked to stop in its first row, and raises when it is closed."""
+def cleans_up(spectra: Iterable[BossVisitSpectrum], for_s: int = 0) -> Iterable[Measured]:
+    """Is asked to stop in its first row; when it is closed it takes some time, or raises."""
     try:
         for spectrum in spectra:
             signal.raise_signal(signal.SIGTERM)
             time.sleep(0.2)
             yield Measured.from_spectrum(spectrum, value=1.0)
     finally:
-        raise ValueError("the clean-up fails")
+        if not for_s:
+            raise ValueError("the clean-up fails")
+        time.sleep(for_s)
 
 
 def test_a_page_is_not_broken_by_a_task_that_raises_as_it_is_closed(url):
-    plan = plan_of(5, 5, cleans_up_badly)
+    plan = plan_of(5, 5, cleans_up)
     with pytest.raises(Interrupted):
         run_here(plan.pk)
     with connection():
@@ -95,23 +97,11 @@ def test_a_fork_that_goes_on_as_the_task_writes_nothing(url, monkeypatch, return
     assert verify(plan.pk).whole
 
 
-@task
-def cleans_up_for_ever(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
-    """Is asked to stop in its first row, and does not return when it is closed."""
-    try:
-        for spectrum in spectra:
-            signal.raise_signal(signal.SIGTERM)
-            time.sleep(0.2)
-            yield Measured.from_spectrum(spectrum, value=1.0)
-    finally:
-        time.sleep(30)
-
-
 def test_a_clean_up_that_takes_too_long_is_interrupted_like_a_row(url, tmp_path, monkeypatch):
     (tmp_path / "astra.toml").write_text("[element]\ngrace_s = 0.5\n")
     monkeypatch.setenv("ASTRA_CONFIG", str(tmp_path / "astra.toml"))
     settings.reset()
-    plan = plan_of(5, 5, cleans_up_for_ever)
+    plan = plan_of(5, 5, cleans_up, for_s=30)
     began = time.monotonic()
     with pytest.raises(Interrupted):
         run_here(plan.pk)
@@ -197,16 +187,7 @@ def test_the_end_of_an_attempt_is_recorded_without_interruption(url, monkeypatch
 
 def test_a_row_that_cannot_be_read_costs_no_result(url, monkeypatch):
     plan = plan_of(6, 6)
-    read, n_read = reader.Reader._read_retrying, []
-
-    def fail_later(self, keys):
-        n_read.append(len(keys))
-        if len(n_read) > 1:
-            raise ValueError("a column holds what its field does not understand")
-        return read(self, keys)
-
-    monkeypatch.setattr(reader, "CHUNK", 3)
-    monkeypatch.setattr(reader.Reader, "_read_retrying", fail_later)
+    read_only_once(monkeypatch, ValueError("a column holds what its field does not understand"))
     run_here(plan.pk)
     with connection():
         assert [attempt.state for attempt in Attempt.select()] == ["broken"]
