@@ -58,7 +58,7 @@ def _run(options: dict[str, Any], board: Board) -> int:
 
     try:
         if (start_until := options.get("--start-until")) is not None:
-            from astra.submit.hours import begin
+            from astra.submit.night_hours import begin
 
             begin(start_until, options["--job"])
         try:

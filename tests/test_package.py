@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version as PackageVersion
 
 import astra
-from astra.config.resources import config_dir, templates_dir
+from astra.config.shipped_files import config_dir, templates_dir
 from astra.models.pipeline import PipelineOutputModel
 from astra.version import CURRENT, Version
 from tests.conftest import ROOT
@@ -64,10 +64,13 @@ def test_a_wheel_and_a_checkout_both_find_templates_and_profiles(distributions, 
     with zipfile.ZipFile(distributions["wheel"]) as archive:
         archive.extractall(tmp_path / "site")  # noqa: S202 - our own wheel
     assert (tmp_path / "site" / "astra" / "py.typed").is_file()
-    find = "from astra.config.resources import *; import astra.pipelines.slam.model_file as m; " + (
-        "assert (templates_dir() / 'base.sh.j2').is_file() and all(p.is_file() for p in m.SHIPPED.values()); "
-        "assert (config_dir() / 'profiles.toml').is_file(); "
-        "import astra.report.page as p; assert (p.FOLDER / 'report.html.j2').is_file(); print(templates_dir())"
+    find = (
+        "from astra.config.shipped_files import *; import astra.pipelines.slam.model_file as m; "
+        + (
+            "assert (templates_dir() / 'base.sh.j2').is_file() and all(p.is_file() for p in m.SHIPPED.values()); "
+            "assert (config_dir() / 'profiles.toml').is_file(); "
+            "import astra.report.page as p; assert (p.FOLDER / 'report.html.j2').is_file(); print(templates_dir())"
+        )
     )
     done = subprocess.run(
         [sys.executable, "-c", find], cwd=tmp_path / "site",

@@ -44,11 +44,11 @@ if TYPE_CHECKING:
     from astra.night.cron import remove as remove_cron
     from astra.night.dashboard import Dashboard
     from astra.night.dashboard import keep_up_to_date as keep_dashboard
+    from astra.night.doctor import examine, is_ready, on_a_node
     from astra.night.history import NightStatus, night_of, nights
     from astra.night.metrics import metrics
     from astra.night.nightly import Nightly, nightly, proceed
     from astra.night.nightly import heal_all as heal
-    from astra.night.readiness import examine, is_ready, on_a_node
     from astra.night.report import report_of_night
     from astra.plan.lookup import last_plan, trust, trust_no_longer
     from astra.plan.ownership import rename_task

@@ -16,7 +16,7 @@ from functools import cache, partial
 from types import MappingProxyType
 from typing import Any
 
-from astra.config import resources, retry_rules, settings
+from astra.config import retry_rules, settings, shipped_files
 from astra.config.checks import command, entry, flag, matching, number, whole
 from astra.config.settings import Config
 from astra.config.units import duration_s, time_limit_s, warning_lead_s, written_time
@@ -226,14 +226,14 @@ def _layer(name: str, config: Config, shipped: bool, asked_by: Layer | None) -> 
     if name in config.profiles and not shipped:
         return name, config.profiles[name], str(config.path or "configuration")
     if name in _shipped():
-        return name, _shipped()[name], str(resources.config_dir() / "profiles.toml")
+        return name, _shipped()[name], str(shipped_files.config_dir() / "profiles.toml")
     whose = f"{asked_by[2]}: [profiles.{asked_by[0]}] extends {name!r}: " if asked_by else ""
     raise ConfigError(f"{whose}no profile {name!r}. {nearest(name, names(config))}")
 
 
 @cache
 def _shipped() -> Mapping[str, Mapping[str, object]]:
-    file = resources.config_dir() / "profiles.toml"
+    file = shipped_files.config_dir() / "profiles.toml"
     try:
         tables = tomllib.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

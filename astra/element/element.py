@@ -26,7 +26,7 @@ from astra.element.controls import pause_if_all_break
 from astra.element.loaded_task import LoadedTask, load_task
 from astra.element.meter import Meter
 from astra.element.page_outcome import PageOutcome
-from astra.element.pool import claimed_page, close_pool, end_of_element, give_back
+from astra.element.page_pool import claimed_page, close_pool, end_of_element, give_back
 from astra.element.reader import Reader
 from astra.element.signals import stop_on_signals
 from astra.errors import (

@@ -29,7 +29,7 @@ from astra.config import retry_rules, settings
 from astra.database.connection import dialect, retrying, writing
 from astra.element.claiming import suspect_rows
 from astra.element.controls import is_throttled
-from astra.element.pool import cancel_waiting, left_in, may_have_waiting
+from astra.element.page_pool import cancel_waiting, left_in, may_have_waiting
 from astra.models.attempts import Attempt
 from astra.models.plans import Page, Plan, Submission
 from astra.processes import born_s, elements_here, now_s, process_began

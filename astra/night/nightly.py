@@ -67,7 +67,7 @@ from astra.night.totals import (
 )
 from astra.processes import user_name
 from astra.slurm import client
-from astra.submit.hours import next_hours
+from astra.submit.night_hours import next_hours
 from astra.submit.submit import check_shared_database
 from astra.tasks.arguments import parse_arguments
 from astra.tasks.signature import choose_model, find_task

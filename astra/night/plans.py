@@ -33,8 +33,8 @@ from astra.slurm.parse import JobId
 from astra.states import ALIVE, PageState
 from astra.status.page_states import Pages, SlurmAnswer, in_states, query_slurm_for, survey
 from astra.submit.arrays import shares
-from astra.submit.hours import Hours
 from astra.submit.intent import plan_lock, recover_intents
+from astra.submit.night_hours import Hours
 from astra.submit.submit import Submitted, submit
 from astra.version import CURRENT
 

@@ -13,7 +13,7 @@ from astra.models.keys import TRUE, table_name
 from astra.models.pipeline import OutputModel, link_of
 from astra.models.plans import IS_LIVE, MadeBy, Plan
 from astra.models.source import Source
-from astra.plan.origin import check_importable, import_root
+from astra.plan.task_import import check_importable, import_root
 from astra.tasks.signature import (
     choose_model,
     find_task,

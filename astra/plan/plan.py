@@ -21,11 +21,11 @@ from astra.models.keys import all_rows, check_keys, key_of, modified_field, tabl
 from astra.models.locks import lock_row
 from astra.models.pipeline import OutputModel, link_of
 from astra.models.plans import N_PENDING, Page, Plan
-from astra.plan.origin import check_importable, current_folder, import_root
 from astra.plan.ownership import check_own_results
 from astra.plan.pages import release_silent
 from astra.plan.pending import whole_number
 from astra.plan.selection import Choice, Redo, Selection, ended
+from astra.plan.task_import import check_importable, current_folder, import_root
 from astra.processes import user_name
 from astra.states import QUARANTINED, AttemptState
 from astra.tasks.arguments import as_stored, parse_arguments

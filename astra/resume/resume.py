@@ -17,9 +17,9 @@ from astra.resume.refill import withdraw_pages
 from astra.states import ALIVE, Outcome, PageState, SlurmState
 from astra.status.page_states import Pages, SlurmAnswer, survey
 from astra.submit.arrays import shares
-from astra.submit.hours import ALWAYS, Hours
 from astra.submit.intent import Holders, hold_plan
 from astra.submit.local import run_local, start_local
+from astra.submit.night_hours import ALWAYS, Hours
 from astra.submit.submit import LeftPages, Submitted, check_ready, refuse_cancelled, submit_pages
 
 

@@ -18,7 +18,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from astra.config import resources, secrets, settings
+from astra.config import secrets, settings, shipped_files
 from astra.config.checks import is_utf8
 from astra.errors import ScriptError, nearest
 from astra.processes import user_name
@@ -196,7 +196,7 @@ def _text(value: object) -> str:
 def _environment(site: Path | None) -> "Environment":
     import jinja2  # here, as few commands render a script
 
-    shipped = jinja2.FileSystemLoader(resources.templates_dir())
+    shipped = jinja2.FileSystemLoader(shipped_files.templates_dir())
     places: list[jinja2.BaseLoader] = [shipped, jinja2.PrefixLoader({"astra": shipped})]
     if site:
         places.insert(0, jinja2.FileSystemLoader(site))
@@ -212,7 +212,7 @@ def _environment(site: Path | None) -> "Environment":
 
 
 def _folders(site: Path | None) -> str:
-    return " or ".join(str(place) for place in (site, resources.templates_dir()) if place)
+    return " or ".join(str(place) for place in (site, shipped_files.templates_dir()) if place)
 
 
 def _with_append(options: Iterable[tuple[str, str | None]]) -> list[tuple[str, str | None]]:

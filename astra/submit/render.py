@@ -14,7 +14,7 @@ from astra.errors import UsageError
 from astra.models.plans import Plan, Submission
 from astra.slurm import script
 from astra.submit.arrays import Slice
-from astra.submit.hours import ALWAYS, Hours
+from astra.submit.night_hours import ALWAYS, Hours
 
 
 def write_script(submission: Submission, text: str) -> Path:

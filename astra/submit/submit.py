@@ -20,7 +20,6 @@ from astra.slurm import client, limits, parse
 from astra.slurm import script as script_module
 from astra.slurm.command import available
 from astra.submit.arrays import Slice, shares, slices, smaller
-from astra.submit.hours import ALWAYS, Hours
 from astra.submit.intent import (
     NOBODY,
     Holders,
@@ -32,6 +31,7 @@ from astra.submit.intent import (
     send,
     withdraw,
 )
+from astra.submit.night_hours import ALWAYS, Hours
 from astra.submit.render import check_export, render, write_script
 
 log = logging.getLogger(__name__)

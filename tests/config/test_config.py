@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from astra.config import resources, secrets, settings
+from astra.config import secrets, settings, shipped_files
 from astra.errors import ConfigError
 from tests.servers import folder
 
@@ -123,7 +123,7 @@ class TestValues:
             load(tmp_path).plan.limit = 3  # type: ignore[misc]
 
     def test_the_example_names_every_key_with_its_default(self, tmp_path: Path) -> None:
-        example = (resources.config_dir() / "astra.toml").read_text()
+        example = (shipped_files.config_dir() / "astra.toml").read_text()
         lines = [line.removeprefix("#") for line in example.splitlines()]
         code = [x for x in lines if x and (x[0] in "[]" or x[0].islower() or x.startswith('    "'))]
         tables = tomllib.loads("\n".join(code))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from astra.config import profiles as profile
-from astra.config import resources
+from astra.config import shipped_files
 from astra.config.settings import Config
 from astra.errors import ConfigError
 
@@ -214,11 +214,11 @@ def test_every_option_that_sbatch_names_is_known(tmp_path: Path) -> None:
 
 
 def test_shipped_folders_are_found() -> None:
-    assert (resources.config_dir() / "astra.toml").is_file()
-    assert (resources.templates_dir() / "element.sh.j2").is_file()
+    assert (shipped_files.config_dir() / "astra.toml").is_file()
+    assert (shipped_files.templates_dir() / "element.sh.j2").is_file()
 
 
 def test_a_broken_installation_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(resources, "_PACKAGE", tmp_path / "astra")
+    monkeypatch.setattr(shipped_files, "_PACKAGE", tmp_path / "astra")
     with pytest.raises(ConfigError, match="install it again"):
-        resources.templates_dir()
+        shipped_files.templates_dir()

@@ -17,7 +17,7 @@ from astra.config import settings
 from astra.database import connection
 from astra.database.connection import database
 from astra.models.schema import init_database
-from astra.night.readiness import examine
+from astra.night.doctor import examine
 from tests.conftest import ROOT
 from tests.sample_tasks import Measured
 

@@ -15,7 +15,7 @@ from astra.database.connection import connection, database, writing
 from astra.database.postgresql import PostgreSQL
 from astra.element.claiming import claim_page, this_process
 from astra.element.element import Element, run_element
-from astra.element.pool import end_of_element, give_back, take_page
+from astra.element.page_pool import end_of_element, give_back, take_page
 from astra.models.attempts import Attempt, Suspect
 from astra.models.plans import Page, Submission
 from astra.processes import born_s, now_s

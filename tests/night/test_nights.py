@@ -207,7 +207,7 @@ def test_pages_that_their_elements_left_unbegun_are_submitted_again(slurm, tmp_p
 def test_an_element_without_time_for_a_further_page_costs_no_round(slurm, tmp_path, monkeypatch):
     """Each array has one element, which ends after one page, and each page is done once."""
     (tmp_path / "sitecustomize.py").write_text(
-        "from astra.element import pool\npool.end_of_element = lambda submission: 0\n"
+        "from astra.element import page_pool\npage_pool.end_of_element = lambda submission: 0\n"
     )
     text = IDLE.format(marker=tmp_path).replace("rounds = 2", "rounds = 1")
     shorten = f'setup = ["export PYTHONPATH={tmp_path}:$PYTHONPATH", '

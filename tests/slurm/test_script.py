@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from astra.config import profiles, resources
+from astra.config import profiles, shipped_files
 from astra.config import settings as config
 from astra.errors import ScriptError
 from astra.slurm import script
@@ -202,7 +202,7 @@ class TestTemplates:
             assert word in str(caught.value)
 
     def test_directives_behind_a_command_would_be_lost(self, tmp_path: Path) -> None:
-        base = (resources.templates_dir() / "base.sh.j2").read_text()
+        base = (shipped_files.templates_dir() / "base.sh.j2").read_text()
         (tmp_path / "own.sh.j2").write_text(base.replace("#!/bin/bash\n", "#!/bin/bash\nset -u\n"))
         with pytest.raises(ScriptError, match="before the first command"):
             render("own.sh.j2", tmp_path)

@@ -1,4 +1,4 @@
-"""Check whether a night could begin: the checks of ``astra doctor``, and what the night needs.
+"""The checks of ``astra doctor``: this machine, and whether each night could begin.
 
 ``astra doctor`` checks every night; ``astra nightly NAME --check`` checks one, and ``astra cron
 NAME --check`` checks it in cron's environment.

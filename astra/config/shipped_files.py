@@ -1,4 +1,4 @@
-"""Find the folders that come with the package: script templates and example configuration.
+"""Find the files that come with the package: script templates and example configuration.
 
 A wheel has them inside the package; a checkout, to which an editable install points, at the top of
 the repository.

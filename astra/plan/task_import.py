@@ -1,4 +1,4 @@
-"""The origin of a plan: the folder from which its task is imported, and the commit of that code."""
+"""Whether elements can import a plan's task, from which folder, and in which they start."""
 
 from collections.abc import Callable
 from pathlib import Path

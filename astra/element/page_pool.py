@@ -1,4 +1,4 @@
-"""The pool: pages of a submission that any of its elements may take.
+"""The page pool: pages that any element of a submission may take, and which one it takes next.
 
 A column of its own says whether a page is free. It changes when the page is claimed or released. An
 index holds the free pages, and checkpoints do not change it.

@@ -24,8 +24,8 @@ from astra.slurm.site import Room
 from astra.states import PageState
 from astra.status.status import status
 from astra.submit.arrays import shares
-from astra.submit.hours import Hours, begin, next_hours
 from astra.submit.intent import make_intent, new_submission
+from astra.submit.night_hours import Hours, begin, next_hours
 from astra.submit.submit import submit
 from tests.conftest import ROOT
 from tests.nights import plan_of
