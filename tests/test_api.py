@@ -11,7 +11,18 @@ import pytest
 from click.testing import CliRunner
 
 import astra.api
-from astra.api import create_plan, resume_local, status, submit, verify, wait
+from astra.api import (
+    cancel,
+    create_plan,
+    failures,
+    logs,
+    resume,
+    resume_local,
+    status,
+    submit,
+    verify,
+    wait,
+)  # fmt: skip
 from astra.cli.group import main
 from astra.errors import UsageError
 from tests.conftest import ROOT
@@ -50,6 +61,13 @@ def test_a_name_loads_only_what_it_needs(statement, heavy):
     code = f"import sys; {statement}; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert heavy.isdisjoint(done.stdout.split())
+
+
+@pytest.mark.parametrize("given", [None, "1", [None]])
+@pytest.mark.parametrize("function", [status, verify, resume, cancel, failures, logs, wait, submit])
+def test_what_is_not_the_number_of_a_plan_is_refused(sqlite_url, function, given):
+    with pytest.raises(UsageError, match="is not the number of a plan"):
+        function(given)
 
 
 @pytest.mark.slurm

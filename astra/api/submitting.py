@@ -67,14 +67,14 @@ def submit(
     >>> from astra.api import submit
     >>> submitted = submit(1, profile="debug", mem="4G", time="02:00:00")  # doctest: +SKIP
     """
-    if isinstance(plan, int | Planned):
+    if not isinstance(plan, Iterable):
         return submit_plan(number_of(plan), profile, options)
     plans = [item for item in plan if not isinstance(item, Planned) or item.plan is not None]
     return [submit_plan(number_of(item), profile, options) for item in plans]
 
 
 def number_of(plan: int | Planned | Submitted) -> int:
-    if isinstance(plan, int):
+    if not isinstance(plan, Planned | Submitted):
         return plan
     if plan.plan is None:
         raise UsageError(f"nothing is pending for {plan.task}: there is no plan")

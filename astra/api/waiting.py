@@ -70,7 +70,7 @@ def wait(
     >>> wait(1, timeout_s=3600).state.value
     'whole'
     """
-    if isinstance(submission, int | Planned | Submitted):
+    if not isinstance(submission, Iterable):
         return _wait(number_of(submission), timeout_s, every_s, notify)
     return [_wait(number_of(item), timeout_s, every_s, notify) for item in submission]
 

@@ -117,14 +117,14 @@ def nights(name: str | None = None, last: int = 20) -> list[NightStatus]:
     return [replace(night, plans=()) for night in shown]
 
 
-def night_of(name: str, date: str | None = None) -> NightStatus:
+def night_of(name: str, date: object = None) -> NightStatus:
     """Return one night with its plans: the last of a name, or the last that began on a date.
 
     Parameters
     ----------
     name : str
         Name of the night in the configuration.
-    date : str, optional
+    date : date, int or str, optional
         The date on which it began (``YYYY-MM-DD``), or the number of the night.
 
     Returns
@@ -148,8 +148,9 @@ def night_of(name: str, date: str | None = None) -> NightStatus:
     with connection():
         query = Night.select().where(of_name).order_by(Night.pk.desc())
         if date is not None:
-            is_pk = is_number(date) and int(date) < 2**63
-            of_pk = (Night.pk == int(date)) if is_pk else (Night.date == date)
+            text = str(date)
+            is_pk = is_number(text) and int(text) < 2**63
+            of_pk = (Night.pk == int(text)) if is_pk else (Night.date == text)
             query = query.where(of_pk)
         night = query.first()
         dates = [d for (d,) in tuples(Night.select(Night.date).where(of_name).distinct())]

@@ -22,6 +22,11 @@ def get_plan(pk: int) -> Plan:
     UsageError
         If there is none; the message lists the latest plans.
     """
+    if not isinstance(pk, int):
+        raise UsageError(
+            f"{pk!r} is not the number of a plan; create_plan returns it as `plan`, which is None "
+            "if nothing was pending"
+        )
     check_version()
     with connection():
         plan = Plan.get_or_none(Plan.pk == pk) if pk < 2**63 else None

@@ -128,7 +128,7 @@ class RowHistory:
 
 
 def history_of(
-    task: Callable[..., object] | str, key: str, input_model: type[Model] | str | None = None
+    task: Callable[..., object] | str, key: object, input_model: type[Model] | str | None = None
 ) -> RowHistory:
     """Return the history of the row with this key, from the first input model that has it.
 
@@ -136,8 +136,9 @@ def history_of(
     ----------
     task : callable or str
         A task, or its name.
-    key : str
-        Key of the row; a key of several columns is a JSON array of their values.
+    key : object
+        Key of the row, or its text; a key of several columns is a sequence of their values, or a
+        JSON array of them.
     input_model : class or str, optional
         One of the task's input models, or its name; default all.
 
@@ -179,8 +180,8 @@ def history_of(
                 return history
     tables = " or ".join(table_name(model) for model in models)
     raise UsageError(
-        f"{tables} has no row with the key {key[:100]}, and no record of an earlier one; a key of "
-        "several columns is a JSON array of their values"
+        f"{tables} has no row with the key {str(key)[:100]}, and no record of an earlier one; a "
+        "key of several columns is a JSON array of their values"
     )
 
 
@@ -192,7 +193,7 @@ class _Row:
         function: Callable[..., object],
         model: type[Model],
         output: type[OutputModel],
-        key: str,
+        key: object,
     ) -> None:
         self.function, self.model, self.output = function, model, output
         self.task, self.typed = task_name(function), key

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from datetime import date
 
 import pytest
 
@@ -65,7 +66,8 @@ def test_a_night_is_seen_to_its_end(slurm, tmp_path, monkeypatch):
     assert astra("nightly", "survey").strip() == "night survey: nothing new"
     assert astra("nightly", "survey", "--quiet") == ""
     assert Night.select().count() == 1
-    found = night_of("survey", night.date)
+    found = night_of("survey", date.fromisoformat(night.date))
+    assert found == night_of("survey", night.date) == night_of("survey", night.pk)
     assert found.exit_status == 0 and [p.rows for p in found.plans] == [300, 5]
     assert "300 results" not in astra("nights") and "whole" in astra("nights", "survey")
     assert "305 results + 0 failed" in astra("nights", "survey", night.date)

@@ -147,6 +147,8 @@ def test_rows_without_a_result_and_rows_that_are_gone(stones):
     assert story.plans[0].outcome == "result" and "history:" in said(NAME, "a")
     with pytest.raises(UsageError, match="stone_why has no row with the key nosuch"):
         history_of(weigh, "nosuch")
+    with pytest.raises(UsageError, match="stone_why has no row with the key 5"):
+        history_of(weigh, 5)
 
 
 def test_a_failure_that_is_not_taken_again(stones):
