@@ -96,7 +96,8 @@ COLUMNS = """
     SELECT attname::text, attnotnull, attgenerated = 's' FROM pg_attribute
     WHERE attrelid = to_regclass(%s) AND attnum > 0 AND NOT attisdropped"""
 
-#: The type of each column, with its schema; of a domain, the type that it is based on.
+#: The type of each column, with its schema; of a domain, the type that it is based on. Names of the
+#: server's own types are never quoted, whatever `quote_all_identifiers` says.
 COLUMN_TYPES = """
     WITH RECURSIVE typed(name, type) AS (
         SELECT attname, atttypid FROM pg_attribute
@@ -104,7 +105,8 @@ COLUMN_TYPES = """
         UNION ALL
         SELECT name, typbasetype FROM typed JOIN pg_type ON pg_type.oid = type
         WHERE typtype = 'd')
-    SELECT name, quote_ident(nspname) || '.' || quote_ident(typname)
+    SELECT name, CASE nspname WHEN 'pg_catalog' THEN nspname || '.' || typname
+                              ELSE quote_ident(nspname) || '.' || quote_ident(typname) END
     FROM typed JOIN pg_type ON pg_type.oid = type
     JOIN pg_namespace ON pg_namespace.oid = typnamespace WHERE typtype <> 'd'"""
 

@@ -109,8 +109,10 @@ def make_moments(kind: str) -> None:
         OfMoment.create_table()
 
 
+@pytest.mark.parametrize("quoting", ["off", "on"])
 @pytest.mark.parametrize("kind", ["timestamptz", "zoned_twice"])
-def test_planners_in_two_time_zones_take_no_row_twice(pg_url, kind, monkeypatch):
+def test_planners_in_two_time_zones_take_no_row_twice(pg_url, kind, quoting, monkeypatch):
+    monkeypatch.setenv("PGOPTIONS", f"-c quote_all_identifiers={quoting}")
     if kind != "timestamptz":
         with connection():
             dialect().run("CREATE DOMAIN zoned AS timestamptz")
