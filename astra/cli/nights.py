@@ -88,13 +88,13 @@ def nights(
 )  # fmt: skip
 def metrics(output: Path | None) -> None:
     """Print Prometheus metrics of nights and plans: rows by state, ages, retries."""
-    from astra.config.run_folder import write_whole
+    from astra.config.run_folder import write_output
 
     text = api.retrying(api.metrics, bound_s=30)
     if output is None:
         click.echo(text, nl=False)
     else:
-        write_whole(output, text, 0o644)
+        write_output(output, text)
 
 
 @main.command()

@@ -297,7 +297,7 @@ def report(
     The report is one file. It shows what ran when, how fast and where, what failed, and what to do
     next. It needs no network and holds no password.
     """
-    from astra.config.run_folder import write_whole
+    from astra.config.run_folder import write_output
 
     if folder is not None:
         if which or output or as_json:
@@ -313,7 +313,7 @@ def report(
     if str(output) == "-":
         click.echo(page)
     else:
-        write_whole(file, page, 0o644)
+        write_output(file, page)
         show.reported(contents, file, len(page.encode()))
 
 

@@ -137,6 +137,24 @@ def write_whole(path: Path, content: str | bytes, mode: int = 0o600) -> None:
         raise
 
 
+def write_output(path: Path, text: str) -> None:
+    """Write a file whose name somebody gave; a device or a pipe is written into, not replaced.
+
+    Raises
+    ------
+    UsageError
+        If it cannot be written.
+    """
+    # /dev/stdout may be a link to a file.
+    if Path("/dev") in path.absolute().parents or (path.exists() and not path.is_file()):
+        try:
+            path.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise UsageError(f"{path} cannot be written: {_why(error)}") from error
+    else:
+        write_whole(path, text, 0o644)
+
+
 def open_to_append(path: Path) -> IO[bytes]:
     """Open a private file for appending, and create it if it is missing.
 

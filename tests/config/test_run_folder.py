@@ -12,6 +12,7 @@ from astra.config.run_folder import (
     open_to_append,
     spool_files,
     umask_without_write,
+    write_output,
     write_whole,
 )
 from astra.errors import AstraError, ConfigError, UsageError
@@ -157,6 +158,23 @@ class TestFiles:
                     assert not list(tmp_path.iterdir())
             finally:
                 os.system(f"umount {tmp_path} 2>/dev/null")  # noqa: S605
+
+    def test_what_is_no_file_is_written_into_and_stays(self, tmp_path: Path) -> None:
+        """A reader of the pipe gets all; the device is one of the test's own, where root makes it."""
+        os.mkfifo(tmp_path / "pipe")
+        (tmp_path / "link").symlink_to(tmp_path / "pipe")
+        for name in ("pipe", "link"):
+            reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+            write_output(tmp_path / name, "λ")
+            assert os.read(reader, 9) == "λ".encode()
+            os.close(reader)
+        assert (tmp_path / "pipe").is_fifo() and (tmp_path / "link").is_symlink()
+        if os.geteuid() == 0:
+            os.mknod(tmp_path / "null", stat.S_IFCHR | 0o666, os.makedev(1, 3))
+            write_output(tmp_path / "null", "text")
+            assert (tmp_path / "null").is_char_device()
+        with pytest.raises(UsageError, match=f"{tmp_path} cannot be written"):
+            write_output(tmp_path, "text")
 
     def test_a_log_is_appended_to_and_private(self, tmp_path: Path) -> None:
         for text in (b"one ", b"two"):
