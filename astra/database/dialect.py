@@ -57,8 +57,17 @@ class CopyRefused(Exception):
 class NotStored(ValueError):
     """The database accepted a result without an error, but did not store it unchanged."""
 
-    def __init__(self, table: str, column: str | None = None, stored: str | None = None) -> None:
-        if column is None:
+    def __init__(
+        self,
+        table: str,
+        column: str | None = None,
+        stored: str | None = None,
+        has_others: bool = False,
+    ) -> None:
+        if has_others:
+            effect = f"stored others beside it: a trigger or a rule of the table {table} kept or "
+            effect += "added results of its row"
+        elif column is None:
             effect = f"did not store it: a trigger or a rule of the table {table} discarded it"
         else:
             value = "NULL" if stored is None else stored

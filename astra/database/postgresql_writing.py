@@ -94,19 +94,24 @@ class Writing(Common):
         ------
         CopyRefused
             If the COPY failed.
-        NotStored
-            If what is stored is not what was given.
         """
         self._lock_and_describe(batch)
         is_long = len(batch.columns[batch.key[0]]) >= _COPIED_FROM
         copied = self._try_copy(batch) if is_long and may_copy else None
-        written = self._insert(batch) if copied is None else copied
-        if written and not self._is_plain[batch.table]:
-            self._compare(batch, written)
-        return written
+        return self._insert(batch) if copied is None else copied
 
-    def _compare(self, batch: Batch, written: dict[int, int]) -> None:
-        """Check what is stored, where a trigger, a rule or a type may have changed it."""
+    def is_plain(self, batch: Batch) -> bool:
+        """Return whether no trigger, rule or type can change what :meth:`upsert` wrote."""
+        return self._is_plain[batch.table]
+
+    def compare(self, batch: Batch, written: dict[int, int]) -> None:
+        """Check that what is stored is what was given.
+
+        Raises
+        ------
+        NotStored
+            If it is not.
+        """
         declared = batch.declared
         columns = [[str(pk) for pk in written.values()]]
         columns += [[values[place] for place in written] for values in batch.columns.values()]

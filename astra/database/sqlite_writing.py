@@ -44,20 +44,22 @@ class Writing(Common):
         """Write a batch, and return what was written, as {place in the batch: primary key}.
 
         SQLite has no COPY, so that `may_copy` changes nothing.
+        """
+        return self._written(batch, self._target(batch).columns)
+
+    def is_plain(self, batch: Batch) -> bool:
+        """Return whether no trigger or type can change what :meth:`upsert` wrote."""
+        return self._target(batch).is_plain
+
+    def compare(self, batch: Batch, written: dict[int, int]) -> None:
+        """Check that what is stored is what was given.
 
         Raises
         ------
         NotStored
-            If what is stored is not what was given.
+            If it is not.
         """
-        target = self._target(batch)
-        written = self._written(batch, target.columns)
-        if not target.is_plain:
-            self._compare(batch, target.declared, written)
-        return written
-
-    def _compare(self, batch: Batch, declared: dict[str, str], written: dict[int, int]) -> None:
-        """Check what is stored, where a trigger or the type of a column may have changed it."""
+        declared = self._target(batch).declared
         # Cast to the declared type: as a number, "1.0" equals 1, and as a text it does not.
         kinds = [_AFFINITIES.get(kind.partition("(")[0], "TEXT") for kind in declared.values()]
         same = ", ".join(

@@ -1,6 +1,7 @@
 """Write batches of results, so that a result that the database refuses costs no other."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from astra.database.connection import database, dialect
 from astra.database.dialect import Batch, CopyRefused, NotStored
@@ -42,20 +43,49 @@ def write_or_halve(
     return [*write_or_halve(first, write, refuse), *write_or_halve(second, write, refuse)]
 
 
+@dataclass(frozen=True)
+class Written:
+    """The results of a batch that were written, and their primary keys by place in the batch."""
+
+    results: list[YieldedResult]
+    batch: Batch
+    pks: dict[int, int]
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing but a later statement of astra's can change what was written."""
+        return not self.pks or dialect().is_plain(self.batch)
+
+    def check(self) -> None:
+        """Check that what is stored is what was yielded.
+
+        Called after the last statement for the same rows, as its triggers may change what an
+        earlier one has written.
+
+        Raises
+        ------
+        NotStored
+            If it is not.
+        """
+        if not self.is_plain:
+            dialect().compare(self.batch, self.pks)
+
+
 def store_batch(
     results: Sequence[YieldedResult],
     columns: dict[str, Sequence[object]],
     link: Link,
     may_copy: bool,
-) -> list[YieldedResult]:
-    """Write results that set the same columns; return those that no later result replaces."""
-    written = dialect().upsert(_batch(type(results[0].result), link, columns), may_copy)
+) -> Written:
+    """Write results that set the same columns, unless later ones are in their place."""
+    batch = _batch(type(results[0].result), link, columns)
+    written = dialect().upsert(batch, may_copy)
     _check_stored(results, written, link)
     for place, pk in written.items():
         result = results[place].result
         result.__data__["task_pk"] = pk
         result._dirty.clear()
-    return [results[place] for place in sorted(written)]
+    return Written([results[place] for place in sorted(written)], batch, written)
 
 
 def _check_stored(results: Sequence[YieldedResult], written: Mapping[int, int], link: Link) -> None:

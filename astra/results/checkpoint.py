@@ -144,7 +144,9 @@ def _store(group: Group, target: Target, refused: list[Refusal]) -> list[Yielded
 
 
 def _store_part(group: Group, target: Target, link: Link, may_copy: bool) -> list[YieldedResult]:
-    stored = store_batch(group.results, group.columns, link, may_copy)
+    batch = store_batch(group.results, group.columns, link, may_copy)
+    batch.check()
+    stored = batch.results
     if len(stored) < len(group.results):
         written = set(stored)
         for yielded in group.results:

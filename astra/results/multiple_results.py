@@ -6,8 +6,11 @@ group, or of a spectrum of the source that the row is, is identified by its own 
 
 from collections import Counter
 
+from peewee import ColumnBase
+
+from astra.database.dialect import NotStored
 from astra.models.keys import Link
-from astra.results.batches import store_batch, write_or_halve
+from astra.results.batches import Written, store_batch, write_or_halve
 from astra.results.claim import Claim
 from astra.results.columns import (
     ResultRefused,
@@ -95,17 +98,21 @@ def _write_together(rows: list[Row], target: Target, may_copy: bool) -> list[Yie
     # The first result of a row decides whether the stored ones are older. If they are, further
     # statements replace the others.
     firsts = _upsert([row[0] for row in rows], target, may_copy)
-    newer = {id(yielded.handed) for yielded in firsts}
+    newer = {id(yielded.handed) for part in firsts for yielded in part.results}
     written = [row for row in rows if id(row[0].handed) in newer]
     if target.many:
         _delete_further(written, target)
-    _upsert([yielded for row in written for yielded in row[1:]], target, may_copy)
+    others = _upsert([yielded for row in written for yielded in row[1:]], target, may_copy)
+    for part in (*firsts, *others):
+        part.check()
+    if target.many and not all(part.is_plain for part in firsts):
+        _check_alone(written, target)
     return [yielded for row in written for yielded in row]
 
 
-def _upsert(results: list[YieldedResult], target: Target, may_copy: bool) -> list[YieldedResult]:
-    """Write results, each by the unique index that applies to it; return those written."""
-    stored: list[YieldedResult] = []
+def _upsert(results: list[YieldedResult], target: Target, may_copy: bool) -> list[Written]:
+    """Write results, each by the unique index that applies to it."""
+    written: list[Written] = []
     by_link: dict[Link, list[YieldedResult]] = {}
     for yielded in results:
         if (index := target.index_of(yielded.result)) is not None:  # `_check_row` made sure of it
@@ -115,15 +122,36 @@ def _upsert(results: list[YieldedResult], target: Target, may_copy: bool) -> lis
             columns = as_columns([yielded.result for yielded in alike])
             if columns is None:
                 raise ValueError("a value that cannot be stored in the database")
-            stored += store_batch(alike, columns, link, may_copy)
-    return stored
+            written.append(store_batch(alike, columns, link, may_copy))
+    return written
 
 
 def _delete_further(rows: list[Row], target: Target) -> None:
     """Delete the further results that rows had before."""
     for row in rows:
-        model, link = type(row[0].result), target.index_of(row[0].result)
-        clause = (model.result_number > 0) & (model.v_astra_major_minor == CURRENT.major_minor)
-        for name in link.result if link is not None else ():
-            clause &= getattr(model, name) == row[0].result.__data__[name]
-        model.delete().where(clause).execute()
+        model = type(row[0].result)
+        model.delete().where(_of_row(row, target) & (model.result_number > 0)).execute()
+
+
+def _check_alone(rows: list[Row], target: Target) -> None:
+    """Check that rows have no other results than these, which a trigger or a rule may have kept.
+
+    Raises
+    ------
+    NotStored
+        If a row has.
+    """
+    for row in rows:
+        model = type(row[0].result)
+        is_other = model.task_pk.not_in([yielded.result.task_pk for yielded in row])
+        if model.select(model.task_pk).where(_of_row(row, target) & is_other).exists():
+            raise NotStored(model._meta.table_name, has_others=True)
+
+
+def _of_row(row: Row, target: Target) -> ColumnBase:
+    """Return the clause that a result is one of a row, at the current version."""
+    first, link = row[0].result, target.index_of(row[0].result)
+    clause = type(first).v_astra_major_minor == CURRENT.major_minor
+    for name in link.result if link is not None else ():
+        clause &= getattr(type(first), name) == first.__data__[name]
+    return clause

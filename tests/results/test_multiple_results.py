@@ -1,10 +1,12 @@
 """Tasks of every kind do the same called directly, run here, and in a plan."""
 
+from collections.abc import Iterable
+
 import pytest
 
-from astra import generate_queries_for_task
+from astra import generate_queries_for_task, task
 from astra.api import run_here
-from astra.database.connection import connection
+from astra.database.connection import connection, database, dialect
 from astra.errors import DatabaseError
 from astra.models import BossVisitSpectrum, Source
 from astra.models.failures import Failure, NoResult
@@ -137,3 +139,54 @@ def test_what_is_spooled_is_stored_as_it_would_have_been(filled, task, monkeypat
     assert recovered.files == 1 and recovered.passed_over == 0
     assert table(TASKS[task]) == wanted
     assert status(planned.plan).state == "whole" and verify(planned.plan).sound
+
+
+_TRIGGER = """CREATE FUNCTION meddle() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {} END $$;
+    CREATE TRIGGER meddle {} ON peak FOR EACH ROW EXECUTE FUNCTION meddle()"""
+_OF_SQLITE = "CREATE TRIGGER meddle {} ON peak WHEN {} BEGIN {}; END"
+_DELETE = "DELETE FROM peak WHERE spectrum_pk = NEW.spectrum_pk AND result_number = 0"
+
+#: What a trigger does to some results of a row after, or when, others are written.
+MEDDLING = {
+    "a result is written, and its first one deleted": (
+        _TRIGGER.format(
+            f"IF NEW.result_number = 2 AND NEW.spectrum_pk % 3 = 0 THEN {_DELETE}; END IF; RETURN NEW;",
+            "AFTER INSERT",
+        ),
+        _OF_SQLITE.format(
+            "AFTER INSERT", "NEW.result_number = 2 AND NEW.spectrum_pk % 3 = 0", _DELETE
+        ),
+    ),
+    "results of before are not deleted": (
+        _TRIGGER.format(
+            "IF OLD.spectrum_pk % 3 = 0 THEN RETURN NULL; END IF; RETURN OLD;", "BEFORE DELETE"
+        ),
+        _OF_SQLITE.format("BEFORE DELETE", "OLD.spectrum_pk % 3 = 0", "SELECT RAISE(IGNORE)"),
+    ),
+}  # fmt: skip
+
+
+@task(many=True)
+def several(spectra: Iterable[BossVisitSpectrum], n: int = 2) -> Iterable[Peak]:
+    for spectrum in spectra:
+        for i in range(n):
+            yield Peak.from_spectrum(spectrum, height=float(i))
+
+
+@pytest.mark.parametrize("change", MEDDLING)
+def test_a_trigger_leaves_no_part_of_a_row(filled, change):
+    """Its results are those that were yielded last, or the row fails and keeps the earlier ones."""
+    in_a_plan(several)
+    before = [row for row in table(Peak) if row[1] % 3 == 0]
+    of_postgresql, of_sqlite = MEDDLING[change]
+    with connection():
+        of_this = of_sqlite if dialect().name == "sqlite" else of_postgresql.replace("%", "%%")
+        database.execute_sql(of_this)
+        BossVisitSpectrum.update(snr=-1.0).execute()
+    (planned,) = create_plan(several, arguments={"n": 1 if "before" in change else 3})
+    run_here(planned.plan)
+    found = status(planned.plan)
+    assert found.rows == {"done": N - N // 3, "failed": N // 3} and verify(planned.plan).sound
+    assert [row for row in table(Peak) if row[1] % 3 == 0] == before
+    with connection():
+        assert {failure.exception for failure in Failure.select()} == {"NotStored"}
