@@ -216,7 +216,7 @@ def connection() -> Iterator[None]:
     """Use a connection within a block: an open one, or one that is opened and closed."""
     bound = database.bound()
     if not bound.is_closed():
-        with bounded(long_s()), _denied():
+        with bounded(long_s()), missing_rights_explained():
             yield
         return
     try:
@@ -238,7 +238,7 @@ def connection() -> Iterator[None]:
             "ASTRA_DATABASE_URL, or [database] url"
         ) from error
     try:
-        with bounded(long_s()), _denied():
+        with bounded(long_s()), missing_rights_explained():
             yield
     finally:
         if not bound.is_closed():
@@ -271,7 +271,7 @@ def connected() -> bool:
 
 
 @contextmanager
-def _denied() -> Iterator[None]:
+def missing_rights_explained() -> Iterator[None]:
     """Turn errors about missing rights into ones that say what to do."""
     try:
         yield

@@ -5,12 +5,12 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from peewee import IntegerField, TextField
 
 from astra.config import settings
-from astra.database.connection import connection, dialect
+from astra.database.connection import connection, dialect, missing_rights_explained
 from astra.database.locks import Holder
 from astra.errors import BusyError
 from astra.models.base import BaseModel, TimeField
@@ -58,7 +58,10 @@ def hold(name: str, activity: str, see: str, purpose: str = "") -> Iterator[None
         If another process holds it. The message says which, and since when.
     """
     silence_s = settings.current().database.answer_timeout_s
-    with dialect().try_lock(dialect().table(Lock), name, _me(purpose), silence_s) as is_taken:
+    with ExitStack() as stack:
+        trying = dialect().try_lock(dialect().table(Lock), name, _me(purpose), silence_s)
+        with missing_rights_explained():
+            is_taken = stack.enter_context(trying)
         if not is_taken:
             lock = _lock(name)
             message = f"{_who(lock)} {activity}; see {see}, and try again"

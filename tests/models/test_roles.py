@@ -159,6 +159,8 @@ def test_the_reader_changes_nothing(of: Url) -> None:
     token = submitted(of, plan)
     refused(astra(of, "reads", "plan", "tests.sample_tasks.measure"), "reads", "plans")
     refused(astra(of, "reads", "cancel", plan), "reads", "plans")
+    refused(astra(of, "reads", "recover", plan, "--trust"), "reads", "plans")
+    refused(astra(of, "reads", "resume", plan, "--trust"), "reads", "plans")
     run_page = ("run-page", "--plan", plan, "--job", token, "--element", 1)
     refused(astra(of, "reads", *run_page), "reads", "writes")
     as_role(of, "reads")
