@@ -117,6 +117,11 @@ def _declare(
     function: Callable[..., object], keywords: dict[str, object], namespace: dict[str, object]
 ) -> Callable[..., Iterator[object]]:
     _check_function(function)
+    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+        raise TaskError(
+            f"{signature_of(function)} is asynchronous: a task is a plain generator function; "
+            "write `def` instead of `async def`"
+        )
     if not inspect.isgeneratorfunction(function):
         raise TaskError(
             f"{signature_of(function)} does not yield: a task is a generator function; write "

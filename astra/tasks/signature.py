@@ -201,6 +201,13 @@ def signature_of(function: Callable[..., object]) -> str:
         return name
 
 
+def _declaration_error(function: Callable[..., object], message: str) -> TaskError:
+    """Return the error to raise for a mistake in a task's signature, with its file and line."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    place = f" ({code.co_filename}:{code.co_firstlineno})" if code is not None else ""
+    return TaskError(f"{signature_of(function)}: {message}{place}")
+
+
 def rows_parameter(function: Callable[..., object]) -> inspect.Parameter:
     """Return the first parameter of a task, which takes its rows.
 
@@ -235,9 +242,10 @@ def input_models(function: Callable[..., object]) -> list[type[Model]]:
     annotation = hints_of(function).get(parameter.name, inspect.Parameter.empty)
     example = f"write for example {parameter.name}: Iterable[BossVisitSpectrum]"
     if annotation is inspect.Parameter.empty:
-        raise TaskError(
-            f"{signature_of(function)}: no input model is annotated; {example}, or name the table: "
-            "--input-model boss.BossVisitSpectrum"
+        raise _declaration_error(
+            function,
+            f"no input model is annotated; {example}, or name the table: "
+            "--input-model boss.BossVisitSpectrum",
         )
     models: dict[type[Model], None] = {}
     for part in _parts(annotation):
@@ -247,14 +255,13 @@ def input_models(function: Callable[..., object]) -> list[type[Model]]:
             key_of(part)
             models[adopted(part)] = None
         else:
-            raise TaskError(
-                f"{signature_of(function)}: {_name(part)} is not a table: a table is a peewee "
-                f"Model with a primary key; {example}"
+            raise _declaration_error(
+                function,
+                f"{_name(part)} is not a table: a table is a peewee Model with a primary key; "
+                f"{example}",
             )
     if not models:
-        raise TaskError(
-            f"{signature_of(function)}: the annotation does not name a table; {example}"
-        )
+        raise _declaration_error(function, f"the annotation does not name a table; {example}")
     return list(models)
 
 
@@ -271,15 +278,14 @@ def output_model(function: Callable[..., object]) -> "type[OutputModel]":
     annotation = hints_of(function).get("return", inspect.Parameter.empty)
     example = "write for example -> Iterable[Slam]"
     if annotation is inspect.Parameter.empty:
-        raise TaskError(f"{signature_of(function)}: no output model is annotated; {example}")
+        raise _declaration_error(function, f"no output model is annotated; {example}")
     parts = list(dict.fromkeys(_parts(annotation)))
     if len(parts) == 1 and _is_model(model := parts[0]):
         if issubclass(model, OutputModel) and model not in BASES:
             return model
     names = ", ".join(map(_name, parts)) or "nothing"
-    raise TaskError(
-        f"{signature_of(function)}: results are rows of one subclass of OutputModel, "
-        f"not {names}; {example}"
+    raise _declaration_error(
+        function, f"results are rows of one subclass of OutputModel, not {names}; {example}"
     )
 
 
@@ -364,9 +370,9 @@ def hints_of(function: Callable[..., object]) -> dict[str, object]:
     try:
         return typing.get_type_hints(inner, localns=inspect.getclosurevars(inner).nonlocals)
     except Exception as error:
-        raise TaskError(
-            f"{signature_of(function)}: an annotation cannot be read: {error}; "
-            "import the name where the task is defined"
+        raise _declaration_error(
+            function,
+            f"an annotation cannot be read: {error}; import the name where the task is defined",
         ) from error
 
 

@@ -56,6 +56,36 @@ def test_a_task_that_does_not_yield(module, url):
     assert f"{name}.py:7)" in done.output and "decorator.py" not in done.output
 
 
+@pytest.mark.parametrize(
+    ("signature", "message"),
+    [
+        ("spectra", "no input model is annotated"),
+        ("spectra: Iterable[BossVisitSpectrum]", "no output model is annotated"),
+        ("spectra: Iterable[int]) -> Iterable[Measured", "int is not a table"),
+        ("spectra: Iterable[None]) -> Iterable[Measured", "does not name a table"),
+        ("spectra: 'Iterable[Boss]') -> Iterable[Measured", "name 'Boss' is not defined"),
+        (
+            "spectra: Iterable[BossVisitSpectrum]) -> Iterable[BossVisitSpectrum",
+            "one subclass of OutputModel",
+        ),
+    ],
+)
+def test_a_signature_that_names_no_tables_is_shown_with_its_line(
+    module, sqlite_url, signature, message
+):
+    end = "]" if "->" in signature else ")"
+    name = module(f"@task\ndef f({signature}{end}:\n    yield None\n")
+    done = astra("run", f"{name}.f")
+    assert done.exit_code == 2 and message in done.output
+    assert f"{name}.py:7)" in done.output
+
+
+def test_a_task_that_is_asynchronous(module, sqlite_url):
+    text = "@task\nasync def f(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:\n"
+    done = astra("run", f"{module(text + '    yield None')}.f")
+    assert done.exit_code == 2 and "is asynchronous" in done.output
+
+
 def test_rows_that_are_taken_for_one(module, url):
     fill(2)
     text = "@task\ndef f(spectrum: BossVisitSpectrum) -> Measured:\n"
