@@ -127,7 +127,7 @@ class ActiveRuns:
     handler of its own (see signals.py).
     """
 
-    runs: list[Any] = []  # each has a `writer` and a `clock`
+    runs: list[Any] = []  # each has a `writer`, a `clock` and a `thread`
     previous: Any = None  # the earlier handler of SIGTERM
     pid = 0  # of the process that started the runs; its forks have nothing to write
     status = 0  # the exit status of the process once it was interrupted
@@ -163,8 +163,13 @@ class ActiveRuns:
 
     @classmethod
     def are_computing(cls) -> bool:
-        """Return whether the innermost task is computing, and not reading or writing."""
-        return bool(cls.runs) and cls.runs[-1].clock.is_running()
+        """Return whether this thread computes: its innermost run does not read or write.
+
+        A run whose caller works on a result of it is not the innermost one.
+        """
+        thread = threading.get_ident()
+        runs = [run for run in cls.runs if run.thread == thread and not run.is_waiting]
+        return bool(runs) and runs[-1].clock.is_running()
 
     @classmethod
     def on_sigterm(cls, number: int, frame: object) -> None:

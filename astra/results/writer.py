@@ -73,6 +73,11 @@ class Writer:
         #: Rows of the page that have to end.
         self.n_rows = 0 if claim is None else claim.outcomes.count(Outcome.PENDING)
         self.is_sqlite = settings.write_to_database and dialect().name == "sqlite"
+        if settings.write_to_database and in_transaction():
+            log.warning(
+                "called within a transaction: results are written when a batch is full, and "
+                "others see them when you commit; write_frequency has no effect"
+            )
         self.writes_in_background = claim is not None and _may_write_behind()
         self.background = Background(self, heartbeat, self.is_sqlite)
         self.writing = threading.RLock()  # one checkpoint at a time

@@ -9,10 +9,9 @@ import logging
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator
 from itertools import chain
-from threading import Lock
+from threading import Lock, get_ident
 from typing import Protocol, cast
 
-from astra.database.connection import in_transaction
 from astra.errors import AstraError, BrokenElement
 from astra.models.keys import RowKey
 from astra.models.pipeline import OutputModel
@@ -109,16 +108,16 @@ class Run:
         groups = self.page_rows.groups if self.page_rows is not None else []
         self.blame = Blame(writer.target.task, groups, outer_exceptions, self._fail)
         self.n_results = self.n_calls = 0
+        self.is_waiting = False  # the caller works on a result that was passed on to it
         self.began = False  # the task has asked for the first row of this pass
         self.asked_since_result = False  # the task has asked for a row since its last result
         self.at_end = False  # the task has asked for a row, and there are no more
         self.last_result: YieldedResult | None = None  # of the row that was handed over last
-        _warn_of_transaction(self.settings.write_to_database)
 
     # -- the passes -----------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[object]:
-        self.pid = os.getpid()
+        self.pid, self.thread = os.getpid(), get_ident()
         ActiveRuns.enter(self)
         try:
             yield from self._results(Pass(self.rows))
@@ -238,7 +237,7 @@ class Run:
                 if writes and (yielded.again or not (gathers or yielded.is_stray)):
                     writer.add([yielded])
                 if passes_on:
-                    yield result
+                    yield from self._pass_on(result)
             if writes and not is_done:
                 writer.keep_up(is_last=self.n_results == self.n_rows)
                 if stored:
@@ -272,7 +271,15 @@ class Run:
         while self.writer.stored:
             result = self.writer.stored.popleft()
             if not self.settings.live:
-                yield result
+                yield from self._pass_on(result)
+
+    def _pass_on(self, result: object) -> Iterator[object]:
+        """Give a result to the caller, which may be another task that computes with it."""
+        self.is_waiting = True
+        try:
+            yield result
+        finally:
+            self.is_waiting = False
 
     # -- rows in, results out ---------------------------------------------------------------
 
@@ -489,11 +496,3 @@ class Run:
         except BrokenElement:
             self.writer.buffer.forget_failures()
             raise
-
-
-def _warn_of_transaction(writes: bool) -> None:
-    if writes and in_transaction():
-        log.warning(
-            "called within a transaction: results are written when a batch is full, and others "
-            "see them when you commit; write_frequency has no effect"
-        )

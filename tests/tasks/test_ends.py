@@ -25,7 +25,7 @@ from astra.results.stopping import Stop
 from astra.status.verify import verify
 from tests.conftest import ROOT
 from tests.pools import plan_of, pool_of, read_only_once
-from tests.sample_tasks import Measured, fill, measure
+from tests.sample_tasks import Costs, Measured, costly, fill, measure
 
 
 def test_an_interrupt_between_two_lines_loses_no_batch(pg_url, monkeypatch):
@@ -110,6 +110,37 @@ def test_a_clean_up_that_takes_too_long_is_interrupted_like_a_row(url, tmp_path,
         assert [attempt.state for attempt in Attempt.select()] == ["interrupted"]
     found = verify(plan.pk)
     assert found.sound and found.rows["result"] >= 1
+
+
+@task
+def loops_over_another(
+    spectra: Iterable[BossVisitSpectrum], passes: str = "", for_s: int = 0
+) -> Iterable[Measured]:
+    """Is asked to stop, and then works for a long time on the result of another task."""
+    keywords = {"live": {"live": True}, "stored": {"batch_size": 1}}[passes]
+    for result in costly(spectra, **keywords):
+        signal.raise_signal(signal.SIGTERM)
+        time.sleep(for_s)
+        yield Measured(spectrum_pk=result.spectrum_pk, source_pk=result.source_pk, value=1.0)
+
+
+@pytest.mark.parametrize("passes", ["live", "stored"])
+def test_a_task_that_works_on_the_result_of_another_is_interrupted_all_the_same(
+    url, tmp_path, monkeypatch, passes
+):
+    (tmp_path / "astra.toml").write_text("[element]\ngrace_s = 0.5\n")
+    monkeypatch.setenv("ASTRA_CONFIG", str(tmp_path / "astra.toml"))
+    settings.reset()
+    plan = plan_of(5, 5, loops_over_another, passes=passes, for_s=30)
+    began = time.monotonic()
+    with pytest.raises(Interrupted):
+        run_here(plan.pk)
+    assert time.monotonic() - began < 25
+    with connection():
+        assert [attempt.state for attempt in Attempt.select()] == ["interrupted"]
+        assert Costs.select().count() == 1
+    found = verify(plan.pk)
+    assert found.sound and found.rows["pending"] == 5
 
 
 @task
