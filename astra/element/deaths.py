@@ -4,6 +4,7 @@ The parent needs no database until then, so this module is imported when the fir
 """
 
 import logging
+from typing import Any
 
 from peewee import SQL
 
@@ -25,8 +26,13 @@ log = logging.getLogger(__name__)
 _OPEN = (AttemptState.RUNNING.value, AttemptState.INTERRUPTED.value)
 
 
-def note_death(board: Board, death: Death, peak_mb: float, alive: bool) -> bool:
-    """Record the rows in progress as suspects; return whether there were any."""
+def note_death(
+    board: Board, death: Death, peak_mb: float, alive: bool, waiting: Any = None
+) -> bool:
+    """Record the rows in progress as suspects; return whether there were any.
+
+    `waiting` is as for :func:`retrying`.
+    """
     if not board.attempt_pk:
         log.error("the element's process %s before it claimed a page", death.cause)
         return False
@@ -52,7 +58,7 @@ def note_death(board: Board, death: Death, peak_mb: float, alive: bool) -> bool:
             return bool(places)
 
     try:
-        had_rows = retrying(work)
+        had_rows = retrying(work, waiting=waiting)
     except AstraError as error:
         log.error("the suspect rows could not be recorded: %s", error)
         return False
@@ -60,10 +66,10 @@ def note_death(board: Board, death: Death, peak_mb: float, alive: bool) -> bool:
     return had_rows
 
 
-def give_up(board: Board, death: Death) -> None:
+def give_up(board: Board, death: Death, waiting: Any = None) -> None:
     """Record a page as broken: its process died repeatedly with no row in progress.
 
-    The task itself is to blame then, and not a row.
+    The task itself is to blame then, and not a row. `waiting` is as for :func:`retrying`.
     """
     message = f"its process crashed with no row in progress: it {death.cause}"
     log.error("%s; the page stays pending", message)
@@ -79,4 +85,4 @@ def give_up(board: Board, death: Death) -> None:
                 pause_if_all_break(Page.get_by_id(board.page_pk).plan_pk)
 
     if board.attempt_pk:
-        retrying(work)
+        retrying(work, waiting=waiting)

@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
 
 def supervised(
     work: Callable[[Board], int], row_timeout_s: float = 0.0, stop_at: float | None = None
@@ -45,7 +47,15 @@ def supervised(
     stop_at : when the element is asked to stop, in seconds since the epoch.
     """
     board = Board()
-    parent = _Parent(board, row_timeout_s, stop_at)
+    requests = _StopRequests()
+    try:
+        return _supervised(work, board, _Parent(board, requests, row_timeout_s, stop_at))
+    finally:
+        requests.is_set()  # those that came too late would end this process
+        requests.unblock()
+
+
+def _supervised(work: Callable[[Board], int], board: Board, parent: "_Parent") -> int:
     in_vain = last_page = 0  # deaths with no row in progress, at the same page
     birth_s = born_s()
     while True:
@@ -56,6 +66,7 @@ def supervised(
         own_pid = os.getpid()
         pid = os.fork()
         if pid == 0:
+            parent.requests.unblock()
             return _child(work, board, own_pid)
         status = parent.wait(pid)
         birth_s = now_s()
@@ -67,15 +78,16 @@ def supervised(
             parent.note_death(status, alive=False)
             return 128 + signal.SIGKILL
         had_rows = parent.note_death(status, alive=True)
-        if parent.stop_requested:
+        if parent.requests.is_set():
             return OutOfHours.exit_status if parent.hours_are_over else 75
         if had_rows or board.page_pk != last_page:
             in_vain, last_page = 0, board.page_pk
-        in_vain += not (had_rows or parent.timed_out)  # a row that timed out, and then ended
+        # A row that timed out may have ended since: the process then ends by itself.
+        in_vain += not had_rows and not (parent.timed_out and status != -signal.SIGKILL)
         if in_vain >= settings.current().element.max_deaths:
             from astra.element.deaths import give_up
 
-            give_up(board, parent.death(status))
+            give_up(board, parent.death(status), parent.requests)
             return 77
 
 
@@ -92,6 +104,32 @@ def _child(work: Callable[[Board], int], board: Board, parent: int) -> int:
         sys.stdout.flush()
         if not board.ran_out_of_memory:
             board.finish(status)
+
+
+class _StopRequests:
+    """The requests to stop that an element gets as signals.
+
+    Signals are blocked while no child runs that they could be passed on to: what the parent does
+    then is not interrupted, and they are noted when it looks for them. Has methods of an event.
+    """
+
+    def __init__(self) -> None:
+        self.mask = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+        self.made = False
+
+    def is_set(self) -> bool:
+        while self.wait(0.0):
+            pass
+        return self.made
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for a signal; return whether one has come."""
+        has_come = signal.sigtimedwait(_STOP_SIGNALS, seconds) is not None
+        self.made = self.made or has_come
+        return has_come
+
+    def unblock(self) -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, self.mask)
 
 
 class _Stopwatch:
@@ -115,6 +153,9 @@ class _Stopwatch:
         self.read_at = now
         return self.worked_s
 
+    def restart(self) -> None:
+        self.worked_s = 0.0
+
 
 class _Parent:
     """Wait for a child, pass signals on to it, and terminate it when a row takes too long.
@@ -122,9 +163,12 @@ class _Parent:
     When the hours of its night are over, ask it to stop, as Slurm would.
     """
 
-    def __init__(self, board: Board, row_timeout_s: float, stop_at: float | None = None) -> None:
-        self.board, self.row_timeout_s, self.stop_at = board, row_timeout_s, stop_at
-        self.stop_requested = self.timed_out = self.lingered = False
+    def __init__(
+        self, board: Board, requests: _StopRequests, row_timeout_s: float, stop_at: float | None
+    ) -> None:
+        self.board, self.requests = board, requests
+        self.row_timeout_s, self.stop_at = row_timeout_s, stop_at
+        self.timed_out = self.lingered = False
         # An element that begins too late is not asked: it gives its pages back, and ends by itself.
         self.hours_are_over = stop_at is not None and time.time() >= stop_at
         self.finished_s: float | None = None  # when the child was first seen to have finished
@@ -136,16 +180,18 @@ class _Parent:
     def wait(self, pid: int) -> int:
         """Wait for the child; return its exit status, or minus the signal that ended it."""
         self.pid, self.timed_out, self.lingered, self.finished_s = pid, False, False, None
-        handlers = dict.fromkeys((signal.SIGTERM, signal.SIGINT, signal.SIGUSR1), self._pass_on)
+        handlers = dict.fromkeys(_STOP_SIGNALS, self._pass_on)
         handlers[signal.SIGALRM] = self._check_limits
         previous = {number: signal.signal(number, do) for number, do in handlers.items()}
         # The timer also runs if there are no limits: a signal that arrives just before the wait is
         # handled at its next tick.
         signal.setitimer(signal.ITIMER_REAL, self.every_s, self.every_s)
+        self.requests.unblock()
         try:
             # Until it is reaped, its number is no other process's, which a handler might signal.
             os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
         finally:
+            signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
             self.pid = 0
             signal.setitimer(signal.ITIMER_REAL, 0)
             for number, handler in previous.items():
@@ -155,7 +201,7 @@ class _Parent:
         return os.waitstatus_to_exitcode(status)
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
-        self.stop_requested = True
+        self.requests.made = True
         if self.pid:
             os.kill(self.pid, number)
 
@@ -166,22 +212,22 @@ class _Parent:
             self._pass_on(signal.SIGTERM, None)
         if self.board.finished:
             self._end_lingering()
-        if not self.row_timeout_s:
-            return
-        working_s = self.stopwatch.read(self.board.since[0])
-        if not self.pid or working_s <= self.row_timeout_s:
-            return
-        if not (n_in_progress := self.board.n_in_progress()):
-            return
-        limit_s = self.row_timeout_s * n_in_progress  # a task may collect rows before it computes
-        if working_s > limit_s and not self.timed_out:
-            self.timed_out = True
-            self.limit_s = working_s
-            self.board.time_out()
-            # On SIGTERM the child stores its yielded results, if its interpreter still runs.
-            os.kill(self.pid, signal.SIGTERM)
-        elif self.timed_out and working_s > self.limit_s + settings.current().element.grace_s + 2:
-            os.kill(self.pid, signal.SIGKILL)
+        if self.row_timeout_s and self.pid:
+            self._check_row_timeout(self.stopwatch.read(self.board.since[0]))
+
+    def _check_row_timeout(self, working_s: float) -> None:
+        if self.timed_out:  # it may also hang in a clean-up, after its rows have ended
+            if working_s > settings.current().element.grace_s + 2:
+                os.kill(self.pid, signal.SIGKILL)
+        elif working_s > self.row_timeout_s:
+            # A task may collect rows before it computes.
+            limit_s = self.row_timeout_s * self.board.n_in_progress()
+            if 0 < limit_s < working_s:
+                self.timed_out = True
+                self.stopwatch.restart()
+                self.board.time_out()
+                # On SIGTERM the child stores its yielded results, if its interpreter still runs.
+                os.kill(self.pid, signal.SIGTERM)
 
     def _end_lingering(self) -> None:
         """Kill a child that has finished and does not exit, as a thread of the task still runs."""
@@ -192,23 +238,23 @@ class _Parent:
             log.warning("the task left something running: its process is killed, all is stored")
             os.kill(self.pid, signal.SIGKILL)
 
-    limit_s = 0.0
     peak_mb = 0.0  # of the child that ended last
 
     def note_death(self, status: int, alive: bool) -> bool:
         """Record the rows in progress as suspects; return whether there were any."""
         from astra.element.deaths import note_death  # here, as only this needs the database
 
-        return note_death(self.board, self.death(status), self.peak_mb, alive)
+        return note_death(self.board, self.death(status), self.peak_mb, alive, self.requests)
 
     def death(self, status: int) -> "Death":
         """Return how the child ended."""
         from astra.element.suspects import Death
 
         if self.timed_out:
-            return Death(
-                TIMED_OUT, f"took longer than the row timeout of {self.row_timeout_s:g} s", True
-            )
+            cause = f"took longer than the row timeout of {self.row_timeout_s:g} s"
+            if status == -signal.SIGKILL and not self.board.n_in_progress():
+                cause += ", and its process did not end after it"
+            return Death(TIMED_OUT, cause, True)
         if self.board.ran_out_of_memory:
             return Death(OUT_OF_MEMORY, "ran out of memory (MemoryError)")
         if status >= 0:

@@ -224,6 +224,76 @@ def test_such_a_thread_does_not_keep_the_next_process_either(tmp_path):
     assert subprocess.run(run, cwd=ROOT, timeout=60, check=False).returncode == 75
 
 
+_HANGING_CLEAN_UP = """
+import signal, sys, time
+from astra.config import settings
+from astra.element.supervisor import supervised
+settings.use(settings.Config(element=settings.Element(grace_s=0.1, max_deaths=2)))
+
+def work(board):
+    with open(sys.argv[1], "a") as begun:
+        n_before = begun.tell()
+        begun.write("x")
+    if n_before == int(sys.argv[2]):
+        return 0
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    board.begin_page(0, 0, 1)
+    board.flags[0], board.since[0] = 1, time.perf_counter()
+    signal.pause()  # until the row timeout; then the row ends
+    board.flags[0], board.since[0] = 0, time.perf_counter()
+    time.sleep(600)  # the clean-up, which no signal interrupts
+
+sys.exit(supervised(work, row_timeout_s=0.2))
+"""
+
+
+@pytest.mark.parametrize("n_hanging, status", [(1, 0), (2, 77)])
+def test_a_clean_up_that_hangs_after_a_row_timeout_is_ended(tmp_path, n_hanging, status):
+    """The row itself has ended meanwhile. Where it hangs again and again, the page is broken."""
+    run = [sys.executable, "-c", _HANGING_CLEAN_UP, str(tmp_path / "begun"), str(n_hanging)]
+    assert subprocess.run(run, cwd=ROOT, timeout=60, check=False).returncode == status
+
+
+_BETWEEN_PROCESSES = """
+import os, signal, sys, time
+from astra.config import settings
+from astra.element import deaths
+from astra.element.supervisor import supervised
+settings.use(settings.Config(
+    database=settings.Database(url="sqlite:///none.db", retry_for_s=30), element=settings.Element()
+))
+
+def writing():
+    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGUSR1)
+    raise peewee.OperationalError("database is locked")
+
+def work(board):
+    with open(sys.argv[1], "a") as begun:
+        begun.write("x")
+    board.begin_page(1, 1, 1)
+    board.flags[0] = 1
+    signal.signal(signal.SIGSEGV, signal.SIG_DFL)
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+import peewee
+deaths.writing = writing
+began = time.monotonic()
+status = supervised(work)
+assert time.monotonic() - began < 20
+sys.exit(status)
+"""
+
+
+def test_an_element_is_asked_to_stop_while_no_process_of_it_runs(tmp_path):
+    """It records the crash before, does not wait for a database that is away, and begins no more."""
+    run = [sys.executable, "-c", _BETWEEN_PROCESSES, str(tmp_path / "begun")]
+    done = subprocess.run(run, cwd=ROOT, timeout=60, check=False, capture_output=True, text=True)
+    assert done.returncode == 75, done.stderr
+    assert "the suspect rows could not be recorded" in done.stderr
+    assert (tmp_path / "begun").read_text() == "x"
+
+
 _ORPHANED = """
 import os, signal, sys, time
 from astra.element.supervisor import supervised
