@@ -24,7 +24,7 @@ from astra.config import settings as config
 from astra.database.dialect import dialects
 from astra.database.memory import check_memory
 from astra.database.statement_timeout import bounded
-from astra.errors import ConfigError, DatabaseError, NotAllowed
+from astra.errors import ConfigError, DatabaseError, NotAllowed, UsageError
 
 if TYPE_CHECKING:
     from astra.database.postgresql import PostgreSQL
@@ -216,7 +216,7 @@ def connection() -> Iterator[None]:
     """Use a connection within a block: an open one, or one that is opened and closed."""
     bound = database.bound()
     if not bound.is_closed():
-        with bounded(long_s()), missing_rights_explained():
+        with bounded(long_s()), errors_explained():
             yield
         return
     try:
@@ -238,7 +238,7 @@ def connection() -> Iterator[None]:
             "ASTRA_DATABASE_URL, or [database] url"
         ) from error
     try:
-        with bounded(long_s()), missing_rights_explained():
+        with bounded(long_s()), errors_explained():
             yield
     finally:
         if not bound.is_closed():
@@ -271,10 +271,14 @@ def connected() -> bool:
 
 
 @contextmanager
-def missing_rights_explained() -> Iterator[None]:
-    """Turn errors about missing rights into ones that say what to do."""
+def errors_explained() -> Iterator[None]:
+    """Turn errors about missing rights and unusable texts into ones that say what to do."""
     try:
         yield
+    except UnicodeEncodeError as error:  # the shell's argument may be in any encoding
+        raise UsageError(
+            f"{error.object[:100]!r} is not UTF-8, so nothing in the database has this name"
+        ) from error
     except (peewee.ProgrammingError, peewee.OperationalError) as error:
         denied = dialect().denied(error)
         if denied is None:

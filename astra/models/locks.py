@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from peewee import IntegerField, TextField
 
 from astra.config import settings
-from astra.database.connection import connection, dialect, missing_rights_explained
+from astra.database.connection import connection, dialect, errors_explained
 from astra.database.locks import Holder
 from astra.errors import BusyError
 from astra.models.base import BaseModel, TimeField
@@ -60,7 +60,7 @@ def hold(name: str, activity: str, see: str, purpose: str = "") -> Iterator[None
     silence_s = settings.current().database.answer_timeout_s
     with ExitStack() as stack:
         trying = dialect().try_lock(dialect().table(Lock), name, _me(purpose), silence_s)
-        with missing_rights_explained():
+        with errors_explained():
             is_taken = stack.enter_context(trying)
         if not is_taken:
             lock = _lock(name)

@@ -224,3 +224,11 @@ def test_a_task_is_found_by_the_end_of_its_name(module, sqlite_url):
 def test_an_input_table_without_rows(sqlite_url):
     done = astra("plan", "tests.sample_tasks.measure", "--input-model", "BossVisitSpectrum")
     assert "nothing is pending in BossVisitSpectrum, which has no rows" in done.output
+
+
+@pytest.mark.parametrize(
+    "words", [("status", "--task"), ("plans", "--task"), ("nights",), ("report",)], ids=" ".join
+)
+def test_a_name_that_the_shell_gave_in_another_encoding(url, words):
+    done = astra(*words, b"caf\xe9".decode("utf-8", "surrogateescape"))
+    assert done.exit_code == 2 and r"'caf\udce9' is not UTF-8" in done.output
