@@ -20,7 +20,7 @@ def estimate(
     input_model: type[Model] | str | None = None,
     target_s: float = 3600.0,
     arguments: Mapping[str, object] | None = None,
-    chosen: Profile | None = None,
+    profile: Profile | None = None,
     probe: bool = False,
 ) -> list[Estimate]:
     """Choose sizes such that an element takes about `target_s`, from earlier attempts.
@@ -35,7 +35,7 @@ def estimate(
         How long an element should take [s].
     arguments : mapping, optional
         Arguments of the task, by name.
-    chosen : Profile, optional
+    profile : Profile, optional
         The profile to use: its partition bounds the limits. Without a profile there are no bounds.
     probe : bool
         If the task has no attempts yet, run a few rows here first, and store their results.
@@ -58,14 +58,14 @@ def estimate(
     'history'
     """
     run_probe = resume_local if probe else None
-    return sizes.estimate(task, input_model, target_s, arguments, chosen, run_probe)
+    return sizes.estimate(task, input_model, target_s, arguments, profile, run_probe)
 
 
 def plan_sized(
     task: Callable[..., object] | str,
     planning: Planning,
     element_time_s: float,
-    chosen: Profile | None = None,
+    profile: Profile | None = None,
 ) -> list[tuple[Planned, Estimate]]:
     """Plan a task with pages of a size such that an element takes about `element_time_s`.
 
@@ -82,7 +82,7 @@ def plan_sized(
     planning = with_lists(planning)
     model, arguments = planning.get("input_model"), planning.get("arguments")
     plans = []
-    for estimated in estimate(task, model, element_time_s, arguments, chosen):
+    for estimated in estimate(task, model, element_time_s, arguments, profile):
         for note in estimated.notes:
             log.warning("%s: %s", estimated.task, note)
         sized: Planning = {

@@ -52,8 +52,8 @@ def estimate_command(
     """Choose rows per page, memory and time limit for TASK from its earlier attempts."""
     from astra.config.profiles import choose_profile
 
-    chosen = choose_profile(profile_name, {"partition": partition})
-    estimates = api.estimate(task, input_model, element_time, arguments, chosen, probe)
+    profile = choose_profile(profile_name, {"partition": partition})
+    estimates = api.estimate(task, input_model, element_time, arguments, profile, probe)
     show.as_json(one(estimates)) if as_json else show.estimated(estimates)
 
 
@@ -80,8 +80,8 @@ def plan(
         plans = api.create_plan(task, **planning)
         sizes: list[Estimate | None] = [None] * len(plans)
     else:
-        chosen = choose_profile(profile_name, None)
-        sized = api.plan_sized(task, planning, element_time, chosen)
+        profile = choose_profile(profile_name, None)
+        sized = api.plan_sized(task, planning, element_time, profile)
         plans, sizes = [planned for planned, _ in sized], [size for _, size in sized]
     if as_json:
         show.as_json(one(plans))

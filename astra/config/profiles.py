@@ -340,22 +340,22 @@ def choose_profile(name: str | None, options: Mapping[str, object] | None) -> Pr
     return without_early_signal(profile.with_options(**overrides) if overrides else profile)
 
 
-def keys_for_slurm(chosen: Profile) -> list[str]:
+def keys_for_slurm(profile: Profile) -> list[str]:
     """Return the keys of a profile that have an effect only on Slurm."""
-    plain = Profile(chosen.name)
+    plain = Profile(profile.name)
     own_keys = ("throttle", "pages_per_element", "python", "template")
-    return [*chosen.options, *(k for k in own_keys if getattr(chosen, k) != getattr(plain, k))]
+    return [*profile.options, *(k for k in own_keys if getattr(profile, k) != getattr(plain, k))]
 
 
-def without_early_signal(chosen: Profile, default_time: str | None = None) -> Profile:
+def without_early_signal(profile: Profile, default_time: str | None = None) -> Profile:
     """Return the profile without its warning signal if that would arrive as the element begins.
 
     Slurm may send it up to a minute early (sbatch(1), --signal). The SIGTERM at the time limit,
     KillWait before SIGKILL, still leaves time to store what was yielded. A profile without a time
     limit has the `default_time` of its partition.
     """
-    signal = chosen.options.get("signal")
-    limit_s = time_limit_s(chosen.options.get("time", default_time or ""))
+    signal = profile.options.get("signal")
+    limit_s = time_limit_s(profile.options.get("time", default_time or ""))
     if signal and limit_s and limit_s < 2 * warning_lead_s(signal) + 60:
-        return replace(chosen.with_options(signal=False), given=chosen.given)
-    return chosen
+        return replace(profile.with_options(signal=False), given=profile.given)
+    return profile

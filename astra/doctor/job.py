@@ -24,7 +24,7 @@ _LEFT_OUT = {"signal", "mem_per_cpu", "mem_per_gpu", "time_min", "begin", "depen
 _POLL_S = 1.0
 
 
-def from_a_node(chosen: Profile, wait_s: float) -> Iterator[Finding]:
+def from_a_node(profile: Profile, wait_s: float) -> Iterator[Finding]:
     """Submit a job that runs the checks on a node, and pass on its findings.
 
     Parameters
@@ -35,10 +35,10 @@ def from_a_node(chosen: Profile, wait_s: float) -> Iterator[Finding]:
     check_folder(folder)
     name = f"astra-doctor-{secrets.token_hex(4)}"
     answer, path = folder / f"{name}.json", folder / f"{name}.sh"
-    options = {k: v for k, v in chosen.options.items() if k not in _LEFT_OUT} | _SMALL
+    options = {k: v for k, v in profile.options.items() if k not in _LEFT_OUT} | _SMALL
     about = "to see how the run directory and the database look from a node"
     text = render_job(
-        replace(chosen, options=options), name, str(Path.cwd()), folder, about,
+        replace(profile, options=options), name, str(Path.cwd()), folder, about,
         ["doctor", "--answer", str(answer)],
     )  # fmt: skip
     write_whole(path, text, 0o700)

@@ -32,8 +32,8 @@ def slurm(profiles: Iterable[Profile]) -> Iterator[Finding]:
         yield of_error(_PART, error)
         return
     yield ok(_PART, f"{version}, cluster {site.name}, MaxArraySize {max_array_size}")
-    for chosen in profiles:
-        yield from _profile(chosen)
+    for profile in profiles:
+        yield from _profile(profile)
     yield from _accounting()
 
 
@@ -53,17 +53,17 @@ def _absent(missing: list[str]) -> Finding:
     return failed(_PART, problem, _LOAD)
 
 
-def _profile(chosen: Profile) -> Iterator[Finding]:
+def _profile(profile: Profile) -> Iterator[Finding]:
     """Check whether Slurm would accept a job with a profile's options, and ever start it."""
-    name = f"profile {chosen.name}"
+    name = f"profile {profile.name}"
     try:
-        client.try_options(directives(chosen))
+        client.try_options(directives(profile))
     except SlurmError as error:
         refusal = of_error(_PART, error)
         yield failed(_PART, f"{name}: {refusal.message}", refusal.remedy or "change the profile")
         return
-    site = limits.bounds(chosen)
-    late = limits.warnings(chosen, site)
+    site = limits.profile_limits(profile)
+    late = limits.obstacles(profile, site)
     for line in late:
         problem, _, remedy = line.partition(": ")
         yield warning(_PART, f"{name}: {problem}", remedy)

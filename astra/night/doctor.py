@@ -100,10 +100,10 @@ def _profiles(nights: list[NightSettings], of_all: bool) -> list[Profile]:
     others = [(night.finalizer_profile or night.profile, None) for night in nights]
     for name, options in (*of_configuration, *tasks, *others):
         try:
-            chosen = choose_profile(name, options)
+            profile = choose_profile(name, options)
         except AstraError:
             continue
-        profiles.setdefault(chosen.name, chosen)
+        profiles.setdefault(profile.name, profile)
     return list(profiles.values())
 
 

@@ -22,7 +22,7 @@ from astra.models.nights import Night
 from astra.processes import user_name
 from astra.slurm import client, limits
 from astra.slurm.parse import UNKNOWN, Answer, JobId, is_held
-from astra.submit.intent import send
+from astra.submit.intent import submit_once
 from astra.submit.render import render_job
 from astra.submit.submit import nodes_to_exclude
 
@@ -62,9 +62,9 @@ def queue(night: Night, settings: NightSettings, after: Iterable[JobId], wait_s:
         If Slurm refused the job, or did not answer: the night keeps its earlier finalizer. If the
         job exists after all, it does nothing, as its token is not the night's.
     """
-    chosen = _profile(settings)
-    chosen = chosen.with_more(exclude=nodes_to_exclude(chosen))
-    cluster = str(chosen.options.get("clusters") or "") or None
+    profile = _profile(settings)
+    profile = profile.with_more(exclude=nodes_to_exclude(profile))
+    cluster = str(profile.options.get("clusters") or "") or None
     before, earlier = night.finalizer, _identity(night)
     night.finalizer, night.finalizer_job = secrets.token_hex(6), None
     night.finalizer_cluster, night.finalizer_home = cluster, cluster or limits.this_cluster().name
@@ -75,7 +75,7 @@ def queue(night: Night, settings: NightSettings, after: Iterable[JobId], wait_s:
     arguments = ["nightly", night.name, "--continue", str(night.pk), "--job", token]
     about = f"the finalizer of the night {night.pk} of {night.name}"
     path = folder / f"{job_name(night)}.sh"
-    text = render_job(chosen, job_name(night), night.cwd, folder / "logs", about, arguments, path)
+    text = render_job(profile, job_name(night), night.cwd, folder / "logs", about, arguments, path)
     unchanged = Night.finalizer.is_null() if before is None else Night.finalizer == before
     with connection():
         changed = (
@@ -89,7 +89,7 @@ def queue(night: Night, settings: NightSettings, after: Iterable[JobId], wait_s:
     remedy = f"the night stays open; to continue it: astra nights {night.name} --heal"
     try:
         options = _waiting_options(after, night.finalizer_home, wait_s)
-        job = send(path, job_of(night), remedy, min, options)
+        job = submit_once(path, job_of(night), remedy, min, options)
     except SlurmError as error:
         _restore(night, earlier)
         if isinstance(error, SlurmRefused):
@@ -197,15 +197,15 @@ def lives_elsewhere(night: Night) -> bool:
 def _profile(settings: NightSettings) -> Profile:
     """Return the finalizer's profile: its own, or that of the tasks."""
     own_profile = settings.finalizer_profile
-    chosen = choose_profile(own_profile or settings.profile, None)
-    options = {k: v for k, v in chosen.options.items() if own_profile or k in _PLACEMENT}
+    profile = choose_profile(own_profile or settings.profile, None)
+    options = {k: v for k, v in profile.options.items() if own_profile or k in _PLACEMENT}
     limit_s = time_limit_s(settings.finalizer_time)
     try:
-        max_s = limits.room(chosen.partition).max_time_s
+        max_s = limits.partition_limits(profile.partition).max_time_s
     except AstraError:
         max_s = None  # sbatch will refuse a time limit that is too long
     if limit_s and max_s:
         limit_s = min(limit_s, max_s)
     options = _SIZE | options | {"time": written_time(limit_s or 3600)}
     options.pop("signal", None)
-    return replace(chosen, options=options)
+    return replace(profile, options=options)

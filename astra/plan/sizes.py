@@ -23,7 +23,7 @@ from astra.models.plans import Page, Plan
 from astra.plan.pending import pending_rows
 from astra.plan.plan import create_plan
 from astra.results.histogram import RowTimes
-from astra.slurm.limits import Bounds, bounds
+from astra.slurm.limits import ProfileLimits, profile_limits
 from astra.tasks.arguments import as_stored, parse_arguments
 from astra.tasks.declared import declared_by
 from astra.tasks.signature import choose_model, find_task, output_model, task_name
@@ -110,7 +110,7 @@ def estimate(
     input_model: type[Model] | str | None = None,
     target_s: float = 3600.0,
     arguments: Mapping[str, object] | None = None,
-    chosen: Profile | None = None,
+    profile: Profile | None = None,
     run_probe: Callable[[int], object] | None = None,
 ) -> list[Estimate]:
     """Choose sizes for each input model of a task, as :func:`astra.api.estimate` does.
@@ -123,7 +123,7 @@ def estimate(
     with connection():
         check_tables(*models, output)
     stored = as_stored(parse_arguments(function, arguments or {}))
-    limits = _limits(chosen)
+    limits = _limits(profile)
     estimates = []
     for model in models:
         measured, source = experience(function, model, stored), "history"
@@ -136,18 +136,18 @@ def estimate(
         estimates.append(
             sizes(
                 task_name(function), model.__name__, measured, source if measured else "defaults",
-                target_s, pending, chosen, limits,
+                target_s, pending, profile, limits,
             )
         )  # fmt: skip
     return estimates
 
 
-def _limits(chosen: Profile | None) -> Bounds:
+def _limits(profile: Profile | None) -> ProfileLimits:
     """Return the bounds of the limits: those of the site, and a time limit that was given."""
-    if chosen is None:
-        return Bounds()
-    site = bounds(chosen)
-    given_s = time_limit_s(chosen.given.get("time", ""))
+    if profile is None:
+        return ProfileLimits()
+    site = profile_limits(profile)
+    given_s = time_limit_s(profile.given.get("time", ""))
     limits = [limit_s for limit_s in (site.max_time_s, given_s) if limit_s]
     return replace(site, max_time_s=min(limits, default=None))
 
@@ -239,11 +239,11 @@ def sizes(
     source: str,
     target_s: float,
     pending: int,
-    chosen: Profile | None,
-    site: Bounds,
+    profile: Profile | None,
+    site: ProfileLimits,
 ) -> Estimate:
     """Choose sizes from measurements, without queries."""
-    each = chosen.pages_per_element if chosen else 1
+    pages_per_element = profile.pages_per_element if profile else 1
     notes = [site.note] if site.note else []
     limit, time, mem, element_s = settings.current().plan.limit, None, None, None
     if measured is None:
@@ -254,31 +254,35 @@ def sizes(
     else:
         if not measured.same_arguments:
             notes.append("no attempt had these arguments: attempts with others were used")
-        limit, time_s, further_notes = _fitted(measured, target_s, each, site)
+        limit, time_s, further_notes = _fitted(measured, target_s, pages_per_element, site)
         notes += further_notes
-        n_rows = min(limit * each, max(pending, 1))
-        element_s = each * measured.start_s + n_rows * measured.row_s
+        n_rows = min(limit * pages_per_element, max(pending, 1))
+        element_s = pages_per_element * measured.start_s + n_rows * measured.row_s
         time = written_time(time_s)
         mem_mb, further_notes = _memory(measured, site)
         mem, notes = written_size(mem_mb), notes + further_notes
     pages = math.ceil(pending / limit)
     return Estimate(
-        task, model, source, target_s, limit, each, pending, pages, math.ceil(pages / each),
-        element_s, time, mem, measured, tuple(notes),
+        task, model, source, target_s, limit, pages_per_element, pending, pages,
+        math.ceil(pages / pages_per_element), element_s, time, mem, measured, tuple(notes),
     )  # fmt: skip
 
 
 def _fitted(
-    measured: Experience, target_s: float, each: int, site: Bounds
+    measured: Experience, target_s: float, n_pages: int, site: ProfileLimits
 ) -> tuple[int, int, list[str]]:
-    """Return the rows per page, the time limit in s, and notes on what reduced them."""
-    limit, notes = _rows(measured, target_s, each), []
-    if limit == 1 and (row_s := each * (measured.start_s + measured.row_s)) > 1.25 * target_s:
+    """Choose the rows per page of elements that run `n_pages` pages each.
+
+    Return them, the time limit [s], and notes on what reduced them.
+    """
+    limit, notes = _rows(measured, target_s, n_pages), []
+    row_s = n_pages * (measured.start_s + measured.row_s)
+    if limit == 1 and row_s > 1.25 * target_s:
         notes.append(f"one row alone takes {written_time(row_s)}, with its start")
     ahead_s = site.maintenance_in_s
     if ahead_s is not None:
         begins = f"maintenance ({site.maintenance}) begins in {written_time(ahead_s)}"
-        fits = _most_rows(measured, each, ahead_s - TO_START_S, limit)
+        fits = _most_rows(measured, n_pages, ahead_s - TO_START_S, limit)
         if fits and fits < limit:
             notes.append(f"{begins}: {fits:,} rows per page instead of {limit:,}")
         notes.append(
@@ -287,43 +291,43 @@ def _fitted(
             else f"{begins}: elements wait until it is over"
         )
         limit = fits or limit
-    if site.max_time_s is not None and time_limit(measured, limit, each) > site.max_time_s:
+    if site.max_time_s is not None and time_limit(measured, limit, n_pages) > site.max_time_s:
         bound = f"the time limit is {written_time(site.max_time_s)} at most"
-        fits = _most_rows(measured, each, site.max_time_s, limit)
+        fits = _most_rows(measured, n_pages, site.max_time_s, limit)
         notes.append(
             f"{bound}: {fits:,} rows per page instead of {limit:,}"
             if fits
             else f"{bound}: not even one row fits, by the upper quantile and margin"
         )
         limit = fits or 1
-    time_s = time_limit(measured, limit, each)
+    time_s = time_limit(measured, limit, n_pages)
     return limit, min(time_s, site.max_time_s or time_s), notes
 
 
-def _rows(measured: Experience, target_s: float, each: int) -> int:
-    rows = (target_s / each - measured.start_s) / max(measured.row_s, 1e-9)
+def _rows(measured: Experience, target_s: float, n_pages: int) -> int:
+    rows = (target_s / n_pages - measured.start_s) / max(measured.row_s, 1e-9)
     return min(max(round(rows), 1), MAX_ROWS)
 
 
-def time_limit(measured: Experience, limit: int, each: int) -> int:
-    """Return the time limit, in s, of an element whose pages have `limit` rows.
+def time_limit(measured: Experience, limit: int, n_pages: int) -> int:
+    """Return the time limit [s] of an element that runs `n_pages` pages of `limit` rows.
 
     It is made of upper quantiles of the start and of a row's time, which differs between pages and
     by chance within them, the slowest of 1,000 rows, and the margin, in whole minutes.
     """
-    n_rows = limit * each
+    n_rows = limit * n_pages
     by_chance_s = measured.row_s + 1.645 * measured.row_s_deviation / math.sqrt(n_rows)
-    needed_s = each * measured.start_s_upper + n_rows * max(measured.row_s_upper, by_chance_s)
+    needed_s = n_pages * measured.start_s_upper + n_rows * max(measured.row_s_upper, by_chance_s)
     return max(math.ceil(MARGIN * (needed_s + measured.row_s_p999) / 60) * 60, MIN_TIME_S)
 
 
-def _most_rows(measured: Experience, each: int, bound_s: float, max_rows: int) -> int:
+def _most_rows(measured: Experience, n_pages: int, bound_s: float, max_rows: int) -> int:
     """Return the largest page, up to `max_rows`, whose time limit is within the bound, or 0."""
     limits = range(1, max_rows + 1)
-    return bisect_right(limits, bound_s, key=lambda limit: time_limit(measured, limit, each))
+    return bisect_right(limits, bound_s, key=lambda limit: time_limit(measured, limit, n_pages))
 
 
-def _memory(measured: Experience, site: Bounds) -> tuple[int, list[str]]:
+def _memory(measured: Experience, site: ProfileLimits) -> tuple[int, list[str]]:
     needed_mb = MARGIN * measured.mem_mb_upper + SUPERVISOR_MB
     mem_mb = math.ceil(needed_mb / STEP_MB) * STEP_MB
     if site.max_mem_mb and mem_mb > site.max_mem_mb:
@@ -336,9 +340,9 @@ def _memory(measured: Experience, site: Bounds) -> tuple[int, list[str]]:
 
 def options_of(estimated: Estimate, options: Mapping[str, object]) -> dict[str, object]:
     """Return sbatch's options: those given, and time and memory by an estimate otherwise."""
-    chosen = dict(options)
-    if estimated.time and "time" not in chosen:
-        chosen["time"] = estimated.time
-    if estimated.mem and not {"mem", "mem_per_cpu", "mem_per_gpu"} & chosen.keys():
-        chosen["mem"] = estimated.mem
-    return chosen
+    merged = dict(options)
+    if estimated.time and "time" not in merged:
+        merged["time"] = estimated.time
+    if estimated.mem and not {"mem", "mem_per_cpu", "mem_per_gpu"} & merged.keys():
+        merged["mem"] = estimated.mem
+    return merged

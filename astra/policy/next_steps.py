@@ -22,7 +22,7 @@ from astra.plan.pages import PageStatus, light_pages
 from astra.policy import retry_policy
 from astra.policy.retry_policy import Decision, End
 from astra.slurm import limits
-from astra.slurm.site import Room
+from astra.slurm.site import PartitionLimits
 from astra.states import ALIVE, PageState, SlurmState
 
 
@@ -78,7 +78,7 @@ def next_steps(
     # Cached, as it is the same for all pages of an array, of which there may be thousands.
     chosen = cache(lambda pk: _profile(submissions.get(pk or 0), profile_name, overrides))
     last_array = max((pk for pk, s in submissions.items() if s.kind == "slurm"), default=None)
-    room = cache(_room)
+    limits_of = cache(_limits_of)
     steps = []
     for page in pages:
         status, base = wanted[page.number], chosen(page.submission_pk or last_array)
@@ -91,7 +91,7 @@ def next_steps(
         if end is not None and end.state in retry_policy.CAUSED_BY_ROWS and last in searched:
             end = replace(end, in_vain=False)
         decision = _decide(
-            end, page, base, submissions.get(page.submission_pk or 0), room,
+            end, page, base, submissions.get(page.submission_pk or 0), limits_of,
             on_request or "mem" in overrides or "time" in overrides,
         )  # fmt: skip
         grown = {key: value for key, value in decision.options if key not in overrides}
@@ -118,7 +118,7 @@ def _decide(
     page: Page,
     base: Profile,
     submission: Submission | None,
-    room: Callable[[str | None], Room],
+    limits_of: Callable[[str | None], PartitionLimits],
     on_request: bool,
 ) -> Decision:
     rules = retry_rules.rules(config.current().rules, base.policy)
@@ -132,7 +132,7 @@ def _decide(
         rules,
         base.options,
         used,
-        room(partition) if grows else Room(),
+        limits_of(partition) if grows else PartitionLimits(),
         on_request,
     )
 
@@ -147,11 +147,11 @@ def _used(submission: Submission | None, base: Profile) -> dict[str, str | float
     return used
 
 
-def _room(partition: str | None) -> Room:
+def _limits_of(partition: str | None) -> PartitionLimits:
     try:
-        return limits.room(partition)
+        return limits.partition_limits(partition)
     except AstraError:
-        return Room()  # sbatch itself refuses what does not fit
+        return PartitionLimits()  # sbatch itself refuses what does not fit
 
 
 def _profile(
@@ -204,7 +204,7 @@ def ends_as_stored(ends: Iterable[End]) -> str:
 def record(plan: Plan, steps: Iterable[PageStep], statuses: Iterable[PageStatus]) -> None:
     """Store how the elements of pages that were submitted again had ended."""
     slurm_states = {s.page: s.slurm_state for s in statuses}
-    before = {n.page.number: n for n in steps if n.end is not None}
+    before = {step.page.number: step for step in steps if step.end is not None}
     if not before:
         return
     with connection(), writing():
@@ -233,10 +233,10 @@ def exclude_bad_nodes(
         pages = list(light_pages(plan))
     for page in pages:
         ends += [(page.number, end, end.node) for end in ends_of(page)]
-    ends += [(n.page.number, n.end, n.end.node) for n in steps if n.end is not None]
+    ends += [(step.page.number, step.end, step.end.node) for step in steps if step.end is not None]
     ends += [(s.page, None, s.node) for s in statuses if s.state is PageState.DONE]
-    unbegun = {page.number for page in pages if page.attempt_pk is None}
-    bad = retry_policy.bad_nodes(ends, settings.exclude_after, unbegun)
+    never_claimed = {page.number for page in pages if page.attempt_pk is None}
+    bad = retry_policy.bad_nodes(ends, settings.exclude_after, never_claimed)
     made_here = f"plan {plan.pk}: "
     cleared = {node for _, _, node in ends} - bad.keys()
     lifted = [
@@ -262,6 +262,8 @@ def exclude_bad_nodes(
 def grouped(steps: Iterable[PageStep]) -> list[NextStep]:
     """Group pages by their next step."""
     groups: dict[tuple[str | None, bool, str], list[int]] = defaultdict(list)
-    for n in steps:
-        groups[n.decision.state, n.decision.retry, n.decision.explanation].append(n.page.number)
-    return [NextStep(tuple(pages), *step) for step, pages in groups.items()]
+    for step in steps:
+        groups[step.decision.state, step.decision.retry, step.decision.explanation].append(
+            step.page.number
+        )
+    return [NextStep(tuple(pages), *kind) for kind, pages in groups.items()]

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from astra.config.retry_rules import RULES, Rule
 from astra.config.units import size_mb, time_limit_s, written_size, written_time
 from astra.errors import OutOfHours
-from astra.slurm.site import Room
+from astra.slurm.site import PartitionLimits
 from astra.states import PageState
 
 #: Ends that the page did not cause: they use up no retry.
@@ -81,7 +81,7 @@ def next_step(
     rules: Mapping[str, Rule],
     base: Mapping[str, object],
     used: Mapping[str, object],
-    room: Room,
+    allowed: PartitionLimits,
     on_request: bool = False,
 ) -> Decision:
     """Choose the next step of a page by how its elements ended.
@@ -92,12 +92,12 @@ def next_step(
     rules : the rule of each state.
     base : the options of the next element's profile.
     used : the options of the last element.
-    room : the limits of the partition.
+    allowed : the limits of the partition.
     on_request : whether the user asks for these pages, even if their retries are used up.
     """
     earlier = list(earlier)
     if last is None or last.state in _EXTERNAL:
-        kept = _grown(Rule(), base, used, room).options if earlier else ()
+        kept = _grown(Rule(), base, used, allowed).options if earlier else ()
         if last is None:
             return Decision(None, True, "not submitted yet", kept)
         why = _EXTERNAL[last.state]
@@ -108,7 +108,7 @@ def next_step(
     if not on_request and (tries >= rule.retries if not free else not rule.retries):
         none = f"{tries} of {rule.retries} retries used up" if rule.retries else "is not retried"
         return Decision(last.state, False, none)
-    grown = _grown(rule, base, used, room)
+    grown = _grown(rule, base, used, allowed)
     if not on_request and not free and grown.stuck:
         return Decision(last.state, False, grown.text)
     count = "uses up no retry" if free else f"retry {tries + 1} of {rule.retries}"
@@ -157,14 +157,15 @@ class _Resource:
 
 
 def _grown(
-    rule: Rule, base: Mapping[str, object], used: Mapping[str, object], room: Room
+    rule: Rule, base: Mapping[str, object], used: Mapping[str, object], allowed: PartitionLimits
 ) -> _Growth:
     """Return the memory and time of the next element.
 
     Further retries keep what a retry had, however they end.
     """
     memory = next((k for k in ("mem_per_cpu", "mem_per_gpu") if k in used or k in base), "mem")
-    of_node = room if memory == "mem" else Room()  # the partition's limits are those of a node
+    # The limits of a partition are those of a whole node.
+    of_node = allowed if memory == "mem" else PartitionLimits()
     max_mem_mb, max_time_s = size_mb(rule.max_mem or ""), time_limit_s(rule.max_time or "")
     resources = (
         _Resource(
@@ -172,7 +173,7 @@ def _grown(
             of_node.default_mem_mb,
         ),
         _Resource(
-            "time", time_limit_s, written_time, rule.time_growth, (max_time_s, room.max_time_s)
+            "time", time_limit_s, written_time, rule.time_growth, (max_time_s, allowed.max_time_s)
         ),
     )  # fmt: skip
     parts = [resource.grown(base, used) for resource in resources]
@@ -190,8 +191,8 @@ def remedy(state: str | None) -> str:
 
 def bad_nodes(
     ends: Iterable[tuple[int, End | None, str | None]],
-    least: int,
-    unbegun: Collection[int] = frozenset(),
+    min_failed: int,
+    never_claimed: Collection[int] = frozenset(),
 ) -> dict[str, str]:
     """Return the nodes that seem to cause the failures of pages, each with an explanation.
 
@@ -203,8 +204,8 @@ def bad_nodes(
     Parameters
     ----------
     ends : (page, how an element of it ended, on which node); None for one that succeeded.
-    least : the number of pages that must have failed on a node. 0: no node is bad.
-    unbegun : pages that no element has claimed yet, so that no row and no task made them fail.
+    min_failed : how many pages must have failed on a node for it to be bad; 0: no node is bad.
+    never_claimed : pages that no element has claimed yet: neither a row nor the task failed them.
     """
     bad: dict[str, set[int]] = {}
     seen: dict[str, set[int]] = {}
@@ -225,11 +226,11 @@ def bad_nodes(
         n_others = sum(len(seen[other] - own_fault) for other in others)
         share = guilty / max(len(seen[node] - own_fault), 1)
         elsewhere = sum(len(bad[other] - own_fault) for other in others) / max(n_others, 1)
-        if not least or guilty < least or share < 0.5:
+        if not min_failed or guilty < min_failed or share < 0.5:
             continue
         if n_others and elsewhere < share / 2:
             reasons[node] = f"{guilty} pages failed on it and not elsewhere"
-        elif not others and pages <= set(unbegun):
+        elif not others and pages <= set(never_claimed):
             reasons[node] = (
                 f"{guilty} elements could not begin on it, and there were none elsewhere"
             )

@@ -81,7 +81,7 @@ def resume(
         steps = next_steps(frozen, chosen, profile_name, options, bool(wanted) or failed)
         more = [] if dry_run or wanted else _replacements(frozen, statuses, profile_name, options)
         submitted = _take_steps(frozen, pages, steps, more, statuses, dry_run, hours)
-    left = [n for n in steps if not n.decision.retry]
+    left = [step for step in steps if not step.decision.retry]
     return replace(submitted, skipped=_skipped(skipped, more, left), left=_left_pages(frozen, left))
 
 
@@ -101,8 +101,11 @@ def _replacements(
     lacking = withdraw_pages(statuses)
     withdrawn = [replace(s, state=PageState.UNSUBMITTED) for s in statuses if s.page in lacking]
     return [
-        replace(n, profile=replace(n.profile, max_elements=lacking[n.page.number], throttle=None))
-        for n in next_steps(plan, withdrawn, name, options)
+        replace(
+            step,
+            profile=replace(step.profile, max_elements=lacking[step.page.number], throttle=None),
+        )
+        for step in next_steps(plan, withdrawn, name, options)
     ]
 
 
@@ -128,11 +131,11 @@ def _take_steps(
     The steps of the `pages` that were chosen come first; `more` were withdrawn from their pool.
     """
     steps = [*chosen, *more]
-    holders = Holders.of([*pages, *(n.page for n in more)])
+    holders = Holders.of([*pages, *(step.page for step in more)])
     if not dry_run:
         exclude_bad_nodes(plan, statuses, steps)
     submitted = _submit_groups(
-        plan, [n for n in steps if n.decision.retry], holders, dry_run, hours
+        plan, [step for step in steps if step.decision.retry], holders, dry_run, hours
     )
     if not dry_run:
         record(plan, steps, statuses)
@@ -144,25 +147,25 @@ def _submit_groups(
 ) -> Submitted:
     """Submit pages, grouped by the options of their elements; the groups share the throttle."""
     groups: dict[str, list[PageStep]] = {}
-    for n in steps:
-        groups.setdefault(repr(n.profile), []).append(n)
+    for step in steps:
+        groups.setdefault(repr(step.profile), []).append(step)
     submitted = Submitted(plan.pk, plan.task, 0, 0, dry_run=dry_run)
-    least = min((n.profile.throttle for n in steps if n.profile.throttle), default=None)
-    throttles = shares(least, [len(group) for group in groups.values()])
+    lowest = min((step.profile.throttle for step in steps if step.profile.throttle), default=None)
+    throttles = shares(lowest, [len(group) for group in groups.values()])
     for place, group in enumerate(groups.values()):
         if submitted.message:  # a limit of Slurm's, which holds for the other groups too
             break
         if throttles and place >= len(throttles):
             submitted = replace(
-                submitted, message=f"the throttle of {least} is used up: the rest comes later"
+                submitted, message=f"the throttle of {lowest} is used up: the rest comes later"
             )
             break
-        chosen = group[0].profile
+        profile = group[0].profile
         if throttles:
-            chosen = replace(chosen, throttle=throttles[place])
-        pages = {n.page.number: n.page.n_pending for n in group}
+            profile = replace(profile, throttle=throttles[place])
+        pages = {step.page.number: step.page.n_pending for step in group}
         try:
-            new = submit_pages(plan, pages, holders, chosen, dry_run, hours)
+            new = submit_pages(plan, pages, holders, profile, dry_run, hours)
         except SlurmRefused as refused:
             if not submitted.jobs:
                 raise

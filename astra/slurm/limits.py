@@ -1,4 +1,4 @@
-"""Query the limits of a site on an element: time, memory, and scheduled maintenance."""
+"""Query what a site allows an element: time, memory, nodes, and when maintenance begins."""
 
 import logging
 import time
@@ -14,7 +14,7 @@ from astra.slurm.command import available, run
 from astra.slurm.site import (
     Cluster,
     Partition,
-    Room,
+    PartitionLimits,
     parse_cluster,
     parse_maintenance,
     parse_max_array_size,
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Bounds:
+class ProfileLimits:
     """What elements of a profile may request; None where no limit is known."""
 
     partition: str | None = None
@@ -36,22 +36,22 @@ class Bounds:
     note: str | None = None  # why no limits are known
 
 
-def bounds(chosen: Profile) -> Bounds:
+def profile_limits(profile: Profile) -> ProfileLimits:
     """Query the limits of the partition that a profile requests, with three commands."""
-    partition = chosen.partition
+    partition = profile.partition
     if not available():
-        return Bounds(
+        return ProfileLimits(
             partition, note="there is no Slurm here: the partition's limits are not known"
         )
     try:
-        allowed = room(partition)
+        allowed = partition_limits(partition)
         reservations = parse_maintenance(_of_site("scontrol", "-o", "show", "reservation"))
         nodes = set(allowed.nodes)
         ahead = [r for r in reservations if nodes and nodes <= hosts(r.nodes)]
     except SlurmError as error:
-        return Bounds(partition, note=f"the partition's limits are not known: {error}")
+        return ProfileLimits(partition, note=f"the partition's limits are not known: {error}")
     first = min(ahead, key=lambda r: r.begins, default=None)
-    return Bounds(
+    return ProfileLimits(
         partition,
         allowed.max_time_s,
         allowed.max_mem_mb,
@@ -60,34 +60,34 @@ def bounds(chosen: Profile) -> Bounds:
     )
 
 
-def warnings(chosen: Profile, site: Bounds) -> list[str]:
+def obstacles(profile: Profile, site: ProfileLimits) -> list[str]:
     """Describe what keeps elements of a profile from starting."""
-    limit_s = time_limit_s(chosen.options.get("time", ""))
+    limit_s = time_limit_s(profile.options.get("time", ""))
     name = f"partition {site.partition}" if site.partition else "the default partition"
-    obstacles = []
+    problems: list[str] = []
     if limit_s and site.max_time_s and limit_s > site.max_time_s:
-        obstacles.append(
+        problems.append(
             f"time {written_time(limit_s)} is more than {name} allows "
             f"({written_time(site.max_time_s)}): elements would wait for ever; "
             f"give --time {written_time(site.max_time_s)} or another --partition"
         )
     if limit_s and site.maintenance_in_s is not None and limit_s > site.maintenance_in_s:
-        obstacles.append(
+        problems.append(
             f"maintenance ({site.maintenance}) begins in {written_time(site.maintenance_in_s)}: "
             f"elements with time {written_time(limit_s)} start after it, "
             "shorter ones that fit before it at once"
         )
-    return obstacles
+    return problems
 
 
-def obstacles_to(chosen: Profile) -> list[str]:
+def obstacles_to(profile: Profile) -> list[str]:
     """Query what keeps elements of a profile from starting, and Slurm's configuration."""
     if available():
         with suppress(SlurmError):  # who needs it queries it again, and gets the error
             configuration()
-    if "time" not in chosen.options or "clusters" in chosen.options:
+    if "time" not in profile.options or "clusters" in profile.options:
         return []
-    return warnings(chosen, bounds(chosen))
+    return obstacles(profile, profile_limits(profile))
 
 
 @cache
@@ -127,7 +127,7 @@ def _of_site(*args: str) -> str:
     return _site[args]
 
 
-def room(partition: str | None) -> Room:
+def partition_limits(partition: str | None) -> PartitionLimits:
     """Return what a job may request in a partition, in the largest of several, or the default.
 
     Raises
@@ -141,7 +141,7 @@ def room(partition: str | None) -> Room:
     nodes = [line.split("|") for line in lines if line.split("|")[0] in names]
     memory = [size for _, _, text in nodes if (size := size_mb(text.rstrip("+")))]
     max_mb = _widest([p.max_mem_mb for p in requested])
-    return Room(
+    return PartitionLimits(
         _widest([p.max_time_s for p in requested]),
         min((mb for mb in (max_mb, max(memory, default=None)) if mb), default=None),
         min((p.default_mem_mb for p in requested if p.default_mem_mb), default=None),
@@ -157,16 +157,16 @@ def _requested(partition: str | None) -> list[Partition]:
     return [p for p in partitions if (p.name in names if names else p.is_default)]
 
 
-def default_time(chosen: Profile) -> str | None:
+def default_time(profile: Profile) -> str | None:
     """Return the time limit that Slurm gives to elements whose profile requests none.
 
     Return None if the profile requests one, if there is none, and if it is not known: several
     partitions may have several.
     """
-    if "time" in chosen.options or "clusters" in chosen.options or not available():
+    if "time" in profile.options or "clusters" in profile.options or not available():
         return None
     try:
-        defaults = {p.default_time_s for p in _requested(chosen.partition)}
+        defaults = {p.default_time_s for p in _requested(profile.partition)}
     except SlurmError as error:
         log.warning("the time limit of elements without --time is not known: %s", error)
         return None

@@ -40,7 +40,7 @@ def _records(text: str) -> Iterator[dict[str, str]]:
 
 
 @dataclass(frozen=True)
-class Room:
+class PartitionLimits:
     """What the partitions of a job allow it, and their nodes."""
 
     max_time_s: int | None = None

@@ -18,9 +18,11 @@ class Slice:
     def indices(self) -> list[int]:
         return [element - self.offset for element in self.elements]
 
-    def with_elements(self, chosen: Profile) -> "Slice":
+    def with_elements(self, profile: Profile) -> "Slice":
         """Return the slice with at most the number of elements that a profile allows for a pool."""
-        return replace(self, elements=self.elements[: chosen.max_elements]) if chosen.pull else self
+        if not profile.pull:
+            return self
+        return replace(self, elements=self.elements[: profile.max_elements])
 
 
 def shares(total: int | None, weights: Sequence[int]) -> list[int]:
@@ -43,41 +45,45 @@ def shares(total: int | None, weights: Sequence[int]) -> list[int]:
     return parts
 
 
-def slices(pages: Iterable[int], each: int, max_indices: int) -> Iterator[Slice]:
+def slices(pages: Iterable[int], pages_per_element: int, max_indices: int) -> Iterator[Slice]:
     """Cut pages into arrays, each with the indices 1 to `max_indices` and an offset."""
-    numbers, of_array = sorted(pages), each * max_indices
+    numbers, of_array = sorted(pages), pages_per_element * max_indices
     begin = 0
     while begin < len(numbers):
         group = (numbers[begin] - 1) // of_array
         end = bisect_right(numbers, (group + 1) * of_array, begin)
         members = numbers[begin:end]
-        yield Slice(members, _elements(members, each), group * max_indices)
+        yield Slice(members, _elements(members, pages_per_element), group * max_indices)
         begin = end
 
 
-def _elements(pages: list[int], each: int) -> list[int]:
-    return pages if each == 1 else list(dict.fromkeys([(page - 1) // each + 1 for page in pages]))
+def _elements(pages: list[int], pages_per_element: int) -> list[int]:
+    """Return the elements of pages: without a pool, each element has consecutive pages."""
+    if pages_per_element == 1:
+        return pages
+    return list(dict.fromkeys([(page - 1) // pages_per_element + 1 for page in pages]))
 
 
 #: The smallest share of the wanted elements with which a pool serves all of its pages.
-_FEWEST = 1 / 8
+_MIN_SHARE = 1 / 8
 
 
-def smaller(piece: Slice, chosen: Profile) -> list[Slice]:
+def reduced(piece: Slice, profile: Profile) -> list[Slice]:
     """Return what to submit instead of a slice with more elements than a limit of Slurm allows.
 
     Half of the elements of a pool can serve the same pages, unless they would be too few for them.
     Else the slice is cut into two, each with half of its pages and elements.
     """
-    elements = piece.with_elements(chosen).elements
+    elements = piece.with_elements(profile).elements
     half = len(elements) // 2
-    wanted = min(len(piece.pages), chosen.max_elements)
-    if chosen.pull and half >= _FEWEST * wanted:
+    wanted = min(len(piece.pages), profile.max_elements)
+    if profile.pull and half >= _MIN_SHARE * wanted:
         return [replace(piece, elements=elements[:half])]
-    each = chosen.pages_per_element
-    second = piece.pages[len(piece.pages) // 2] if chosen.pull else (elements[half] - 1) * each + 1
+    each = profile.pages_per_element
+    middle = len(piece.pages) // 2
+    second = piece.pages[middle] if profile.pull else (elements[half] - 1) * each + 1
     cut = bisect_left(piece.pages, second)
     return [
-        Slice(pages, _elements(pages, each)[: max(half, 1) if chosen.pull else None], piece.offset)
+        Slice(pages, _elements(pages, each)[: max(half, 1) if profile.pull else None], piece.offset)
         for pages in (piece.pages[:cut], piece.pages[cut:])
     ]

@@ -74,9 +74,9 @@ def new_submission(
     plan: Plan,
     elements: Iterable[int],
     offset: int,
-    each: int,
+    pages_per_element: int,
     kind: str,
-    chosen: Profile | None = None,
+    profile: Profile | None = None,
     pulls: bool = False,
     token: str | None = None,
     default_time: str | None = None,
@@ -96,25 +96,25 @@ def new_submission(
         host=socket.gethostname(),
         elements=list(elements),
         offset=offset,
-        pages_per_element=each,
+        pages_per_element=pages_per_element,
         pulls=pulls,
-        profile=json.dumps(_describe(chosen, default_time) if chosen else {}, default=str),
-        cluster=str(chosen.options.get("clusters") or "") or None if chosen else None,
+        profile=json.dumps(_describe(profile, default_time) if profile else {}, default=str),
+        cluster=str(profile.options.get("clusters") or "") or None if profile else None,
         created_by=user_name(),
         job_id=os.getpid() if local else None,
         pid_began=process_began(os.getpid()) if local else None,
     )
 
 
-def _describe(chosen: Profile, default_time: str | None = None) -> dict[str, object]:
+def _describe(profile: Profile, default_time: str | None = None) -> dict[str, object]:
     had = {"time": default_time} if default_time else {}
     return {
-        "name": chosen.name,
-        "options": {k: hide_secret(k, v) for k, v in chosen.options.items()} | had,
+        "name": profile.name,
+        "options": {k: hide_secret(k, v) for k, v in profile.options.items()} | had,
         "default_time": default_time,
-        "given": {k: v for k, v in chosen.given.items() if "***" not in hide_secret(k, v)},
-        "throttle": chosen.throttle,
-        "setup": [hide(line) for line in chosen.setup],
+        "given": {k: v for k, v in profile.given.items() if "***" not in hide_secret(k, v)},
+        "throttle": profile.throttle,
+        "setup": [hide(line) for line in profile.setup],
     }
 
 
@@ -203,7 +203,7 @@ def _assign_pages(plan: Plan, pages: list[int], holders: Holders, submission: Su
         )
 
 
-def send(
+def submit_once(
     path: Path,
     job: parse.JobId,
     if_unknown: str,
@@ -216,10 +216,18 @@ def send(
     Parameters
     ----------
     job : its name and cluster identify it; no other job has the name.
+    path : the script.
     if_unknown : the end of the message if it remains unknown whether the job exists.
     choose : chooses one of several jobs with the name.
     args : further arguments of sbatch.
-    begun : waits for the answer of an earlier call of sbatch.
+    begun : waits for the answer of a call of sbatch that has begun, which is then the first call.
+
+    Raises
+    ------
+    SlurmRefused
+        If Slurm refuses the job.
+    SlurmUnknown
+        If it remains unknown whether the job exists.
     """
     now = partial(client.submit, path, args)
     for call, again in ((begun or now, True), (now, False)):
@@ -254,18 +262,18 @@ def _look_up(job: parse.JobId) -> list[parse.JobId]:
     return []
 
 
-def one_of(submission: Submission, jobs: list[parse.JobId]) -> parse.JobId:
+def keep_one_job(submission: Submission, jobs: list[parse.JobId]) -> parse.JobId:
     """Return the first array of a name; cancel further ones, whose elements could do nothing."""
     with connection():
         bound = Submission.get_by_id(submission.pk).job_id
-    chosen = next((job for job in jobs if job.job_id == bound), min(jobs, key=lambda j: j.job_id))
+    kept = next((job for job in jobs if job.job_id == bound), min(jobs, key=lambda j: j.job_id))
     for job in jobs:
-        if job != chosen:
+        if job != kept:
             client.cancel(job)
-    return chosen
+    return kept
 
 
-def adopt(submission: Submission, job: parse.JobId) -> None:
+def bind_job(submission: Submission, job: parse.JobId) -> None:
     """Bind a submission to a job, unless it is bound to another."""
     job_id = fn.COALESCE(Submission.job_id, job.job_id)
     home = {"cluster_name": job.cluster} if job.cluster else {}
@@ -310,7 +318,7 @@ def recover_intents(plan: Plan) -> list[Submission]:
             unknown.append(submission)
             continue
         if jobs:
-            adopt(submission, one_of(submission, jobs))
+            bind_job(submission, keep_one_job(submission, jobs))
         else:
             withdraw(submission, "absent")
     return unknown

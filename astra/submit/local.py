@@ -69,18 +69,20 @@ def run_local(
     """
     elements = [page.number for page in pages]
     logs = run_folder(plan.folder) / "logs"
-    pool = _Pool(plan, submission, logs, row_timeout, setup)
-    previous = _stop_on_signals(pool)
+    processes = _Processes(plan, submission, logs, row_timeout, setup)
+    previous = _stop_on_signals(processes)
     try:
-        _drive(plan, pool, elements, n_processes, progress)
+        _run_elements(plan, processes, elements, n_processes, progress)
     finally:
-        pool.end()
+        processes.end()
         end_submission(submission)
         for number, handler in previous.items():
             signal.signal(number, handler)
-    if pool.stopped:
+    if processes.stopped:
         raise interrupted(plan)
-    message = _failed_elements(pool.bad, f"{logs}/local-{submission.token}") if pool.bad else None
+    message = None
+    if processes.failed:
+        message = _failed_elements(processes.failed, f"{logs}/local-{submission.token}")
     rows = sum(page.n_pending for page in pages)
     return Submitted(plan.pk, plan.task, len(pages), rows, message=message)
 
@@ -117,24 +119,24 @@ def end_submission(submission: Submission) -> None:
         log.warning("the end of the local run could not be recorded: %s", error)
 
 
-def _drive(
+def _run_elements(
     plan: Plan,
-    pool: "_Pool",
+    processes: "_Processes",
     elements: list[int],
     n_processes: int,
     progress: Callable[[int, int], None],
 ) -> None:
     queue = list(elements)
     shown = 0.0
-    while (queue or pool.running) and not pool.stopped:
-        while queue and len(pool.running) < n_processes and not pool.stopped:
-            pool.start(queue.pop(0))
-        if pool.reap():  # an element that succeeds has found no free page
+    while (queue or processes.running) and not processes.stopped:
+        while queue and len(processes.running) < n_processes and not processes.stopped:
+            processes.start(queue.pop(0))
+        if processes.reap():  # an element that succeeds has found no free page
             queue.clear()
         if time.monotonic() - shown > 0.5:
             _report_progress(plan, progress)
             shown = time.monotonic()
-        if pool.running:
+        if processes.running:
             time.sleep(_POLL_S)
     _report_progress(plan, progress)
 
@@ -151,7 +153,7 @@ def _report_progress(plan: Plan, progress: Callable[[int, int], None]) -> None:
     progress(int(n_ended or 0), int(n_rows or 0))
 
 
-class _Pool:
+class _Processes:
     """The element processes that this process started, and no others."""
 
     def __init__(
@@ -170,7 +172,7 @@ class _Pool:
         ]  # fmt: skip
         self.running: dict[int, subprocess.Popen[bytes]] = {}
         self.stopped = self.stop_requested = self.at_once = False
-        self.bad: dict[int, int] = {}  # element: exit status
+        self.failed: dict[int, int] = {}  # element: exit status
 
     def start(self, element: int) -> None:
         log_path = self.logs / f"local-{self.token}_{element}.log"
@@ -200,7 +202,7 @@ class _Pool:
             if process.poll() is not None:
                 del self.running[element]
                 if process.returncode:
-                    self.bad[element] = process.returncode
+                    self.failed[element] = process.returncode
                 else:
                     succeeded = True
         return succeeded
@@ -225,13 +227,13 @@ class _Pool:
         self.running.clear()
 
 
-def _stop_on_signals(pool: _Pool) -> dict[int, Handler]:
-    """Handle SIGINT and SIGTERM by stopping the pool; return the previous handlers."""
+def _stop_on_signals(processes: _Processes) -> dict[int, Handler]:
+    """Handle SIGINT and SIGTERM by asking the processes to stop; return the previous handlers."""
 
     def on_signal(number: int, frame: object) -> None:
         """Ask the elements to stop at the first signal; kill them at the second."""
-        pool.at_once, pool.stop_requested = pool.stop_requested, True
-        pool.ask_to_stop()
+        processes.at_once, processes.stop_requested = processes.stop_requested, True
+        processes.ask_to_stop()
 
     return {n: signal.signal(n, on_signal) for n in (signal.SIGINT, signal.SIGTERM)}
 

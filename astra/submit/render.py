@@ -38,25 +38,25 @@ def element_arguments(
     return arguments
 
 
-def render(plan: Plan, piece: Slice, chosen: Profile, submission: Submission, hours: Hours) -> str:
+def render(plan: Plan, piece: Slice, profile: Profile, submission: Submission, hours: Hours) -> str:
     return script.render(
-        chosen.template,
+        profile.template,
         script.ElementScript(
             plan=plan.pk,
             task=plan.task,
             pages=script.array_spec(piece.pages),
-            array=script.array_spec(piece.indices(), chosen.throttle),
+            array=script.array_spec(piece.indices(), profile.throttle),
             offset=piece.offset,
             pages_per_element=submission.pages_per_element,
-            pull=chosen.pull,
-            arguments=element_arguments(plan, submission.token, chosen.row_timeout, hours),
-            **_common(chosen, submission.job_name, plan.cwd, run_folder(plan.folder) / "logs"),
+            pull=profile.pull,
+            arguments=element_arguments(plan, submission.token, profile.row_timeout, hours),
+            **_common(profile, submission.job_name, plan.cwd, run_folder(plan.folder) / "logs"),
         ),
     )
 
 
 def render_job(
-    chosen: Profile,
+    profile: Profile,
     job_name: str,
     cwd: str,
     logs: Path,
@@ -68,8 +68,8 @@ def render_job(
 
     With the `path` of the script, a node that cannot run it submits it again for other nodes.
     """
-    common = _common(chosen, job_name, cwd, logs, f"{job_name}-%j.log")
-    excluded = f"{chosen.options['exclude']}," if "exclude" in chosen.options else ""
+    common = _common(profile, job_name, cwd, logs, f"{job_name}-%j.log")
+    excluded = f"{profile.options['exclude']}," if "exclude" in profile.options else ""
     job = script.JobScript(
         about=about, arguments=arguments, path=str(path) if path else None, exclude=excluded,
         **common,
@@ -78,18 +78,18 @@ def render_job(
 
 
 def _common(
-    chosen: Profile, job_name: str, cwd: str, logs: Path, log_name: str = "%A_%a.log"
+    profile: Profile, job_name: str, cwd: str, logs: Path, log_name: str = "%A_%a.log"
 ) -> dict[str, Any]:
     """Return what the scripts of all jobs have in common."""
     return {
         "job_name": job_name, "log_path": script.log_pattern(logs, log_name),
-        "chdir": cwd if Path(cwd).is_dir() else str(Path.cwd()), "python": chosen.python,
-        "directives": tuple(profiles.directives(chosen)), "setup": chosen.setup,
+        "chdir": cwd if Path(cwd).is_dir() else str(Path.cwd()), "python": profile.python,
+        "directives": tuple(profiles.directives(profile)), "setup": profile.setup,
         "environment": environment(),
     }  # fmt: skip
 
 
-def check_export(chosen: Profile) -> None:
+def check_export(profile: Profile) -> None:
     """Refuse a profile that would keep the password of the database from its elements.
 
     Raises
@@ -97,8 +97,8 @@ def check_export(chosen: Profile) -> None:
     UsageError
         If a password is in the environment, and ``export`` or ``export_file`` keeps it there.
     """
-    export = chosen.options.get("export")
-    if chosen.options.get("export_file") is None and export is None:
+    export = profile.options.get("export")
+    if profile.options.get("export_file") is None and export is None:
         return
     names = {word.partition("=")[0].strip() for word in str(export or "NONE").split(",")}
     needed = ["ASTRA_DATABASE_URL"] if _is_in_environment_alone() else []

@@ -19,16 +19,16 @@ from astra.plan.pages import n_unfinished_pages, unsubmitted_pages
 from astra.slurm import client, limits, parse
 from astra.slurm import script as script_module
 from astra.slurm.command import available
-from astra.submit.arrays import Slice, shares, slices, smaller
+from astra.submit.arrays import Slice, reduced, shares, slices
 from astra.submit.intent import (
     NOBODY,
     Holders,
-    adopt,
+    bind_job,
     commit_intent,
     hold_plan,
+    keep_one_job,
     new_submission,
-    one_of,
-    send,
+    submit_once,
     withdraw,
 )
 from astra.submit.night_hours import ALWAYS, Hours
@@ -98,18 +98,18 @@ def submit(
     with keep_connected():
         frozen = get_plan(plan)
         check_ready(frozen, dry_run)
-        chosen = choose_profile(profile_name, options)
+        profile = choose_profile(profile_name, options)
         # Slurm is queried while the plan is locked, its pages are read and its script is prepared.
-        obstacles = in_background(lambda: limits.obstacles_to(chosen))
+        obstacles = in_background(lambda: limits.obstacles_to(profile))
         with hold_plan(frozen):
             with connection():
                 pages = unsubmitted_pages(frozen)
                 n_unfinished = 0 if pages else n_unfinished_pages(frozen)
             if pages:
-                script_module.prepare(chosen.template)
+                script_module.prepare(profile.template)
             for obstacle in obstacles() if pages else ():
                 log.warning("%s", obstacle)
-            submitted = submit_pages(frozen, pages, NOBODY, chosen, dry_run, hours)
+            submitted = submit_pages(frozen, pages, NOBODY, profile, dry_run, hours)
     if n_unfinished:
         return replace(submitted, message=_submitted_before(plan, n_unfinished))
     return submitted
@@ -151,7 +151,7 @@ def submit_pages(
     plan: Plan,
     pages: Mapping[int, int],
     holders: Holders,
-    chosen: Profile,
+    profile: Profile,
     dry_run: bool = False,
     hours: Hours = ALWAYS,
 ) -> Submitted:
@@ -164,28 +164,30 @@ def submit_pages(
     pages : the numbers of the pages, and how many pending rows each has.
     holders : the submissions and attempts that the pages belonged to when they were read.
     """
-    check_export(chosen)
+    check_export(profile)
     if plan.paused is not None and pages and not dry_run:
         paused = f"the plan is paused ({plan.pause_reason}): astra continue {plan.pk}"
         return Submitted(plan.pk, plan.task, 0, 0, unsubmitted=len(pages), message=paused)
-    excluded, each = nodes_to_exclude(chosen) if pages else (), chosen.pages_per_element
-    queue = list(slices(pages, each, _array_size(dry_run) - 1)) if pages else []
+    queue: list[Slice] = []
+    excluded = nodes_to_exclude(profile) if pages else ()
+    if pages:
+        queue = list(slices(pages, profile.pages_per_element, _array_size(dry_run) - 1))
     if queue:
-        chosen = replace(chosen, max_elements=-(-chosen.max_elements // len(queue)))
-    default_time = limits.default_time(chosen) if queue else None
-    chosen = without_early_signal(chosen, default_time)
-    shared = shares(chosen.throttle, [len(piece.elements) for piece in queue])
-    common = _Common(plan, chosen, shared, excluded, hours, default_time)
+        profile = replace(profile, max_elements=-(-profile.max_elements // len(queue)))
+    default_time = limits.default_time(profile) if queue else None
+    profile = without_early_signal(profile, default_time)
+    shared = shares(profile.throttle, [len(piece.elements) for piece in queue])
+    builder = _ArrayBuilder(plan, profile, shared, excluded, hours, default_time)
     if dry_run:
         message, submitted = None, list(pages)
-        jobs = [common.array(n, piece, token="0" * 12).job() for n, piece in enumerate(queue)]
+        jobs = [builder.build(n, piece, token="0" * 12).job() for n, piece in enumerate(queue)]
     else:
         if queue:
             check_folder(run_folder(plan.folder) / "logs")
-        jobs, submitted, message = _submit_slices(common, queue, holders)
+        jobs, submitted, message = _submit_slices(builder, queue, holders)
     return Submitted(
         plan.pk, plan.task, len(submitted), sum(map(pages.__getitem__, submitted)), tuple(jobs),
-        chosen.name, len(pages) - len(submitted), message=message, dry_run=dry_run,
+        profile.name, len(pages) - len(submitted), message=message, dry_run=dry_run,
     )  # fmt: skip
 
 
@@ -204,7 +206,7 @@ def _array_size(dry_run: bool) -> int:
 
 
 def _submit_slices(
-    common: "_Common", queue: list[Slice], holders: Holders
+    builder: "_ArrayBuilder", queue: list[Slice], holders: Holders
 ) -> tuple[list[Job], list[int], str | None]:
     """Call sbatch for each slice; while it runs, commit the next intent.
 
@@ -218,10 +220,10 @@ def _submit_slices(
             coming = None
             n = len(jobs) + bool(sending)
             # The job whose share it waits for.
-            behind = n - len(common.shared) if common.shared else -1
+            behind = n - len(builder.shared) if builder.shared else -1
             if queue and behind < len(jobs):
                 # Errors of templates and folders come before an intent is stored.
-                coming = common.array(n, queue[0], jobs[behind] if behind >= 0 else None)
+                coming = builder.build(n, queue[0], jobs[behind] if behind >= 0 else None)
                 _intend(coming, holders)
             if sending:
                 (array, answer), sending = sending, None
@@ -235,10 +237,10 @@ def _submit_slices(
                         raise
                     if not error.limit:
                         return jobs, pages, str(error)
-                    if len(array.piece.with_elements(common.chosen).elements) == 1:
-                        hint = f"the rest stays in the plan: astra resume {common.plan.pk}"
+                    if len(array.piece.with_elements(builder.profile).elements) == 1:
+                        hint = f"the rest stays in the plan: astra resume {builder.plan.pk}"
                         return jobs, pages, f"{error}; {hint}"
-                    queue[:0] = smaller(array.piece, common.chosen)
+                    queue[:0] = reduced(array.piece, builder.profile)
                     # Withdrawn pages belong to no submission.
                     holders = replace(holders, submissions={*holders.submissions, None})
                     continue
@@ -252,14 +254,14 @@ def _submit_slices(
     return jobs, pages, None
 
 
-def nodes_to_exclude(chosen: Profile) -> tuple[str, ...]:
+def nodes_to_exclude(profile: Profile) -> tuple[str, ...]:
     """Return further nodes to exclude: only nodes of the partition, and never all of them."""
     bad = excluded_nodes()
-    if not bad or "nodelist" in chosen.options:
+    if not bad or "nodelist" in profile.options:
         return ()
     try:
-        nodes = set(limits.room(chosen.partition).nodes)
-        nodes -= limits.hosts(str(chosen.options.get("exclude") or ""))
+        nodes = set(limits.partition_limits(profile.partition).nodes)
+        nodes -= limits.hosts(str(profile.options.get("exclude") or ""))
     except SlurmError as error:
         log.warning("the nodes of the partition are unknown, so none is excluded: %s", error)
         return ()
@@ -287,37 +289,37 @@ class _Array:
 
 
 @dataclass(frozen=True)
-class _Common:
-    """What the arrays of one submission have in common."""
+class _ArrayBuilder:
+    """Build the arrays of one submission from what they have in common."""
 
     plan: Plan
-    chosen: Profile
+    profile: Profile
     shared: list[int]  # shares of the throttle; arrays take turns
     excluded: tuple[str, ...]  # nodes
     hours: Hours
     default_time: str | None  # time limit of elements whose profile requests none
 
-    def array(
+    def build(
         self, n: int, piece: Slice, behind: Job | None = None, token: str | None = None
     ) -> _Array:
         """Return the n-th array with its script, of which nothing is stored yet.
 
         Its job avoids bad nodes, and waits for the job whose share of the throttle it takes over.
         """
-        plan, chosen, started = self.plan, self.chosen, piece.with_elements(self.chosen)
+        plan, profile, started = self.plan, self.profile, piece.with_elements(self.profile)
         if self.shared:
-            chosen = replace(chosen, throttle=self.shared[n % len(self.shared)])
+            profile = replace(profile, throttle=self.shared[n % len(self.shared)])
         submission = new_submission(
-            plan, started.elements, piece.offset, chosen.pages_per_element, "slurm", chosen,
-            chosen.pull, token, self.default_time,
+            plan, started.elements, piece.offset, profile.pages_per_element, "slurm", profile,
+            profile.pull, token, self.default_time,
         )  # fmt: skip
         folder = run_folder(plan.folder)
         submission.script = str(folder / f"{submission.job_name}.sh")
         submission.log_folder = str(folder / "logs")
         before = (f"afterany:{behind.job_id}",) if behind and behind.job_id else ()
-        sent = chosen.with_more(exclude=self.excluded, dependency=before)
+        sent = profile.with_more(exclude=self.excluded, dependency=before)
         text = render(plan, started, sent, submission, self.hours)
-        indices = script_module.array_spec(started.indices(), chosen.throttle)
+        indices = script_module.array_spec(started.indices(), profile.throttle)
         return _Array(piece, submission, text, indices)
 
 
@@ -332,22 +334,22 @@ def _bind(array: _Array, answer: Callable[[], parse.JobId]) -> Job:
     """Wait for the job of an array, and bind it to its submission."""
     submission = array.submission
     if_unknown = f"its pages stay reserved for it: astra resume {submission.plan_pk} looks again"
-    choose = partial(one_of, submission)
+    choose = partial(keep_one_job, submission)
     path = Path(submission.script or "")
     try:
-        sent = send(path, submission.job, if_unknown, choose, begun=answer)
+        sent = submit_once(path, submission.job, if_unknown, choose, begun=answer)
     except (SlurmRefused, UsageError) as error:  # the latter: no script could be written
         refused = isinstance(error, SlurmRefused)
         withdraw(submission, "refused" if refused else "absent", str(error))
         raise
-    adopt(submission, sent)
+    bind_job(submission, sent)
     return array.job(sent.job_id)
 
 
 def _bind_if_answered(array: _Array, answer: Callable[[], parse.JobId]) -> None:
     """Record the answer of sbatch when the command ends early; do not ask again."""
     try:
-        adopt(array.submission, answer())
+        bind_job(array.submission, answer())
     except AstraError as error:
         plan = array.submission.plan_pk
         log.warning("the last array: %s; astra resume %d looks for it by its name", error, plan)

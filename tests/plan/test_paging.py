@@ -9,7 +9,7 @@ from astra.models.plans import Page, Plan
 from astra.plan.plan import create_plan
 from astra.resume.resume import checked_states
 from astra.states import SlurmState
-from astra.submit.arrays import slices, smaller
+from astra.submit.arrays import reduced, slices
 from tests.sample_tasks import fill, measure
 
 
@@ -31,7 +31,7 @@ def test_every_page_is_in_one_array_at_an_index_that_it_takes(numbers, each, mos
             assert element - piece.offset in piece.indices()
         if len(piece.elements) > 1:  # as where Slurm takes no more at once
             chosen = choose_profile(None, {"pages_per_element": each, "pull": False})
-            first, second = smaller(piece, chosen)
+            first, second = reduced(piece, chosen)
             assert first.pages + second.pages == piece.pages
             assert first.elements + second.elements == piece.elements
             assert len(second.elements) - len(first.elements) in (0, 1)
@@ -44,7 +44,7 @@ def test_a_pool_that_slurm_refuses_gets_fewer_elements_and_then_fewer_pages(n_pa
     n_elements = len(piece.with_elements(chosen).elements)
     wanted = n_elements
     while n_elements > 1:
-        parts = smaller(piece, chosen)
+        parts = reduced(piece, chosen)
         assert [page for part in parts for page in part.pages] == piece.pages
         assert all(part.elements == part.pages[: len(part.elements)] for part in parts)
         halved = [len(part.with_elements(chosen).elements) for part in parts]

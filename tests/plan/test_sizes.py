@@ -14,13 +14,13 @@ from astra.models.attempts import Attempt
 from astra.models.plans import Submission
 from astra.plan.plan import create_plan
 from astra.plan.sizes import Estimate, Experience, sizes, time_limit
-from astra.slurm.limits import Bounds, bounds, warnings
+from astra.slurm.limits import ProfileLimits, obstacles, profile_limits
 from astra.slurm.site import parse_maintenance
 from tests.conftest import ROOT
 from tests.sample_tasks import costly, fill
 from tests.servers import wait_for
 
-BOUNDS = Bounds()
+BOUNDS = ProfileLimits()
 HAD = Experience(
     attempts=40, rows=4000, plans=(1,), same_arguments=True,
     row_s=2.0, row_s_upper=2.4, row_s_p50=1.8, row_s_p95=4.0, row_s_p999=20.0,
@@ -57,16 +57,19 @@ def test_defaults_without_experience():
 
 def test_pages_are_cut_to_fit_the_partition_and_maintenance():
     for known, said in (
-        (Bounds(max_time_s=3600), "at most"),
-        (Bounds(maintenance="maint", maintenance_in_s=3910.0), "maintenance (maint) begins in"),
+        (ProfileLimits(max_time_s=3600), "at most"),
+        (
+            ProfileLimits(maintenance="maint", maintenance_in_s=3910.0),
+            "maintenance (maint) begins in",
+        ),
     ):
         found = sized(known=known)
         assert time_limit_s(found.time) == 3600 == time_limit(HAD, found.limit, 1)
         assert time_limit(HAD, found.limit + 1, 1) > 3600
         assert said in found.notes[0] and f"{found.limit:,} rows per page" in found.notes[0]
-    late = sized(known=Bounds(maintenance="maint", maintenance_in_s=60.0))
+    late = sized(known=ProfileLimits(maintenance="maint", maintenance_in_s=60.0))
     assert late.limit == 3585 and "wait until it is over" in late.notes[0]
-    none = sized(known=Bounds(max_time_s=60, max_mem_mb=512))
+    none = sized(known=ProfileLimits(max_time_s=60, max_mem_mb=512))
     assert (none.limit, none.time, none.mem) == (1, "00:01:00", "512M")
     assert "not even one row fits" in none.notes[0] and "more than the 512M" in none.notes[1]
 
@@ -103,7 +106,7 @@ def test_no_maintenance_is_named_for_a_partition_that_has_no_nodes(
     monkeypatch.setattr("astra.slurm.limits.available", lambda: True)
     monkeypatch.setattr("astra.slurm.limits.run", lambda args: answers[args[-1]])
     chosen = profiles.choose_profile(None, {"partition": partition, "time": "1:00:00"})
-    assert bounds(chosen).maintenance == maintenance
+    assert profile_limits(chosen).maintenance == maintenance
 
 
 def test_a_probe_is_a_plan_of_its_own(pg_url):
@@ -169,9 +172,9 @@ def test_an_element_takes_the_time_asked_for(slurm):
 def test_limits_of_slurm_are_reported_before_submission(slurm, caplog):
     general = profiles.get("general", settings.current())
     short = general.with_options(partition="short")
-    known = bounds(short)
+    known = profile_limits(short)
     assert (known.max_time_s, known.max_mem_mb, known.maintenance) == (300, 16000, None)
-    (words,) = warnings(short, known)
+    (words,) = obstacles(short, known)
     assert "04:00:00 is more than partition short allows (00:05:00)" in words
     begins = datetime.now() + timedelta(hours=1)
     slurm.run(
@@ -179,7 +182,7 @@ def test_limits_of_slurm_are_reported_before_submission(slurm, caplog):
         "Duration=60", "Nodes=ALL", "Users=root", "Flags=MAINT,IGNORE_JOBS",
     )  # fmt: skip
     try:
-        known = bounds(general)
+        known = profile_limits(general)
         assert known.maintenance == "maint" and 3500 < known.maintenance_in_s <= 3600
         cut = sized(known=known)
         assert time_limit_s(cut.time) <= 3600 and cut.limit < 3585

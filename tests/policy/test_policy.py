@@ -26,9 +26,9 @@ from astra.policy.retry_policy import End, bad_nodes, end_of, next_step
 from astra.resume import resume as resume_module
 from astra.resume.resume import resume
 from astra.slurm import limits
-from astra.slurm.limits import default_time, room
+from astra.slurm.limits import default_time, partition_limits
 from astra.slurm.parse import Answer, Execution
-from astra.slurm.site import Room, parse_partitions
+from astra.slurm.site import PartitionLimits, parse_partitions
 from astra.states import PageState, SlurmState
 from astra.status.page_states import present_pages
 from astra.status.status import status
@@ -43,14 +43,14 @@ from tests.servers import Slurm, wait_for
 IN_VAIN, GOT_ON = True, False
 
 
-def step(state, earlier=(), base=None, used=None, room=None, in_vain=IN_VAIN, rule=None, **more):
+def step(state, earlier=(), base=None, used=None, allowed=None, in_vain=IN_VAIN, rule=None, **more):
     return next_step(
         End(state, "n1", in_vain),
         [End(s, "n1") for s in earlier],
         rules({state: rule} if rule else {}),
         base or {},
         used or {},
-        room or Room(),
+        allowed or PartitionLimits(),
         **more,
     )
 
@@ -66,10 +66,10 @@ class TestRules:
     def test_the_partition_bounds_what_any_rule_raises(self):
         use(settings.Config(rules={"FAILED": {"time_growth": 4.0}}))
         options = {"time": "00:30:00", "partition": "short"}
-        rooms = {"short": Room(max_time_s=3600)}
+        limits_of = {"short": PartitionLimits(max_time_s=3600)}
         made = next_steps._decide(
             End("FAILED"), Page(), choose_profile(None, options), Submission(profile=json.dumps({"options": options})),
-            rooms.__getitem__, False,
+            limits_of.__getitem__, False,
         )  # fmt: skip
         assert made.options == (("time", "01:00:00"),)
 
@@ -79,7 +79,7 @@ class TestRules:
         made = {
             partition: next_steps._decide(
                 End("TIMEOUT"), Page(), choose_profile(None, {"partition": partition, "time": False}),
-                Submission(profile=used), lambda name: Room(), False,
+                Submission(profile=used), lambda name: PartitionLimits(), False,
             ).options
             for partition in ("short", "long")
         }  # fmt: skip
@@ -96,28 +96,28 @@ class TestRules:
 
     def test_memory_per_cpu(self):
         had = {"mem_per_cpu": "500M"}
-        made = step("OUT_OF_MEMORY", base=had, used=had, room=Room(max_mem_mb=100))
+        made = step("OUT_OF_MEMORY", base=had, used=had, allowed=PartitionLimits(max_mem_mb=100))
         assert made.options == (("mem_per_cpu", "750M"),)
 
     def test_nobody_asked_for_memory(self):
         assert step("OUT_OF_MEMORY").explanation == "next as before (retry 1 of 3)"
-        made = step("OUT_OF_MEMORY", room=Room(default_mem_mb=100))
+        made = step("OUT_OF_MEMORY", allowed=PartitionLimits(default_mem_mb=100))
         assert made.options == (("mem", "150M"),)
         assert step("TIMEOUT", base={"time": "UNLIMITED"}, used={"time": "60"}).options == ()
 
     def test_memory_and_time_grow_to_the_limits_and_no_further(self):
         had = {"mem": "2G", "time": "60"}
-        near = Room(max_mem_mb=2500, max_time_s=5400)
-        assert step("OUT_OF_MEMORY", used=had, room=near).options[0] == ("mem", "2500M")
-        assert ("time", "01:30:00") in step("TIMEOUT", used=had, room=near).options
+        near = PartitionLimits(max_mem_mb=2500, max_time_s=5400)
+        assert step("OUT_OF_MEMORY", used=had, allowed=near).options[0] == ("mem", "2500M")
+        assert ("time", "01:30:00") in step("TIMEOUT", used=had, allowed=near).options
         assert step("OUT_OF_MEMORY", used=had, rule={"max_mem": "2200M"}).options[0][1] == "2200M"
         assert ("time", "01:10:00") in step("TIMEOUT", used=had, rule={"max_time": "70"}).options
-        at = Room(max_mem_mb=2048, max_time_s=3600)
-        stuck = step("OUT_OF_MEMORY", used=had, room=at)
+        at = PartitionLimits(max_mem_mb=2048, max_time_s=3600)
+        stuck = step("OUT_OF_MEMORY", used=had, allowed=at)
         assert not stuck.retry and stuck.explanation == "mem 2G was not enough, and the limit is 2G"
-        assert "time 01:00:00 was not enough" in step("TIMEOUT", used=had, room=at).explanation
-        assert step("OUT_OF_MEMORY", used=had, room=at, in_vain=GOT_ON).retry
-        assert step("OUT_OF_MEMORY", used=had, room=at, on_request=True).retry
+        assert "time 01:00:00 was not enough" in step("TIMEOUT", used=had, allowed=at).explanation
+        assert step("OUT_OF_MEMORY", used=had, allowed=at, in_vain=GOT_ON).retry
+        assert step("OUT_OF_MEMORY", used=had, allowed=at, on_request=True).retry
 
     @pytest.mark.parametrize("state", RULES)
     def test_retries_end_unless_rows_end(self, state):
@@ -132,23 +132,23 @@ class TestRules:
     def test_no_retry_is_used_up_by(self):
         for state in ("PREEMPTED", "OUTAGE"):
             assert "uses up no retry" in next_step(
-                End(state), [End(state)] * 50, rules(), {}, {}, Room()
+                End(state), [End(state)] * 50, rules(), {}, {}, PartitionLimits()
             ).explanation  # fmt: skip
 
     @pytest.mark.parametrize("last", [None, End("OUTAGE"), End("HOURS"), End("PREEMPTED")])
     def test_what_a_retry_had_is_kept_after_an_end_without_a_rule(self, last):
         had = {"mem": "3G", "time": "02:00:00"}
         base = {"mem": "2G", "time": "01:00:00"}
-        made = next_step(last, [End("OUT_OF_MEMORY")], rules(), base, had, Room())
+        made = next_step(last, [End("OUT_OF_MEMORY")], rules(), base, had, PartitionLimits())
         assert dict(made.options) == had
-        fresh = next_step(last, [], rules(), base, base, Room())
+        fresh = next_step(last, [], rules(), base, base, PartitionLimits())
         assert fresh.retry and not fresh.options
 
     @given(st.lists(st.sampled_from([*RULES, "OUTAGE"]), max_size=40), st.integers(1, 10**6))
     def test_no_page_is_retried_for_ever_and_growth_is_bounded(self, states, limit):
-        ends, used, room = [], {"mem": "1M", "time": "1"}, Room(limit * 60, limit)
+        ends, used, allowed = [], {"mem": "1M", "time": "1"}, PartitionLimits(limit * 60, limit)
         for state in states:
-            made = next_step(End(state), ends, rules(), {}, used, room)
+            made = next_step(End(state), ends, rules(), {}, used, allowed)
             if not made.retry:
                 continue
             ends.append(End(state))
@@ -299,10 +299,11 @@ class TestNodes:
 
     def test_a_node_that_gets_all_elements_because_they_die_there_at_once(self):
         ends = self.ends(dict.fromkeys(range(1, 5), "n1"), {})
-        assert list(bad_nodes(ends, 3, unbegun={1, 2, 3, 4})) == ["n1"]
-        assert bad_nodes(ends, 3, unbegun={1, 2, 3}) == {}  # a row or the task may be the cause
+        assert list(bad_nodes(ends, 3, never_claimed={1, 2, 3, 4})) == ["n1"]
+        # A row or the task may be the cause.
+        assert bad_nodes(ends, 3, never_claimed={1, 2, 3}) == {}
         both = [*ends, *((page, end, "n2") for page, end, _ in ends)]
-        assert bad_nodes(both, 3, unbegun={1, 2, 3, 4}) == {}
+        assert bad_nodes(both, 3, never_claimed={1, 2, 3, 4}) == {}
 
     def test_only_nodes_that_are_there_and_never_all(self):
         assert to_exclude(["n1", "n9", "n1,n2", "$(id)"], ["n1", "n2"]) == ["n1"]
@@ -313,7 +314,9 @@ class TestNodes:
     )
     def test_never_all_that_the_profile_leaves(self, url, monkeypatch, own, excluded):
         listed = {"n[1-2]": "n1\nn2\n", "n1": "n1\n"}
-        monkeypatch.setattr(limits, "room", lambda _: Room(nodes=("n1", "n2", "n3")))
+        monkeypatch.setattr(
+            limits, "partition_limits", lambda _: PartitionLimits(nodes=("n1", "n2", "n3"))
+        )
         monkeypatch.setattr(limits, "run", lambda args: listed[args[-1]])
         with connection():
             tomorrow = dialect().now() + timedelta(days=1)
@@ -476,8 +479,8 @@ class TestOnSlurm:
         slurm.cancel_all()
 
     def test_what_a_partition_has(self, slurm):
-        short, default = room("short"), room(None)
-        assert (short.max_time_s, default.max_time_s, room("short,debug").max_time_s) == (
+        short, default = partition_limits("short"), partition_limits(None)
+        assert (short.max_time_s, default.max_time_s, partition_limits("short,debug").max_time_s) == (
             300, None, None,
         )  # fmt: skip
         assert short.nodes == ("n1", "n2", "n3", "n4") and short.max_mem_mb == 16000
@@ -494,7 +497,7 @@ class TestOnSlurm:
         assert "--time" not in script and "#SBATCH --signal" in script
         submission = Submission.get()
         assert submission.options["time"] == "00:05:00"
-        made = step("TIMEOUT", used=submission.options, room=room("short"))
+        made = step("TIMEOUT", used=submission.options, allowed=partition_limits("short"))
         assert not made.retry and "time 00:05:00 was not enough" in made.explanation
         several = choose_profile(None, {**options, "partition": "short,debug"})
         assert default_time(several) is None

@@ -20,7 +20,7 @@ from astra.plan.lookup import get_plan
 from astra.plan.plan import create_plan
 from astra.policy.retry_policy import end_of, next_step
 from astra.resume.resume import resume
-from astra.slurm.site import Room
+from astra.slurm.site import PartitionLimits
 from astra.states import PageState
 from astra.status.status import status
 from astra.submit.arrays import shares
@@ -171,7 +171,9 @@ def test_an_element_is_asked_to_stop_at_the_end_of_the_hours(sqlite_url):
 def test_an_element_that_the_hours_ended_uses_up_no_retry():
     end = end_of(PageState.INTERRUPTED, "FAILED", 74, True, "n1")
     assert end.state == "HOURS"
-    step = next_step(end, [end] * 50, rules(), {"time": "01:00:00"}, {"time": "01:00:00"}, Room())
+    step = next_step(
+        end, [end] * 50, rules(), {"time": "01:00:00"}, {"time": "01:00:00"}, PartitionLimits()
+    )
     assert step.retry and not step.options and "hours of the night were over" in step.explanation
 
 
