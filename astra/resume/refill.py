@@ -25,6 +25,7 @@ def withdraw_pages(pages: Pages) -> dict[int, int]:
         for (job, _), execution in pages.answer.executions.items()
         if execution.state is not None
         and execution.state.alive
+        and not execution.is_completing
         and not never_starts(execution.reason)
     )
     withdrawn = {}

@@ -45,6 +45,7 @@ class Execution:
     exit_code: int | None = None  # sacct subtracts 128 from 128 and more: it shows 143 as 15
     signal: int | None = None  # that ended it
     reason: str | None = None  # why it waits, or why it failed
+    is_completing: bool = False  # it still runs, and begins nothing more
 
 
 ABSENT, UNKNOWN = Execution(SlurmState.ABSENT), Execution(None)
@@ -170,7 +171,8 @@ def _executions(text: str, names: Names) -> Iterator[tuple[str, list[Key], Execu
                 (None, None) if parsed is None or parsed.alive else _exit_and_signal(code)
             )
             host = node if node not in ("", "None assigned") else None
-            yield job, keys, Execution(parsed, host, exit_code, signal, why)
+            is_completing = state.startswith("COMPLETING")
+            yield job, keys, Execution(parsed, host, exit_code, signal, why, is_completing)
 
 
 def _keys(job: str, name: str, names: Names) -> list[Key]:

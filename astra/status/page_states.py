@@ -211,12 +211,16 @@ class Pages(Sequence[PageStatus]):
     @cached_property
     def _pools(self) -> dict[int | str, parse.Execution]:
         """What the free pages of each array wait for: an element of it that waits, or one that runs
-        and will take them, or else one that never starts by itself."""
+        and will take them, or else one that never starts by itself. Those that complete take none.
+        """
+        over: dict[int | str, parse.Execution] = {}
         stuck: dict[int | str, parse.Execution] = {}
         running: dict[int | str, parse.Execution] = {}
         waiting: dict[int | str, parse.Execution] = {}
         for (job, _), execution in self.answer.executions.items():
-            if execution.state is SlurmState.RUNNING:
+            if execution.is_completing:
+                over[job] = replace(execution, state=SlurmState.COMPLETED)
+            elif execution.state is SlurmState.RUNNING:
                 running[job] = execution
             elif execution.state is SlurmState.PENDING:
                 of_kind = stuck if parse.never_starts(execution.reason) else waiting
@@ -225,7 +229,7 @@ class Pages(Sequence[PageStatus]):
             job: replace(execution, state=SlurmState.PENDING, node=None)
             for job, execution in running.items()
         }
-        return stuck | taken | waiting
+        return over | stuck | taken | waiting
 
     def _state(self, row: StoredPage, execution: parse.Execution | None) -> PageState:
         submission, attempt = self.stored.submissions.get(row.submission_pk), self._attempt(row)

@@ -19,7 +19,7 @@ from astra.resume.cancel import cancel
 from astra.resume.controls import continue_plans, live_plans, pause, throttle
 from astra.resume.refill import withdraw_pages
 from astra.resume.resume import resume, resume_local
-from astra.slurm.parse import Answer, Execution
+from astra.slurm.parse import Answer, Execution, parse_squeue
 from astra.states import PageState, SlurmState
 from astra.status.page_states import present_pages
 from astra.status.status import status
@@ -139,12 +139,13 @@ class TestRefill:
             claim_page(plan, 1, Submission.get(), 1, this_process("local", Path()))
             Submission.update(kind="slurm", job_id=7, job_name="j", elements=[1, 2, 3]).execute()
 
-        def pages(*states: SlurmState, reason: str | None = None):
-            """What Slurm says of each element, and why one waits."""
+        def pages(*states: SlurmState, reason: str | None = None, queue: str = ""):
+            """What Slurm says of each element, and why one waits; or the lines of squeue."""
             executions = {
                 ("j", n): Execution(s, reason=reason if s is SlurmState.PENDING else None)
                 for n, s in enumerate(states, 1)
             }
+            executions |= parse_squeue(queue, {7: ["j"]})
             return present_pages(plan, Answer(executions), True)
 
         return pages
@@ -167,6 +168,14 @@ class TestRefill:
         assert pages.states[1:] == [PageState.WAITING] * 8 and not pages.held
         assert len(left(SlurmState.PENDING, reason="job requeued in held state").held) == 9
         assert withdraw_pages(pages) == dict.fromkeys(range(5, 10), 2)
+
+    def test_those_that_complete_take_no_page(self, left):
+        """The epilog of their nodes may take minutes."""
+        runs = "7_1|RUNNING|0|n1|None|j|"
+        both = f"{runs}\n7_2|COMPLETING|0|n1|None|j|\n7_3|COMPLETING|0|n1|None|j|"
+        assert withdraw_pages(left(queue=both)) == dict.fromkeys(range(5, 10), 2)
+        alone = left(queue=both.replace("RUNNING", "COMPLETING"))
+        assert alone.states == [PageState.RUNNING] + [PageState.UNSUBMITTED] * 8
 
     def test_the_throttle_and_a_pause_are_obeyed(self, left):
         throttle(1, 1)
