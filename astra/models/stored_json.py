@@ -20,6 +20,7 @@ class StoredProfile(TypedDict, total=False):
     options: dict[str, object]
     given: dict[str, object]
     throttle: int | None
+    max_elements: int  # that serve its pages at once, if it pulls
     setup: list[str]
     default_time: str | None  # the time limit in `options`, if the profile requested none
 

@@ -111,7 +111,7 @@ def light_pages(plan: Plan) -> "ModelSelect[Page]":
     return (
         Page.select(
             Page.pk, Page.plan, Page.number, Page.n_rows, Page.n_done, Page.n_failed,
-            Page.n_no_result, Page.submission_pk, Page.attempt_pk, Page.retries,
+            Page.n_no_result, Page.submission_pk, Page.attempt_pk, Page.retries, Page.free,
         )
         .where(Page.plan == plan.pk)
         .order_by(Page.number)

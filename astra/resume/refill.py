@@ -4,22 +4,32 @@ Elements end early if their plan is paused or throttled, or at their time limit.
 left, it would take all free pages, one after the other.
 """
 
-from collections import Counter
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 from astra.database.connection import connection, dialect, writing
-from astra.models.plans import Page, Submission
+from astra.models.plans import Page, Plan, Submission
 from astra.slurm.parse import never_starts
 from astra.states import SlurmState
 from astra.status.page_states import Pages
 
 
-def withdraw_pages(pages: Pages) -> dict[int, int]:
-    """Withdraw a share of the free pages of such pools, which more elements are submitted for.
+@dataclass(frozen=True)
+class Refill:
+    """Pages that were withdrawn from a pool, for elements that it lacks."""
 
-    Return the numbers of the withdrawn pages, each with the number of elements that its pool lacks.
-    """
+    submission: Submission
+    pages: list[int]  # their numbers
+    running: int  # elements that the pool has
+    missing: int
+
+
+def withdraw_pages(pages: Pages) -> list[Refill]:
+    """Withdraw a share of the free pages of such pools, which more elements are submitted for."""
     if pages.stored.plan.paused is not None:
-        return {}
+        return []
     alive = Counter(
         (job, execution.state)
         for (job, _), execution in pages.answer.executions.items()
@@ -28,25 +38,31 @@ def withdraw_pages(pages: Pages) -> dict[int, int]:
         and not execution.is_completing
         and not never_starts(execution.reason)
     )
-    withdrawn = {}
+    sizes = Counter(row.submission_pk for row in pages.stored.rows)
+    refills = []
     for submission in pages.stored.submissions.values():
         running = alive[submission.job_name, SlurmState.RUNNING]
         n_alive = sum(n for (job, _), n in alive.items() if job == submission.job_name)
         if not running or n_alive > running:  # those that wait in the queue are enough, or none is
             continue
-        wanted = _n_elements(submission, pages.stored.plan.throttle)
+        throttle = pages.stored.plan.throttle
+        wanted = min(_n_elements(submission, throttle), sizes[submission.pk])
         missing = wanted - running
         free = [r.number for r in pages.stored.rows if r.free and r.submission_pk == submission.pk]
         if missing > 0 and (share := len(free) * missing // wanted):
-            for number in _withdraw(submission, free[-share:]):
-                withdrawn[number] = missing
-    return withdrawn
+            withdrawn = _withdraw(submission, free[-share:])
+            refills.append(Refill(submission, withdrawn, running, missing))
+    return refills
 
 
 def _n_elements(submission: Submission, throttle: int | None) -> int:
-    """Return how many elements of a submission may run at once."""
-    limits = (len(submission.elements), submission.stored_profile.get("throttle"), throttle)
-    return min(limit for limit in limits if limit)
+    """Return how many elements of a submission may run at once, if it has as many pages.
+
+    At a limit of Slurm's, fewer were submitted than it allows.
+    """
+    profile = submission.stored_profile
+    allowed = profile.get("max_elements") or len(submission.elements)
+    return min(limit for limit in (allowed, profile.get("throttle"), throttle) if limit)
 
 
 def _withdraw(submission: Submission, numbers: list[int]) -> list[int]:
@@ -62,3 +78,35 @@ def _withdraw(submission: Submission, numbers: list[int]) -> list[int]:
             .returning(Page.number)
         )
         return [page.number for page in withdrawn.execute()]
+
+
+def put_back(plan: Plan, chosen: Iterable[Page], refills: Iterable[Refill]) -> None:
+    """Return the pages that no array was submitted for, as at a limit, to their submissions.
+
+    A pool whose pages were submitted for other elements needs no more than it has.
+    """
+    numbers: defaultdict[tuple[int | None, bool | None], list[int]] = defaultdict(list)
+    for page in chosen:
+        numbers[page.submission_pk, page.free].append(page.number)
+    with connection(), writing():
+        for (submission, free), of_submission in numbers.items():
+            _return(plan, of_submission, submission, free)
+        for refill in refills:
+            if _return(plan, refill.pages, refill.submission.pk, True) < len(refill.pages):
+                profile = {**refill.submission.stored_profile, "max_elements": refill.running}
+                is_same = Submission.pk == refill.submission.pk
+                Submission.update(profile=json.dumps(profile)).where(is_same).execute()
+
+
+def _return(plan: Plan, numbers: list[int], submission: int | None, free: bool | None) -> int:
+    """Return pages to a submission unless they have another; return how many."""
+    is_withdrawn = (Page.submission_pk == submission) & Page.free.is_null()
+    return int(
+        Page.update(submission_pk=submission, free=free)
+        .where(
+            (Page.plan == plan.pk)
+            & dialect().among(Page.number, numbers)
+            & (Page.submission_pk.is_null() | is_withdrawn)
+        )
+        .execute()
+    )

@@ -13,7 +13,7 @@ from astra.plan.lookup import check_plan_version, get_plan
 from astra.plan.pages import PageStatus, light_pages
 from astra.policy import retry_policy
 from astra.policy.next_steps import PageStep, exclude_bad_nodes, grouped, next_steps, record
-from astra.resume.refill import withdraw_pages
+from astra.resume.refill import Refill, put_back, withdraw_pages
 from astra.states import ALIVE, Outcome, PageState, SlurmState
 from astra.status.page_states import Pages, SlurmAnswer, survey
 from astra.submit.arrays import shares
@@ -77,28 +77,41 @@ def resume(
     wanted = checked_states(only)
     with hold_plan(frozen):
         pages, skipped, statuses = _choose(frozen, failed, wanted, dry_run, slurm_answer)
-        chosen = _as_pending(statuses, {page.number for page in pages})
-        steps = next_steps(frozen, chosen, profile_name, options, bool(wanted) or failed)
-        more = [] if dry_run or wanted else _replacements(frozen, statuses, profile_name, options)
-        submitted = _take_steps(frozen, pages, steps, more, statuses, dry_run, hours)
+        steps = _steps(frozen, pages, statuses, profile_name, options, bool(wanted) or failed)
+        refills = [] if dry_run or wanted else withdraw_pages(statuses)
+        more = _replacements(frozen, refills, statuses, profile_name, options)
+        submitted = _take_steps(frozen, pages, steps, more, refills, statuses, dry_run, hours)
     left = [step for step in steps if not step.decision.retry]
     return replace(submitted, skipped=_skipped(skipped, more, left), left=_left_pages(frozen, left))
 
 
-def _as_pending(statuses: Sequence[PageStatus], numbers: set[int]) -> list[PageStatus]:
-    """Return the pages with these numbers; done ones, which are retried, as not submitted."""
-    return [
+def _steps(
+    plan: Plan,
+    pages: Iterable[Page],
+    statuses: Sequence[PageStatus],
+    name: str | None,
+    options: Mapping[str, object] | None,
+    on_request: bool,
+) -> list[PageStep]:
+    """Return the next steps of pages; done ones, which are retried, count as not submitted."""
+    numbers = {page.number for page in pages}
+    pending = [
         replace(s, state=PageState.UNSUBMITTED) if s.state is PageState.DONE else s
         for s in statuses
         if s.page in numbers
     ]
+    return next_steps(plan, pending, name, options, on_request)
 
 
 def _replacements(
-    plan: Plan, statuses: Pages, name: str | None, options: Mapping[str, object] | None
+    plan: Plan,
+    refills: Sequence[Refill],
+    statuses: Pages,
+    name: str | None,
+    options: Mapping[str, object] | None,
 ) -> list[PageStep]:
-    """Return steps for free pages of submissions that lack elements, with as many as they lack."""
-    lacking = withdraw_pages(statuses)
+    """Return steps for pages of submissions that lack elements, with as many as they lack."""
+    lacking = {number: refill.missing for refill in refills for number in refill.pages}
     withdrawn = [replace(s, state=PageState.UNSUBMITTED) for s in statuses if s.page in lacking]
     return [
         replace(
@@ -122,7 +135,8 @@ def _take_steps(
     pages: list[Page],
     chosen: list[PageStep],
     more: list[PageStep],
-    statuses: Sequence[PageStatus],
+    refills: list[Refill],
+    statuses: Pages,
     dry_run: bool,
     hours: Hours,
 ) -> Submitted:
@@ -132,14 +146,17 @@ def _take_steps(
     """
     steps = [*chosen, *more]
     holders = Holders.of([*pages, *(step.page for step in more)])
-    if not dry_run:
-        exclude_bad_nodes(plan, statuses, steps)
-    submitted = _submit_groups(
-        plan, [step for step in steps if step.decision.retry], holders, dry_run, hours
-    )
-    if not dry_run:
+    retried = [step for step in steps if step.decision.retry]
+    if dry_run:
+        return _submit_groups(plan, retried, holders, dry_run, hours)
+    exclude_bad_nodes(plan, statuses, steps)
+    # Done pages, whose failures are retried, have nothing to continue.
+    done = {row.number for row in statuses.stored.rows if not row.n_pending}
+    try:
+        return _submit_groups(plan, retried, holders, dry_run, hours)
+    finally:
+        put_back(plan, [page for page in pages if page.number not in done], refills)
         record(plan, steps, statuses)
-    return submitted
 
 
 def _submit_groups(

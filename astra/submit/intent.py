@@ -114,6 +114,7 @@ def _describe(profile: Profile, default_time: str | None = None) -> dict[str, ob
         "default_time": default_time,
         "given": {k: v for k, v in profile.given.items() if "***" not in hide_secret(k, v)},
         "throttle": profile.throttle,
+        "max_elements": profile.max_elements,
         "setup": [hide(line) for line in profile.setup],
     }
 

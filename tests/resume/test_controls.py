@@ -14,6 +14,7 @@ from astra.errors import SlurmRefused, Superseded, UsageError
 from astra.models.attempts import Attempt
 from astra.models.plans import Page, Plan, Submission
 from astra.plan.lookup import get_plan
+from astra.policy.next_steps import ends_of
 from astra.results.stopping import Stop
 from astra.resume.cancel import cancel
 from astra.resume.controls import continue_plans, live_plans, pause, throttle
@@ -21,11 +22,11 @@ from astra.resume.refill import withdraw_pages
 from astra.resume.resume import resume, resume_local
 from astra.slurm.parse import Answer, Execution, parse_squeue
 from astra.states import PageState, SlurmState
-from astra.status.page_states import present_pages
+from astra.status.page_states import Pages, present_pages
 from astra.status.status import status
 from astra.submit.submit import Submitted, submit
 from tests.nights import run_out
-from tests.pools import elements, is_whole, plan_of, pool_of, running, states
+from tests.pools import elements, is_whole, kill_element, plan_of, pool_of, running, states
 from tests.sample_tasks import broken
 from tests.servers import Slurm, wait_for
 
@@ -130,6 +131,10 @@ def test_a_cancelled_plan_has_no_controls(url):
 class TestRefill:
     """Few elements are left of those that were submitted, and would take all free pages."""
 
+    def withdrawn(self, pages: Pages) -> dict[int, int]:
+        """The pages that are withdrawn, and how many elements their pool lacks."""
+        return {n: refill.missing for refill in withdraw_pages(pages) for n in refill.pages}
+
     @pytest.fixture
     def left(self, url):
         """The states of a plan whose first element is left, with eight free pages."""
@@ -152,13 +157,13 @@ class TestRefill:
 
     def test_their_share_is_submitted_again(self, left):
         pages = left(SlurmState.RUNNING, SlurmState.COMPLETED, SlurmState.COMPLETED)
-        assert withdraw_pages(pages) == dict.fromkeys(range(5, 10), 2)
+        assert self.withdrawn(pages) == dict.fromkeys(range(5, 10), 2)
         found = left(SlurmState.RUNNING, SlurmState.COMPLETED, SlurmState.COMPLETED).states
         assert [s.value for s in found] == ["running"] + ["waiting"] * 3 + ["unsubmitted"] * 5
 
     def test_no_page_is_withdrawn_while_others_wait_or_none_is_left(self, left):
-        assert withdraw_pages(left(SlurmState.RUNNING, SlurmState.PENDING)) == {}
-        assert withdraw_pages(left(SlurmState.COMPLETED)) == {}
+        assert self.withdrawn(left(SlurmState.RUNNING, SlurmState.PENDING)) == {}
+        assert self.withdrawn(left(SlurmState.COMPLETED)) == {}
 
     @pytest.mark.parametrize("order", [1, -1])
     def test_one_that_is_held_keeps_the_pages_from_no_other(self, left, order):
@@ -167,25 +172,25 @@ class TestRefill:
         pages = left(*ends, reason="launch failed requeued held")
         assert pages.states[1:] == [PageState.WAITING] * 8 and not pages.held
         assert len(left(SlurmState.PENDING, reason="job requeued in held state").held) == 9
-        assert withdraw_pages(pages) == dict.fromkeys(range(5, 10), 2)
+        assert self.withdrawn(pages) == dict.fromkeys(range(5, 10), 2)
 
     def test_those_that_complete_take_no_page(self, left):
         """The epilog of their nodes may take minutes."""
         runs = "7_1|RUNNING|0|n1|None|j|"
         both = f"{runs}\n7_2|COMPLETING|0|n1|None|j|\n7_3|COMPLETING|0|n1|None|j|"
-        assert withdraw_pages(left(queue=both)) == dict.fromkeys(range(5, 10), 2)
+        assert self.withdrawn(left(queue=both)) == dict.fromkeys(range(5, 10), 2)
         alone = left(queue=both.replace("RUNNING", "COMPLETING"))
         assert alone.states == [PageState.RUNNING] + [PageState.UNSUBMITTED] * 8
 
     def test_the_throttle_and_a_pause_are_obeyed(self, left):
         throttle(1, 1)
-        assert withdraw_pages(left(SlurmState.RUNNING)) == {}
+        assert self.withdrawn(left(SlurmState.RUNNING)) == {}
         throttle(1, 2)
         pause([1])
-        assert withdraw_pages(left(SlurmState.RUNNING)) == {}
+        assert self.withdrawn(left(SlurmState.RUNNING)) == {}
         with connection():
             Plan.update(paused=None).execute()
-        assert set(withdraw_pages(left(SlurmState.RUNNING)).values()) == {1}
+        assert set(self.withdrawn(left(SlurmState.RUNNING)).values()) == {1}
 
 
 @pytest.mark.slurm
@@ -203,6 +208,54 @@ def test_elements_that_have_left_are_replaced(slurm: Slurm, tmp_path):
     fast.touch()
     run_out(slurm)
     assert is_whole(plan)
+
+
+@pytest.fixture
+def job_limit(slurm: Slurm):
+    yield slurm.set_max_submit
+    slurm.set_max_submit(None)
+
+
+@pytest.mark.slurm
+@pytest.mark.postgres
+def test_a_pool_that_a_limit_cut_grows_when_it_is_lifted(slurm: Slurm, job_limit, tmp_path):
+    """A resume at the limit takes no page from those that run, and one after it adds elements once."""
+    fast = tmp_path / "fast"
+    plan = plan_of(800, 100, row_s=0.1, slow_until=str(fast))
+    job_limit(2)
+    submit(plan.pk, options={"throttle": 6})
+    running(2, 0)
+    assert (resume(plan.pk).pages, resume(plan.pk).unsubmitted) == (0, 4)
+    assert states(plan) == [PageState.RUNNING] * 2 + [PageState.WAITING] * 6
+    job_limit(None)
+    again = resume(plan.pk)
+    assert (again.pages, again.jobs[0].array) == (4, "5-8")
+    running(6, 0)
+    assert resume(plan.pk).pages == 0
+    fast.touch()
+    run_out(slurm)
+    assert is_whole(plan)
+
+
+@pytest.mark.slurm
+@pytest.mark.postgres
+def test_pages_that_a_limit_left_are_continued_as_before_it(slurm: Slurm, job_limit):
+    """What ended their elements is not forgotten, and uses up a retry only when they are submitted."""
+    plan = plan_of(30, 10, row_s=600)
+    submit(plan.pk, options={"pull": False})
+    for attempt in running(3, 0):
+        kill_element(attempt)
+    wait_for(slurm.idle, "the end of all elements", 60)
+    job_limit(1)
+    done = resume(plan.pk, options={"hold": True})
+    assert (done.pages, done.unsubmitted) == (1, 2)
+    assert [state is PageState.LOST for state in states(plan)] == [False, True, True]
+    (step,) = status(plan.pk).steps
+    assert step.pages == (2, 3) and step.state == "FAILED" and "retry 1 of" in step.explanation
+    job_limit(None)
+    assert resume(plan.pk, options={"hold": True}).pages == 2
+    with connection():
+        assert [len(ends_of(page)) for page in Page.select()] == [1] * 3
 
 
 @pytest.mark.slurm
