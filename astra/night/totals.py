@@ -11,6 +11,7 @@ from astra.models.plans import N_PENDING, Page, Plan, Submission
 from astra.models.stored_json import options_of, stored
 from astra.policy import retry_policy
 from astra.policy.next_steps import ends_of
+from astra.states import Outcome
 
 #: The totals that a night has, and each plan of it.
 TOTALS = ("n_rows", "n_done", "n_failed", "n_no_result", "n_retries", "task_s", "cpu_s")
@@ -71,13 +72,33 @@ def _current_totals(entry: NightPlan) -> dict[str, object]:
             return {}
         attempts = of_plan & (Attempt.began >= entry.began) if entry.leftover else of_plan
         task_s, cpu_s = _seconds(attempts)
-        cancelled = Plan.select(Plan.cancelled).where(Plan.pk == entry.plan_pk).scalar()
+        plan = Plan.get_by_id(entry.plan_pk)
+        if plan.cancelled and n_rows > sum(ended):
+            n_rows = sum(ended) + _n_given_up(plan, entry)
     counts = dict(zip(TOTALS, (int(n) for n in (n_rows, *ended)), strict=False))
     return {
         **counts, "n_retries": retries_of([entry.plan_pk or 0]) - entry.retries_before,
         "task_s": task_s, "cpu_s": cpu_s, "has_ended": n_rows == sum(ended),
-        "message": "was cancelled" if cancelled else None,
+        "message": "was cancelled" if plan.cancelled else None,
     }  # fmt: skip
+
+
+def _n_given_up(plan: Plan, entry: NightPlan) -> int:
+    """Count the rows that a cancelled plan left, and no later plan of its night has."""
+    later = NightPlan.select(NightPlan.plan_pk).where(
+        (NightPlan.night == entry.night) & (NightPlan.plan_pk > plan.pk)
+    )
+    is_alike = (Plan.task == plan.task) & (Plan.input_table == plan.input_table)
+    pages = Page.select(Page.keys, Page.key_texts, Page.outcomes)
+    left = {
+        key
+        for page in pages.where((Page.plan == plan.pk) & (N_PENDING > 0))
+        for key, outcome in zip(page.row_keys, page.outcomes, strict=True)
+        if outcome == Outcome.PENDING
+    }
+    for page in pages.join(Plan).where(Plan.pk.in_(later) & is_alike):
+        left.difference_update(page.row_keys)
+    return len(left)
 
 
 def _seconds(is_chosen: Expression) -> tuple[float, float]:
