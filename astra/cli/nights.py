@@ -63,10 +63,10 @@ def nightly(
 def nights(
     name: str | None, date: str | None, heal: bool, as_csv: bool, as_json: bool
 ) -> None:  # fmt: skip
-    """List the last nights, or those of NAME, or show the night that began on DATE.
+    """List the last nights, or those of NAME, or show the last one that began on DATE.
 
-    Exit status with DATE: 0 whole, 3 running, 4 needs attention, 8 failed rows; with --heal: 4 if a
-    night could not be given a finalizer.
+    A night's number selects it as well as its DATE does. Exit status with DATE: 0 whole, 3 running,
+    4 needs attention, 8 failed rows; with --heal: 4 if a night could not be given a finalizer.
     """
     if heal:
         healed = api.heal(name)

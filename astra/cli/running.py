@@ -184,8 +184,11 @@ def try_command(
 
     With a PLAN, its arguments are used. Exit status: 0, or 8 if a row raised.
     """
+    import faulthandler
+
     from astra.states import PlanState
 
+    faulthandler.enable(2, all_threads=False)  # a row that ends its process shows where
     if is_number(task_or_plan):
         if input_model or arguments:
             raise UsageError(

@@ -311,7 +311,7 @@ def failures(
     as_csv: bool = False,
 ) -> None:
     if not rows and not as_csv:
-        line("no row failed")
+        line(f"no row failed; if pages are broken, astra status {plan} shows why")
         return
     for kind in () if as_csv else kinds:
         keys = ", ".join(map(str, kind.keys[:10])) + (" ..." if len(kind.keys) > 10 else "")

@@ -85,10 +85,19 @@ def night(shown: NightStatus) -> None:
     for way, result in shown.notified.items():
         line(f"  by {way}: {result}")
     if shown.message:
+        if shown.ended:
+            line("when it ended:")
         for part in shown.message.split("; "):
             line(f"  {part}")
+    if shown.ended:
+        if shown.message and not shown.failures and not shown.pending:
+            line("since then, every row has ended, and none failed")
+        return
+    commands = [f"astra status {p.plan}   shows its pages" for p in shown.plans if p.pending]
     if shown.state == "without a finalizer":
-        line(f"next:\n  astra nights {shown.name} --heal")
+        commands.insert(0, f"astra nights {shown.name} --heal")
+    if commands:
+        line("\n  ".join(["next:", *commands]))
 
 
 def cleaned(result: Cleaned) -> None:

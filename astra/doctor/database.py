@@ -104,7 +104,11 @@ def _tables() -> Iterator[Finding]:
             find_modules(plan)
             for path in (plan.input_model, plan.output_model):
                 models.append(load(path))
-        except (TaskError, Untrusted) as error:
+        except Untrusted:
+            problem = f"{plan.task}, of plan {plan.pk}, is not checked: {plan.role!r} planned it"
+            remedy = f"review its code in {plan.cwd}, then name the folder in [plan] trusted_roots"
+            yield warning(_PART, problem, remedy)
+        except TaskError as error:
             problem = f"{plan.task}, of plan {plan.pk}: {error}"
             yield warning(_PART, problem, "call this in the folder of its module, or install it")
     wrong = [finding for model in dict.fromkeys(models) for finding in table_findings(_PART, model)]

@@ -119,7 +119,7 @@ def _night(settings: NightSettings) -> Iterator[Finding]:
         before += findings(part, partial(_tables, part, task.task, task.input_model))
     yield from dict.fromkeys(before)
     if not before:
-        yield ok(part, f"{len(settings.tasks)} tasks can be planned")
+        yield ok(part, f"tasks that can be planned: {len(settings.tasks)}")
     yield from findings(part, partial(_connections, part, settings))
     yield from _notified(part, settings)
     yield from _begun(part, settings.name)

@@ -48,7 +48,9 @@ def _text(night: NightStatus, kind: Kind) -> str:
         text = "Nothing was pending" if night.ended else "Nothing is planned yet"
     if night.state == "without a finalizer":
         text += "; it has no finalizer"
-    return f"{text}. {night.message}" if night.message else f"{text}."
+    if not night.message:
+        return f"{text}."
+    return f"{text}. {'When the night ended: ' if night.ended else ''}{night.message}"
 
 
 def _commands(night: NightStatus, kind: Kind, of_plans: Headline) -> list[str]:

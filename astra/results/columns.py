@@ -324,7 +324,7 @@ def _key_to_store(
     if claim is not None and not is_second:
         is_second = claim.outcomes[claim.positions[key]] == Outcome.RESULT.value
     if is_second:
-        raise ResultRefused(yielded, "DuplicateResult", f"a second result for {key}", True)
+        raise ResultRefused(yielded, "DuplicateResult", second_result(key), True)
     return key
 
 
@@ -360,6 +360,11 @@ def check_model(yielded: YieldedResult, output: type[OutputModel] | None) -> Non
         raise ResultRefused(yielded, "WrongVersion", message)
 
 
+def second_result(key: object) -> str:
+    """Return the message of a further result of a row that has one."""
+    return f"a second result for {key}; a task that means it says @task(many=True)"
+
+
 def key_problem(result: OutputModel, target: Target) -> tuple[str, str]:
     link = target.link_for(result)
     if link is None:
@@ -368,7 +373,8 @@ def key_problem(result: OutputModel, target: Target) -> tuple[str, str]:
     key_values = {name: result.__data__.get(name) for name in link.result}
     names = " and ".join(key_values)
     if all(value is None for value in key_values.values()):
-        return "NoKey", f"the result has no {names}; use from_row(), with the row that it is of"
+        hint = "make results by from_spectrum() or from_row(), with the row that each is of"
+        return "NoKey", f"the result has no {names}; {hint}"
     value = clean(
         repr(next(iter(key_values.values()))) if len(key_values) == 1 else repr(key_values), 200
     )

@@ -20,6 +20,7 @@ from astra.results.columns import (
     group_alike,
     key_problem,
     refused_by_database,
+    second_result,
     set_origin,
 )
 from astra.results.rows import Refusal, Target, YieldedResult, foreign_row_message
@@ -86,10 +87,7 @@ def _check_row(row: Row, target: Target, claim: Claim | None) -> None:
         result.__data__["result_number"] = numbers[link, link_value]
         numbers[link, link_value] += 1
         if numbers[link, link_value] > 1 and not target.many:
-            message = (
-                f"a second result for {link_value}; a task that means it says @task(many=True)"
-            )
-            raise ResultRefused(yielded, "DuplicateResult", message)
+            raise ResultRefused(yielded, "DuplicateResult", second_result(link_value))
         checked_row(yielded)
 
 

@@ -36,6 +36,7 @@ class Log:
     job: str | None  #: Slurm's job and array index; None without Slurm
     host: str  #: the machine that it ran on
     path: str | None  #: the file; None where it printed to a terminal
+    message: str | None = None  #: why the attempt ended, if it did not end well
 
 
 def logs(plan: int, page: int | None = None) -> list[Log]:
@@ -158,9 +159,8 @@ def text_of(plan: int, log: Log) -> str:
         If the file is not on this machine, or not in the plan's folder.
     """
     if log.path is None:
-        raise UsageError(
-            f"page {log.page} has no log: the command that computed it printed to its terminal"
-        )
+        reason = f"; it ended as {log.state}: {log.message}" if log.message else ""
+        return f"page {log.page} has no log, as its attempt printed to a terminal{reason}\n"
     if (path := path_of(plan, log)) is not None:
         if os.path.isfile(path):
             return path.read_text(errors="replace")
@@ -209,4 +209,5 @@ def _log(attempt: Attempt) -> Log:
         name = f"{attempt.job_id}_{attempt.array_index}.log"
         path = str(Path(attempt.submission.log_folder) / name)
     job = f"{attempt.job_id}_{attempt.array_index}" if attempt.job_id else None
-    return Log(attempt.page.number, attempt.number, attempt.state, job, attempt.host, path)
+    page, message = attempt.page.number, attempt.message
+    return Log(page, attempt.number, attempt.state, job, attempt.host, path, message)

@@ -181,6 +181,23 @@ def test_what_is_no_result_is_shown_with_its_line_and_what_to_write(yielded, mod
     assert f"{name}.py:10 in f" in done.output and "astra resume 1 --local" in done.output
     if "was yielded" in WRONG[yielded]:
         assert "make results by from_spectrum() or from_row()" in done.output
+    log = astra("logs", "1", "1")  # what `astra run` names for more
+    assert log.exit_code == 0 and WRONG[yielded] in log.output
+    assert "astra status 1" in astra("failures", "1").output
+
+
+def test_a_second_result_of_a_row_names_the_keyword_that_allows_it(module, sqlite_url):
+    fill(1)
+    name = module(f"{LOOP}        for _ in 'ab': yield Measured.from_spectrum(s, value=1.0)\n")
+    assert astra("run", f"{name}.f").exit_code == 0
+    assert "a task that means it says @task(many=True)" in astra("failures", "1").output
+
+
+def test_a_row_that_ends_its_process_shows_its_line_when_it_is_tried(module, sqlite_url):
+    fill(1)
+    name = module(f"{LOOP}        import os\n        os.abort()\n        yield s\n")
+    done = in_a_process("try", f"{name}.f", "1")
+    assert f'{name}.py", line 11 in f' in done.stderr, done
 
 
 def test_two_tasks_of_one_name(module, sqlite_url):

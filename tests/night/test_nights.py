@@ -14,7 +14,7 @@ from astra.database.connection import connection, reset
 from astra.errors import ConfigError, SlurmRefused
 from astra.models.attempts import Attempt, excluded_nodes
 from astra.models.nights import Night
-from astra.models.plans import Plan, Submission
+from astra.models.plans import Page, Plan, Submission
 from astra.night.finalizer import job_name
 from astra.night.history import night_of, nights
 from astra.night.lock import night_lock
@@ -277,6 +277,7 @@ def test_a_night_that_only_a_person_can_continue_says_so(slurm, tmp_path, monkey
     (listed,), shown = nights("survey"), night_of("survey")
     assert (listed.rows, listed.pending, listed.plans) == (40, 40, ())
     assert shown.state == "running" and shown.message is not None
+    assert "astra status 1   shows its pages" in astra("nights", "survey", shown.date, status=3)
     assert "holds 2 of its pages back (PartitionTimeLimit): astra status 1" in shown.message
     assert shown.message in astra("nightly", "survey", status=6)  # cron mails it
     astra("pause", "1")
@@ -428,6 +429,11 @@ def test_failures_beyond_what_a_night_accepts_keep_it_from_being_whole(
     if state == "failed rows":
         assert "4 of 30 rows failed, more than the night accepts" in night.message
         assert "astra failures 1, astra retry 1" in night.message
+        assert "since then" not in astra("nights", "survey", str(night.pk), status=8)
+        with connection():  # as after a retry without the argument that made them fail
+            Page.update(n_done=Page.n_done + Page.n_failed, n_failed=0).execute()
+        healed = astra("nights", "survey", str(night.pk), status=8)
+        assert "since then, every row has ended, and none failed" in healed
 
 
 def test_a_night_that_left_the_configuration_is_closed_and_blocks_no_other(
