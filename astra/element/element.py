@@ -16,7 +16,6 @@ from astra.database.connection import (
     dialect,
     drop_connection,
     keep_connected,
-    retrying,
     writing,
 )
 from astra.database.statements import statement
@@ -83,12 +82,10 @@ def run_element(
     stop = stop or Stop()
     with stop_on_signals(stop):
         with keep_connected():
-            plan = retrying(lambda: get_plan(plan_pk), waiting=stop.wanted)
-            retrying(check_archive, waiting=stop.wanted)
+            plan = stop.retrying(lambda: get_plan(plan_pk))
+            stop.retrying(check_archive)
             check_plan_version(plan)
-            submission = retrying(
-                lambda: Submission.get_or_none(Submission.token == token), waiting=stop.wanted
-            )
+            submission = stop.retrying(lambda: Submission.get_or_none(Submission.token == token))
         if submission is None or submission.plan_pk != plan.pk:
             raise UsageError(f"plan {plan_pk} has no submission {token!r}")
         if planned_by == plan.role:
@@ -161,8 +158,7 @@ class Element:
         """
         end_s, longest_s = end_of_element(self.submission), 0.0
         self._connect()
-        waiting = self.stop.wanted
-        number = retrying(lambda: claimed_page(self.submission, element), waiting=waiting)
+        number = self.stop.retrying(lambda: claimed_page(self.submission, element))
         runs: list[PageOutcome] = []
         while end_s is None or not runs or now_s() + longest_s < end_s:
             began_s = now_s()
@@ -174,7 +170,7 @@ class Element:
             runs.append(run)
             if run.state != AttemptState.DONE or self.stop.is_wanted:
                 return runs
-        retrying(lambda: close_pool(self.submission), waiting=waiting)
+        self.stop.retrying(lambda: close_pool(self.submission))
         return runs
 
     def _await_page(self, element: int, end_s: float | None) -> bool:
@@ -195,9 +191,9 @@ class Element:
         since_s, began_s = board.take_birth() if board else None, now_s()
         try:
             # What an earlier attempt computed and could not store is not computed again.
-            spool.recover(plan, number, self.stop.wanted)
+            spool.recover(plan, number, self.stop)
             self._connect()
-            claim = retrying(lambda: self._claim(number, element), waiting=self.stop.wanted)
+            claim = self.stop.retrying(lambda: self._claim(number, element))
         except PlanThrottled as error:
             log.warning("%s", error)
             return None
@@ -213,7 +209,7 @@ class Element:
         if claim is None:
             if number is None:
                 return None
-            return _outcome_of(retrying(lambda: page_of(plan, number)), AttemptState.DONE)
+            return _outcome_of(self.stop.retrying(lambda: page_of(plan, number)), AttemptState.DONE)
         if board is not None:
             board.begin_page(claim.page.pk, claim.attempt.pk, claim.page.n_rows)
         meter = Meter(began_s if since_s is None else since_s, board)
@@ -224,18 +220,18 @@ class Element:
             if board is not None:  # the parent records the death, and starts a new process
                 board.out_of_memory()
             else:
-                _end(claim, AttemptState.BROKEN, clean(str(error), 2000))
+                self._end(claim, AttemptState.BROKEN, clean(str(error), 2000))
             state, message, status = AttemptState.BROKEN, str(error), error.exit_status
         except AstraError as error:
             state, message, status = _ended_by(error), str(error), error.exit_status
         except BaseException as error:
             text = f"{type(error).__name__}: {error}"
-            _end(claim, AttemptState.BROKEN, clean(text, 2000))
+            self._end(claim, AttemptState.BROKEN, clean(text, 2000))
             raise
         else:
             return _outcome_of(_with_counts(claim), AttemptState.DONE, note)
         try:
-            page = retrying(lambda: page_of(plan, claim.page.number), waiting=self.stop.wanted)
+            page = self.stop.retrying(lambda: page_of(plan, claim.page.number))
         except AstraError:
             page = _with_counts(claim)
         return _outcome_of(page, state, message, status)
@@ -266,12 +262,12 @@ class Element:
 
         for model in models:
             try:
-                lacks = retrying(lambda m=model: lacking_guard(m), waiting=self.stop.wanted)  # type: ignore[misc]
+                lacks = self.stop.retrying(lambda m=model: lacking_guard(m))  # type: ignore[misc]
             except DatabaseError as error:
-                raise _interrupted(claim, str(error)) from error
+                raise self._interrupted(claim, str(error)) from error
             if lacks:
                 message = f"the table {model._meta.table_name!r} {lacks}"
-                _end(claim, AttemptState.BROKEN, message)
+                self._end(claim, AttemptState.BROKEN, message)
                 raise BrokenElement(message)
 
     def _run_claimed(self, claim: Claim, meter: Meter) -> str | None:
@@ -297,29 +293,29 @@ class Element:
         try:
             self._run(run, reader, writer)
         except Terminated:
-            raise _interrupted(claim, stop.reason, self.gives_back) from None
+            raise self._interrupted(claim, stop.reason, self.gives_back) from None
         except OutOfMemory:
             raise
         except DatabaseError as error:
             raise _spooled(self.plan, claim, writer, error) from error
         except AstraError as error:
             if isinstance(error, BrokenElement) and not self.tally.n_stored:
-                retrying(lambda: take_back_failures(claim))
-            _end(claim, _ended_by(error), clean(str(error), 2000), self.gives_back)
+                stop.retrying(lambda: take_back_failures(claim))
+            self._end(claim, _ended_by(error), clean(str(error), 2000), self.gives_back)
             raise
         except Exception as error:
             message = clean(f"{type(error).__name__}: {error_text(error)}", 2000)
-            _end(claim, AttemptState.BROKEN, message)
+            self._end(claim, AttemptState.BROKEN, message)
             raise BrokenElement(message) from error
         if Outcome.PENDING.value in claim.outcomes:
             reason = stop.reason or "the task stopped early"
-            raise _interrupted(claim, reason, self.gives_back)
+            raise self._interrupted(claim, reason, self.gives_back)
         self.n_in_progress = max(FIRST_IN_PROGRESS, reader.rows_ahead())
         if not stop.is_wanted:
             self._connect()
         try:
             if not claim.has_ended:
-                _end(claim, AttemptState.DONE, run.blame.note)
+                self._end(claim, AttemptState.DONE, run.blame.note)
         except DatabaseError as error:
             raise _spooled(self.plan, claim, writer, error) from error
         return run.blame.note
@@ -338,12 +334,12 @@ class Element:
             with self.stop.loading():
                 return load_task(self.plan)
         except DatabaseError as error:
-            raise _interrupted(claim, str(error)) from error
+            raise self._interrupted(claim, str(error)) from error
         except AstraError as error:
-            _end(claim, AttemptState.BROKEN, str(error))
+            self._end(claim, AttemptState.BROKEN, str(error))
             raise BrokenElement(str(error)) from error
         except Terminated:
-            raise _interrupted(claim, self.stop.reason) from None
+            raise self._interrupted(claim, self.stop.reason) from None
 
     def _writer(self, claim: Claim, task: LoadedTask) -> Writer:
         """Make the writer of a page; its schedule of checkpoints continues from page to page."""
@@ -384,6 +380,48 @@ class Element:
             claim.end = lambda: _end_attempt(claim, AttemptState.DONE, blame.note)
         return dialect().name == "postgresql" and self._connect()
 
+    def _interrupted(self, claim: Claim, reason: str, gives_back: bool = True) -> Interrupted:
+        """End an attempt as interrupted; return the error to raise."""
+        n_left = claim.outcomes.count(Outcome.PENDING)
+        message = (
+            f"asked to stop ({reason}); all yielded results are stored, {n_left} rows are left"
+        )
+        self._end(claim, AttemptState.INTERRUPTED, message, gives_back)
+        return Interrupted(f"page {claim.page.number} of plan {claim.page.plan_pk}: {message}")
+
+    def _end(
+        self, claim: Claim, state: AttemptState, message: str | None, gives_back: bool = False
+    ) -> None:
+        """Record how an attempt ended, and the outcomes of its page.
+
+        With `gives_back`, an interrupted attempt releases its page to other elements of its
+        submission.
+        """
+
+        def work() -> None:
+            with writing():
+                check_nothing_lost(claim)
+                _end_attempt(claim, state, message)
+                # Rows that were found to have a result already are in no checkpoint.
+                Page.update(outcomes=bytes(claim.outcomes), **_counts(claim)).where(
+                    (Page.pk == claim.page.pk) & (Page.attempt_pk == claim.attempt.pk)
+                ).execute()
+                if gives_back and state is AttemptState.INTERRUPTED:
+                    give_back(claim.page)
+                if state is AttemptState.BROKEN and (
+                    reason := pause_if_all_break(claim.page.plan_pk)
+                ):
+                    log.error("plan %d is paused: %s", claim.page.plan_pk, reason)
+
+        try:
+            self.stop.retrying(work, 5 if state is AttemptState.INTERRUPTED else None)
+        except DatabaseError as error:
+            if state is not AttemptState.INTERRUPTED:
+                raise
+            # The element was asked to stop and must not wait. Its rows are stored; that it recorded
+            # its end is not needed.
+            log.warning("the end of the attempt could not be recorded: %s", error)
+
 
 def _ended_by(error: AstraError) -> AttemptState:
     if isinstance(error, Superseded):
@@ -410,14 +448,6 @@ def _spooled(plan: Plan, claim: Claim, writer: Writer, error: DatabaseError) -> 
                            f"again: the spool file cannot be written: {full}")  # fmt: skip
     message = f"{len(unwritten)} rows are kept in {path}" if path else "all of it is stored"
     return Interrupted(f"{page}: {error}; {message}: astra resume {claim.page.plan_pk}")
-
-
-def _interrupted(claim: Claim, reason: str, gives_back: bool = True) -> Interrupted:
-    """End an attempt as interrupted; return the error to raise."""
-    n_left = claim.outcomes.count(Outcome.PENDING)
-    message = f"asked to stop ({reason}); all yielded results are stored, {n_left} rows are left"
-    _end(claim, AttemptState.INTERRUPTED, message, gives_back)
-    return Interrupted(f"page {claim.page.number} of plan {claim.page.plan_pk}: {message}")
 
 
 def _counts(claim: Claim) -> dict[str, int]:
@@ -450,32 +480,3 @@ def _update_at_end(attempt: Value, **values: Value) -> Query:
     now, running = SQL(dialect().now_sql), AttemptState.RUNNING.value
     is_running = (Attempt.pk == attempt) & (Attempt.state == running)
     return Attempt.update(ended=now, seen=now, **values).where(is_running).returning(Attempt.pk)
-
-
-def _end(claim: Claim, state: AttemptState, message: str | None, gives_back: bool = False) -> None:
-    """Record how an attempt ended, and the outcomes of its page.
-
-    With `gives_back`, an interrupted attempt releases its page to other elements of its submission.
-    """
-
-    def work() -> None:
-        with writing():
-            check_nothing_lost(claim)
-            _end_attempt(claim, state, message)
-            # Rows that were found to have a result already are in no checkpoint.
-            Page.update(outcomes=bytes(claim.outcomes), **_counts(claim)).where(
-                (Page.pk == claim.page.pk) & (Page.attempt_pk == claim.attempt.pk)
-            ).execute()
-            if gives_back and state is AttemptState.INTERRUPTED:
-                give_back(claim.page)
-            if state is AttemptState.BROKEN and (reason := pause_if_all_break(claim.page.plan_pk)):
-                log.error("plan %d is paused: %s", claim.page.plan_pk, reason)
-
-    try:
-        retrying(work, bound_s=5 if state is AttemptState.INTERRUPTED else None)
-    except DatabaseError as error:
-        if state is not AttemptState.INTERRUPTED:
-            raise
-        # The element was asked to stop and must not wait. Its rows are stored; that it recorded
-        # its end is not needed.
-        log.warning("the end of the attempt could not be recorded: %s", error)

@@ -112,12 +112,12 @@ class Reader:
 
         One of them may have been deleted since, or have a result that another process stored.
         """
-        keys = retrying(lambda: self._note_missing(list(self.given_up)))
+        keys = self.stop.retrying(lambda: self._note_missing(list(self.given_up)))
         if not keys:
             return
         moment = peewee.Value(None) if self.moment is None else self.moment
         query = self._query_for(keys).select(self.key.given, moment)
-        for key, stored in retrying(lambda: database.execute(query).fetchall()):
+        for key, stored in self.stop.retrying(lambda: database.execute(query).fetchall()):
             modified = OutputModel.input_modified.python_value(stored)
             suspect = self.given_up[key]
             times = f", {suspect.deaths} times" if 1 < suspect.deaths < CERTAIN else ""
@@ -180,7 +180,7 @@ class Reader:
         return in_background(lambda: self._read_retrying(keys))
 
     def _read_retrying(self, keys: list[RowKey]) -> Chunk:
-        return retrying(lambda: self._read(keys), waiting=self.stop.wanted)
+        return self.stop.retrying(lambda: self._read(keys))
 
     def _read(self, keys: list[RowKey]) -> Chunk:
         """Read the first chunk of `keys`."""

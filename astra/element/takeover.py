@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 from peewee import SQL, ColumnBase
 
 from astra.config import retry_rules, settings
-from astra.database.connection import dialect, retrying, writing
+from astra.database.connection import dialect, writing
 from astra.element.claiming import suspect_rows
 from astra.element.controls import is_throttled
 from astra.element.page_pool import cancel_waiting, left_in, may_have_waiting
@@ -110,11 +110,11 @@ class Watcher:
         self.may_cancel = False
         left_s = float("inf") if end_s is None else end_s - now_s()
         if left_s > now_s() - born_s(os.getppid()):
-            retrying(lambda: cancel_waiting(self.submission), waiting=self.stop.wanted)
+            self.stop.retrying(lambda: cancel_waiting(self.submission))
 
     def _check(self) -> bool | None:
         """Return whether a page is free; None if it is worthwhile to check again."""
-        is_free, held = retrying(self._read, waiting=self.stop.wanted)
+        is_free, held = self.stop.retrying(self._read)
         held = [attempt for attempt in held if attempt.pk not in self.given_up]
         if not held:
             return is_free
@@ -180,7 +180,7 @@ class Watcher:
             resign = Submission.update(watcher=None).where(
                 (Submission.pk == self.submission.pk) & is_watcher
             )
-            retrying(resign.execute, waiting=self.stop.wanted)
+            self.stop.retrying(resign.execute)
 
     def _observe(self, held: Iterable[Attempt]) -> None:
         """Note since when each heartbeat has not changed; start again after a gap in the checks."""
@@ -268,7 +268,7 @@ class Watcher:
                 )
                 return bool(release.execute())
 
-        released = retrying(take, waiting=self.stop.wanted)
+        released = self.stop.retrying(take)
         if released:
             log.warning("attempt %d of a page ended (%s): the page is free", attempt.number, reason)
         return released

@@ -13,7 +13,6 @@ import json
 import logging
 import os
 import stat
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import date, datetime
@@ -25,7 +24,7 @@ import peewee
 from peewee import Model
 
 from astra.config.run_folder import check_folder, spool_files, spool_folder, write_whole
-from astra.database.connection import database, dialect, retrying, writing
+from astra.database.connection import database, dialect, writing
 from astra.errors import AstraError, Superseded
 from astra.models.attempts import Attempt
 from astra.models.importing import load
@@ -36,6 +35,7 @@ from astra.plan.lookup import find_modules
 from astra.results.checkpoint import write
 from astra.results.claim import Claim, claim_of
 from astra.results.rows import Checkpoint, HandedRow, Refusal, YieldedResult, target_of
+from astra.results.stopping import Stop
 from astra.states import AttemptState, Outcome
 
 log = logging.getLogger(__name__)
@@ -244,14 +244,12 @@ def _checkpoint(lines: list[bytes], output: type[OutputModel]) -> Checkpoint:
     return checkpoint
 
 
-def recover(
-    plan: Plan, page: int | None = None, waiting: threading.Event | None = None
-) -> Recovered:
+def recover(plan: Plan, page: int | None = None, stop: Stop | None = None) -> Recovered:
     """Store the spooled results of a plan, as far as they are still valid.
 
     Results are valid if they are of the page's last attempt, and of rows that have not ended since
     and were not modified. A file of a superseded attempt, or a damaged one, is renamed and its rows
-    are computed again. `waiting` is as for :func:`retrying`.
+    are computed again. After a request to `stop`, an unavailable database is not waited for.
     """
     n_files = n_rows = n_passed = 0
     aside: list[str] = []
@@ -264,7 +262,7 @@ def recover(
             header, checkpoint = load_file(path, output)
             if header.plan != plan.token:
                 raise BadSpool(f"{path} is of another plan (token {header.plan})")
-            stored = _store(plan, header, checkpoint, output, waiting)
+            stored = _store(plan, header, checkpoint, output, stop or Stop())
         except (BadSpool, Superseded) as error:
             if path.exists():
                 log.warning("%s; it is renamed and not used", error)
@@ -290,7 +288,7 @@ def _store(
     header: Header,
     checkpoint: Checkpoint,
     output: type[OutputModel],
-    waiting: threading.Event | None,
+    stop: Stop,
 ) -> int:
     """Store the rows of a file as its attempt would have; return their number."""
     model = load(plan.input_model)
@@ -324,7 +322,7 @@ def _store(
             ).execute()
             return len(valid)
 
-    return retrying(work, waiting=waiting)
+    return stop.retrying(work)
 
 
 def _valid(model: type[Model], claim: Claim, checkpoint: Checkpoint) -> Checkpoint:

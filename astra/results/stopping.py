@@ -5,11 +5,12 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from astra.database.connection import T, retrying
 from astra.errors import BrokenElement
 
 if TYPE_CHECKING:
@@ -51,6 +52,10 @@ class Stop:
         self.reason = self.reason or reason
         self.is_wanted = True
         self.wanted.set()
+
+    def retrying(self, work: Callable[[], T], bound_s: float | None = None) -> T:
+        """Call `work()` as :func:`retrying` does, which waits for HURRY_S once a stop is wanted."""
+        return retrying(work, bound_s, self.wanted)
 
 
 @dataclass

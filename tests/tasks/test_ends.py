@@ -196,10 +196,43 @@ def test_an_element_that_has_to_stop_does_not_wait_for_a_database_that_is_away(
     assert time.monotonic() - began < 10
 
 
+@task
+def mistaken(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
+    """Has a mistake that every row meets."""
+    for spectrum in spectra:
+        raise TypeError(f"row {spectrum.spectrum_pk} is not to blame")
+        yield Measured.from_spectrum(spectrum, value=1.0)
+
+
+@pytest.mark.parametrize(
+    "where, function, state",
+    [("_end_attempt", needs_a_row, "interrupted"), ("take_back_failures", mistaken, "broken")],
+)
+def test_the_end_of_a_page_does_not_wait_for_a_database_that_is_away(
+    url, tmp_path, monkeypatch, where, function, state
+):
+    (tmp_path / "astra.toml").write_text("[database]\nretry_for_s = 20\n")
+    monkeypatch.setenv("ASTRA_CONFIG", str(tmp_path / "astra.toml"))
+    settings.reset()
+    plan, stop = plan_of(3, 3, function), Stop()
+
+    def is_away(*_: object) -> None:
+        stop.ask("SIGTERM")
+        raise OperationalError("database is locked")
+
+    monkeypatch.setattr(element, where, is_away)
+    began = time.monotonic()
+    with element.Element(plan, pool_of(plan), stop) as worker:
+        run = worker.run_page(None, 1)
+    assert time.monotonic() - began < 10
+    assert run is not None and run.state == state
+    assert verify(plan.pk).sound
+
+
 def test_the_end_of_an_attempt_is_recorded_without_interruption(url, monkeypatch):
     """It would be recorded as another end: the attempt as broken, for example."""
     plan, stop, recorded = plan_of(5, 5), Stop(), []
-    end = element._end
+    end = element.Element._end
 
     def load_task(plan):
         stop.ask("SIGTERM")
@@ -210,7 +243,7 @@ def test_the_end_of_an_attempt_is_recorded_without_interruption(url, monkeypatch
         end(*arguments)
 
     monkeypatch.setattr(element, "load_task", load_task)
-    monkeypatch.setattr(element, "_end", record)
+    monkeypatch.setattr(element.Element, "_end", record)
     with element.Element(plan, pool_of(plan), stop) as this:
         run = this.run_page(None, 1)
     assert run is not None and run.state == "interrupted" and recorded == [False]
