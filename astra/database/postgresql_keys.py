@@ -18,6 +18,18 @@ from astra.errors import TaskError
 
 _ZONED = "pg_catalog.timestamptz"
 
+#: Types of which each value is also one of Python's, so that its results store it unchanged.
+_EXACT = frozenset(
+    f"pg_catalog.{name}" for name in ("int2", "int4", "int8", "text", '"varchar"', "uuid", "bool")
+)
+
+_WHOLE = frozenset(f"pg_catalog.{name}" for name in ("int2", "int4", "int8", "oid"))
+
+#: Types that would round values of other types than these.
+_STORED_FROM = {
+    **dict.fromkeys(_WHOLE, _WHOLE), "pg_catalog.date": frozenset({"pg_catalog.date"})
+}  # fmt: skip
+
 #: A text whose blanks at the end do not count, and a number with fewer digits than others.
 _UNLIKE_OTHERS = frozenset({"pg_catalog.bpchar", "pg_catalog.float4"})
 
@@ -54,26 +66,70 @@ class Keys(Writing):
 
     def keys_as_rows(self, fields: Sequence[Any], keys: Sequence[Any]) -> tuple[Any, Any]:
         """Return texts of keys as rows of a query, and the clause that a row has such a key."""
-        clauses = []
-        for place, field in enumerate(fields):
-            text = "wanted.key" if len(fields) == 1 else f"(wanted.key::jsonb ->> {place})"
-            kind = self._kind_of(field)
-            cast = f"{text}::{kind}"
-            if kind == _ZONED:
-                cast = f"timezone('UTC', {text}::timestamp)"
-            clauses.append(peewee.Expression(field, "=", SQL(cast)))
+        clauses = [
+            peewee.Expression(field, "=", SQL(wanted))
+            for field, wanted in zip(fields, self._wanted_values(fields), strict=True)
+        ]
         return SQL(queries.WANTED_KEYS, (self.pack_texts(keys),)), reduce(and_, clauses)
+
+    def _wanted_values(self, fields: Sequence[Any]) -> list[str]:
+        """Return the expressions for the values in a key's text, in the types of its columns."""
+        values = []
+        for place, kind in enumerate(map(self._kind_of, fields)):
+            text = "wanted.key" if len(fields) == 1 else f"(wanted.key::jsonb ->> {place})"
+            is_zoned = kind == _ZONED
+            values.append(f"timezone('UTC', {text}::timestamp)" if is_zoned else f"{text}::{kind}")
+        return values
+
+    def changed_keys(
+        self,
+        fields: Sequence[Any],
+        stored: Sequence[Any],
+        keys: Sequence[Any],
+        values: Sequence[Sequence[Any]],
+    ) -> list[int]:
+        """Return the places of keys that results would not store unchanged.
+
+        `values` are the keys as the fields of the results, `stored`, write them: Python has no
+        interval of months and no infinite date, and a type may have fewer digits.
+        """
+        if _EXACT.issuperset(map(self._kind_of, [*fields, *stored])):
+            return []
+        names = [field.column_name for field in stored]
+        table = self.table(stored[0].model)
+        types = dict(self.run(queries.EXACT_TYPES, (table, array_literal(names))).fetchall())
+        types = {name: kind.replace("%", "%%") for name, kind in types.items()}
+        differ = " OR ".join(
+            f"{wanted} IS DISTINCT FROM CAST(value_{n} AS {types[name]})"
+            for n, (wanted, name) in enumerate(zip(self._wanted_values(fields), names, strict=True))
+        )
+        parts = {
+            "arrays": ", ".join(["%s::text[]"] * (1 + len(names))),
+            "names": ", ".join(f"value_{n}" for n in range(len(names))),
+            "differ": differ,
+        }
+        try:
+            arrays = [self.pack_texts(keys), *map(array_literal, zip(*values, strict=True))]
+            with self.database.atomic():
+                return self.fetch_column(queries.CHANGED_KEYS, arrays, **parts)
+        except (peewee.DataError, peewee.ProgrammingError, peewee.InternalError, TypeError):
+            if len(keys) == 1:  # the type does not know the value that Python has of it
+                return [0]
+        one_by_one = enumerate(zip(keys, values, strict=True))
+        return [n for n, (k, v) in one_by_one if self.changed_keys(fields, stored, [k], [v])]
 
     def unlike_types(self, one: Any, other: Any) -> tuple[str, str] | None:
         """Return the types of two columns if a value of one, stored in the other, may differ.
 
-        The server may also have no operator, or go by the time zone of the session."""
+        The server may also have no operator, or go by the time zone of the session.
+        """
         first, second = self._kind_of(one), self._kind_of(other)
-        if first == second:
-            return None
-        is_like = self._has_operator(first, second) and not _UNLIKE_OTHERS & {first, second}
-        if is_like and _ZONED in (first, second):
-            is_like = bool(self.fetch_value(queries.IS_UTC))
+        is_like = (first == second and first in _EXACT) or self._has_operator(first, second)
+        if first != second:
+            is_like &= not _UNLIKE_OTHERS & {first, second}
+            is_like &= first in _STORED_FROM.get(second, {first})
+            if is_like and _ZONED in (first, second):
+                is_like = bool(self.fetch_value(queries.IS_UTC))
         return None if is_like else (_short(first), _short(second))
 
     def _has_operator(self, first: str, second: str) -> bool:

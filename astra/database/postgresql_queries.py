@@ -299,6 +299,16 @@ GRANT_SEQUENCE = "GRANT USAGE ON SEQUENCE {sequence} TO {role}"
 #: Texts of keys as rows of a query.
 WANTED_KEYS = "unnest(%s::text[]) WITH ORDINALITY AS wanted(key, place)"
 
+#: The places of keys that differ from the values that results would store for them.
+CHANGED_KEYS = """
+    SELECT place - 1 FROM unnest({arrays}) WITH ORDINALITY AS wanted(key, {names}, place)
+    WHERE {differ}"""
+
+#: The types of columns, with their precisions.
+EXACT_TYPES = """
+    SELECT attname, format_type(atttypid, atttypmod) FROM pg_attribute
+    WHERE attrelid = %s::regclass AND attname = ANY(%s)"""
+
 #: The rest of a clause that begins with a key: a live plan of a task still has to end its row. A
 #: cancelled plan lives on in the pages that an attempt still runs. The subquery does not refer to
 #: the key, so that its result is hashed; PostgreSQL does not estimate how long the arrays are, and

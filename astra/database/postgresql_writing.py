@@ -207,7 +207,9 @@ class Writing(Common):
         arrays = _literals(batch.columns.values())
         casts = []
         for name in batch.columns:
-            scalar = not types[name].split(".")[-1].strip('"').startswith("_")
+            schema, _, kind = types[name].rpartition(".")
+            # An array of arrays, or of rows, would be taken apart.
+            scalar = schema == "pg_catalog" and not kind.strip('"').startswith("_")
             kind = types[name] if scalar else "text"
             casts.append((f"%s::{kind}[]", "" if scalar else f"::{types[name]}"))
         unnested = ", ".join(array for array, _ in casts)

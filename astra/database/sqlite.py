@@ -28,6 +28,7 @@ from astra.database.dialect import (
 )
 from astra.database.locks import Holder
 from astra.database.sqlite_writing import Writing
+from astra.database.values import FORMED
 from astra.database.values import check as check_value
 from astra.errors import DatabaseError
 
@@ -295,6 +296,21 @@ class SQLite(Writing):
             text = "wanted.value" if len(fields) == 1 else text
             clauses.append(peewee.Expression(field, "=", SQL(text)))
         return SQL(queries.WANTED_KEYS, (self.pack_texts(keys),)), reduce(and_, clauses)
+
+    def changed_keys(
+        self,
+        fields: Sequence[Any],
+        stored: Sequence[Any],
+        keys: Sequence[Any],
+        values: Sequence[Sequence[Any]],
+    ) -> list[int]:
+        """Return the places of keys that results would store in another form."""
+        formed = [n for n, field in enumerate(stored) if field.field_type in FORMED]
+        if not formed:
+            return []
+        parts = [[key] if len(fields) == 1 else json.loads(key) for key in keys]
+        pairs = enumerate(zip(parts, values, strict=True))
+        return [n for n, (part, row) in pairs if any(str(part[i]) != str(row[i]) for i in formed)]
 
     def unlike_types(self, one: Any, other: Any) -> tuple[str, str] | None:
         """Return None: SQLite compares values of any types."""

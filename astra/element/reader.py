@@ -9,6 +9,7 @@ from functools import cache, reduce
 from inspect import getattr_static
 from itertools import chain
 from operator import add
+from typing import cast
 
 import peewee
 from peewee import (
@@ -30,7 +31,7 @@ from astra.database.threads import in_background
 from astra.element.suspects import CERTAIN
 from astra.errors import AstraError
 from astra.models.attempts import Attempt
-from astra.models.keys import FALSE, RowKey, all_rows, key_of, moment_of
+from astra.models.keys import FALSE, RowKey, all_rows, changed_keys, key_of, moment_of
 from astra.models.pipeline import OutputModel, link_of
 from astra.models.spectrum import pixel_columns
 from astra.plan.pending import has_result
@@ -193,7 +194,8 @@ class Reader:
             self.unmeasured = False
             chunk, rest = self._cut(keys)
             rows = self._rows(chunk)
-        rest = self._note_missing([k for k in chunk if k not in rows]) + rest
+        changed = self._note_changed(rows)
+        rest = self._note_missing([k for k in chunk if k not in rows and k not in changed]) + rest
         self.t_read_s += time.perf_counter() - began
         return [self._handed(k, *rows[k], now) for k in chunk if k in rows], rest
 
@@ -206,7 +208,7 @@ class Reader:
     def _query_for(self, keys: list[RowKey]) -> "ModelSelect[Model]":
         return self.key.narrowed(all_rows(self.model), keys)
 
-    def _rows(self, keys: list[RowKey]) -> dict[object, tuple[object, object]]:
+    def _rows(self, keys: list[RowKey]) -> dict[RowKey, tuple[Model, object]]:
         """Return the rows without a result, and when they were modified, by key.
 
         As long as arrays are not measured, it omits rows that have any.
@@ -216,12 +218,31 @@ class Reader:
             wanted &= self._size() < 1  # for "= 0" PostgreSQL's planner would expect hardly any
         extra = [self.key.given, peewee.Value(None) if self.moment is None else self.moment]
         query = self._query_for(keys).where(wanted)
-        return {key: (row, modified) for row, (key, modified) in read_rows(query, extra)}
+        records = read_rows(query, extra)
+        return {cast("RowKey", key): (row, modified) for row, (key, modified) in records}
 
     def _has_result(self) -> ColumnBase:
         if self.redo:
             return FALSE
         return has_result(self.model, self.output, by_index=True)
+
+    def _note_changed(self, rows: dict[RowKey, tuple[Model, object]]) -> set[RowKey]:
+        """Record rows that results could not point to as failures, and remove them from `rows`."""
+        if self.key.is_whole:
+            return set()
+        names = [field.name for field in self.key.fields]
+        values = {k: [row.__data__[name] for name in names] for k, (row, _) in rows.items()}
+        changed = set(changed_keys(self.key, self.link.key(self.output), values))
+        for k in changed:
+            _, stored = rows.pop(k)
+            message = (
+                f"Python has the key as {', '.join(map(repr, values[k]))}, which "
+                f"{self.output.__name__} stores as another key: its result would not be found"
+            )
+            if self.writer is not None:
+                modified = OutputModel.input_modified.python_value(stored)
+                self.writer.add(failures=[Refusal(k, "KeyChanged", message, modified)])
+        return changed
 
     def _note_missing(self, keys: list[RowKey]) -> list[RowKey]:
         """Record rows that already have a result or were deleted; return the keys of the others."""

@@ -7,11 +7,11 @@ import peewee
 from peewee import Model
 
 from astra.config.secrets import hide_password
-from astra.database.connection import connection, dialect, url
+from astra.database.connection import connection, database, dialect, url
 from astra.errors import DatabaseError, TaskError
 from astra.models.base import BaseModel, missing_columns
 from astra.models.importing import import_path
-from astra.models.keys import modified_field
+from astra.models.keys import changed_keys, key_of, modified_field
 from astra.models.pipeline import OutputModel, link_of
 from astra.models.plans import Schema
 from astra.models.tracked_tables import is_tracked
@@ -95,7 +95,8 @@ def check_key_types(output: type[OutputModel], *models: type[Model]) -> None:
     Raises
     ------
     TaskError
-        If the database cannot compare both, or would do so by the time zone of the session.
+        If the database cannot compare both, or would do so by the time zone of the session; if
+        results would hold other keys.
     """
     for model in models:
         link = link_of(output, model)
@@ -104,6 +105,18 @@ def check_key_types(output: type[OutputModel], *models: type[Model]) -> None:
             if (kinds := dialect().unlike_types(*fields)) is None:
                 continue
             kind, stored = kinds
+            if kind.startswith("_"):
+                raise TaskError(
+                    f"the key {model.__name__}.{name} is a column of arrays, which no page can "
+                    "hold: declare another unique column as the primary key of the model"
+                )
+            if kind == stored:
+                raise TaskError(
+                    f"the key {model.__name__}.{name} is a column of the type {kind}, for which "
+                    "the database finds no operator =: declare another unique column as the "
+                    "primary key of the model, or, if its schema has the operator, set the role's "
+                    "search_path to include it (ALTER ROLE ... SET search_path)"
+                )
             own = f'class OwnField(peewee.TextField): field_type = "{kind}"'
             raise TaskError(
                 f"the key {model.__name__}.{name} is a column of the type {kind}, and its results "
@@ -112,6 +125,34 @@ def check_key_types(output: type[OutputModel], *models: type[Model]) -> None:
                 f"table {output._meta.table_name} of the results, and make it again: "
                 f"{command_for(output)}"
             )
+        _check_first_keys(output, model)
+
+
+def _check_first_keys(output: type[OutputModel], model: type[Model]) -> None:
+    """Refuse a key of a type that Python, or the table of results, does not hold unchanged.
+
+    Single rows with such keys fail when they are read.
+    """
+    key, link = key_of(model), link_of(output, model)
+    if key.is_whole:
+        return
+    query = model.select(key.text, *key.fields).limit(100)
+    try:
+        rows = {
+            text: [f.python_value(v) for f, v in zip(key.fields, values, strict=True)]
+            for text, *values in database.execute(query).fetchall()
+        }
+    except ValueError:  # a moment that Python does not know
+        return
+    if rows and len(changed_keys(key, link.key(output), rows)) == len(rows):
+        text, values = next(iter(rows.items()))
+        names = ", ".join(field.name for field in key.fields)
+        raise TaskError(
+            f"the key of {model.__name__} ({names}) is of a type that results of "
+            f"{output.__name__} would not hold unchanged: {text} is read as "
+            f"{', '.join(map(repr, values))}; declare another unique column as the primary key "
+            "of the model"
+        )
 
 
 #: The field that declares a type, where the usual fields of peewee have several for it.

@@ -6,7 +6,7 @@ name of a foreign key whose row is loaded together with each row.
 """
 
 import operator
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property, reduce
@@ -16,6 +16,7 @@ import peewee
 from peewee import JOIN, SQL, ColumnBase, CompositeKey, Field, Model, ModelSelect
 
 from astra.database.connection import database, dialect
+from astra.database.values import FORMED
 from astra.errors import TaskError, nearest
 from astra.models.base import BaseModel, M, TimeField
 
@@ -27,8 +28,6 @@ TRUE, FALSE = SQL("1 = 1"), SQL("1 = 0")
 
 _WHOLE = frozenset({"AUTO", "BIGAUTO", "INT", "BIGINT", "SMALLINT"})
 _UNFIT = frozenset({"BLOB", "JSON", "JSONB"})
-#: Types that SQLite stores as texts of any form.
-_FORMED = frozenset({"DATE", "DATETIME", "TIME", "MOMENT", "UUID"})
 #: Numbers with fractions, which lose digits as texts, and types that SQLite stores as bytes.
 _UNFIT_IN_SQLITE = frozenset({"FLOAT", "DOUBLE", "DECIMAL", "UUIDB"})
 
@@ -304,11 +303,11 @@ def _check_forms(model: type[Model], key: Key) -> None:
     SQLite takes any form. As a table mostly has one only, its first rows are enough.
     """
     fields = [getattr(field, "rel_field", field) for field in key.fields]
-    if not any(field.field_type in _FORMED for field in fields):
+    if not any(field.field_type in FORMED for field in fields):
         return
     for row in database.execute(model.select(*key.fields).limit(1000)).fetchall():
         for field, value in zip(fields, row, strict=True):
-            if field.field_type not in _FORMED or value is None:
+            if field.field_type not in FORMED or value is None:
                 continue
             try:
                 stored = str(field.db_value(field.python_value(value)))
@@ -320,6 +319,30 @@ def _check_forms(model: type[Model], key: Key) -> None:
                     f"{type(field).__name__} stores as {stored}, so that its result would not be "
                     "found again: declare it as a TextField, and make the table of results again"
                 )
+
+
+def changed_keys(key: Key, stored: Key, rows: Mapping[RowKey, Sequence[object]]) -> list[RowKey]:
+    """Return the keys that results would not store unchanged, so that they would be of other rows.
+
+    Parameters
+    ----------
+    stored : the columns of the results that hold the key.
+    rows : the values that Python has of the columns of each key.
+    """
+    if key.is_whole:
+        return []
+    values: dict[RowKey, list[object]] = {}
+    for row_key, row in rows.items():
+        try:
+            hash(tuple(row))
+            pairs = zip(stored.fields, row, strict=True)
+            values[row_key] = [field.db_value(value) for field, value in pairs]
+        except (TypeError, ValueError, ArithmeticError):  # a list, or what its field refuses
+            continue
+    keys = list(values)
+    listed = list(values.values())
+    places = dialect().changed_keys(key.fields, stored.fields, keys, listed) if keys else []
+    return [k for k in rows if k not in values] + [keys[place] for place in places]
 
 
 def _check_unique(model: type[Model], key: Key) -> None:

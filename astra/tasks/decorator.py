@@ -16,7 +16,7 @@ from astra.database.connection import dialect, in_transaction, retrying
 from astra.database.threads import read_in_background
 from astra.errors import TaskError, nearest
 from astra.models.archive import check_archive
-from astra.models.checks import check_tables
+from astra.models.checks import check_key_types, check_tables
 from astra.results.rows import Target
 from astra.results.stopping import Settings, Stop, Tally
 from astra.results.writer import Writer
@@ -245,6 +245,8 @@ def _direct(
     if settings.write_to_database:
         if (output := target.output) is not None:
             retrying(lambda: check_tables(output))
+            if (model := target.model) is not None and output.link_to(model) is not None:
+                retrying(lambda: check_key_types(output, model))
         retrying(check_archive)
         making = making_of(call, bound_arguments(call, bound), target.output)
         target = replace(target, made_by=retrying(lambda: note_making(making)))

@@ -5,7 +5,7 @@ from datetime import datetime, timedelta, timezone
 
 import peewee
 import pytest
-from playhouse.postgres_ext import DateTimeTZField
+from playhouse.postgres_ext import ArrayField, DateTimeTZField
 
 from astra import task
 from astra.api import run_here
@@ -15,6 +15,7 @@ from astra.models import OutputModel, result_of
 from astra.models.given_keys import find_keys
 from astra.models.keys import adopted, check_keys
 from astra.plan.plan import create_plan
+from astra.status.failures import failures
 from astra.status.status import status
 from astra.status.verify import verify
 
@@ -266,6 +267,198 @@ def test_a_key_that_its_results_would_change_is_refused(pg_url):
     assert status(planned.plan).rows == {"done": 2} and verify(planned.plan).sound
     (again,) = create_plan(of_fixed)
     assert again.plan is None
+
+
+class IntervalField(peewee.Field):
+    field_type = "interval"
+
+
+class Period(peewee.Model):
+    length = IntervalField(primary_key=True)
+
+    class Meta:
+        table_name = "others_period"
+
+
+class OfPeriod(OutputModel):
+    period = result_of(Period)
+
+    class Meta:
+        abstract = True
+
+
+class Shift(peewee.Model):
+    night = peewee.DateField()
+    begin = peewee.TimeField()
+    exposure = peewee.DecimalField()
+
+    class Meta:
+        table_name = "others_shift"
+        primary_key = peewee.CompositeKey("night", "begin", "exposure")
+
+
+class OfShift(OutputModel):
+    shift = result_of(Shift)
+
+
+@task
+def of_periods(rows: Iterable[Period]) -> Iterable[OfPeriod]:
+    for row in rows:
+        yield OfPeriod.from_row(row)
+
+
+@task
+def of_shifts(rows: Iterable[Shift]) -> Iterable[OfShift]:
+    for row in rows:
+        yield OfShift.from_row(row)
+
+
+@pytest.mark.parametrize(
+    "planned_task, column, good, bad",
+    [
+        (of_periods, "length interval", ["1 day", "-3 hours"], ["1 year 2 mons"]),
+        (
+            of_shifts,
+            "night date, begin time, exposure numeric",
+            ["2024-01-01,00:00,1.5"],
+            ["infinity,00:00,1", "2024-01-02,24:00,1", "2024-01-03,01:00,0.1234567"],
+        ),
+    ],
+)
+def test_a_row_whose_key_python_does_not_hold_fails_alone(pg_url, planned_task, column, good, bad):
+    model = Period if planned_task is of_periods else Shift
+    names = ", ".join(part.split()[0] for part in column.split(", "))
+    with connection():
+        dialect().run(f"CREATE TABLE {model._meta.table_name} ({column}, PRIMARY KEY ({names}))")
+        for row in good + bad:
+            values = ", ".join(f"'{value}'" for value in row.split(","))
+            dialect().run(f"INSERT INTO {model._meta.table_name} VALUES ({values})")
+        adopted(model)
+        (OfPeriod if model is Period else OfShift).create_table()
+    (planned,) = create_plan(planned_task)
+    run_here(planned.plan)
+    assert status(planned.plan).rows == {"done": len(good), "failed": len(bad)}
+    assert verify(planned.plan).sound
+    assert {failure.exception for failure in failures(planned.plan)} == {"KeyChanged"}
+    (again,) = create_plan(planned_task)
+    assert again.plan is None and again.failed == len(bad)
+
+
+class Tags(peewee.Model):
+    tags = ArrayField(peewee.TextField, primary_key=True, index=False)
+
+    class Meta:
+        table_name = "others_tags"
+
+
+class OfTags(OutputModel):
+    tags = result_of(Tags)
+
+
+@task
+def of_tags(rows: Iterable[Tags]) -> Iterable[OfTags]:
+    for row in rows:
+        yield OfTags.from_row(row)
+
+
+class RangeField(peewee.Field):
+    field_type = "int4range"
+
+
+class Slot(peewee.Model):
+    slot = RangeField()
+    fiber = peewee.IntegerField()
+
+    class Meta:
+        table_name = "others_slot"
+        primary_key = peewee.CompositeKey("slot", "fiber")
+
+
+class OfSlot(OutputModel):
+    slot = result_of(Slot)
+
+    class Meta:
+        abstract = True
+
+
+@task
+def of_slots(rows: Iterable[Slot]) -> Iterable[OfSlot]:
+    for row in rows:
+        yield OfSlot.from_row(row)
+
+
+class Rounded(peewee.Model):
+    size = peewee.IntegerField(primary_key=True)
+
+    class Meta:
+        table_name = "others_size"
+
+
+class OfRounded(OutputModel):
+    rounded = result_of(Rounded)
+
+
+@task
+def of_rounded(rows: Iterable[Rounded]) -> Iterable[OfRounded]:
+    for row in rows:
+        yield OfRounded.from_row(row)
+
+
+class PathField(peewee.Field):
+    field_type = "elsewhere.ltree"
+
+
+class Taxon(peewee.Model):
+    path = PathField(primary_key=True)
+
+    class Meta:
+        table_name = "others_taxon"
+
+
+class OfTaxon(OutputModel):
+    taxon = result_of(Taxon)
+
+    class Meta:
+        abstract = True
+
+
+@task
+def of_taxa(rows: Iterable[Taxon]) -> Iterable[OfTaxon]:
+    for row in rows:
+        yield OfTaxon.from_row(row)
+
+
+@pytest.mark.parametrize(
+    "refused, output, create, expected",
+    [
+        (of_tags, OfTags, "others_tags (tags text[] PRIMARY KEY)", "column of arrays"),
+        (
+            of_slots,
+            OfSlot,
+            "others_slot (slot int4range, fiber int, PRIMARY KEY (slot, fiber))",
+            r"Slot \(slot, fiber\) is of a type .* would not hold unchanged: .*\[1,3\)",
+        ),
+        (
+            of_rounded,
+            OfRounded,
+            "others_size (size numeric PRIMARY KEY)",
+            "declare .* DecimalField",
+        ),
+        (of_taxa, OfTaxon, "others_taxon (path elsewhere.ltree PRIMARY KEY)", "search_path"),
+    ],
+)
+def test_a_key_of_a_type_that_no_result_holds_is_refused(pg_url, refused, output, create, expected):
+    value = {of_tags: "'{a}'", of_slots: "'[1,3)', 1", of_rounded: "1.5", of_taxa: "'a.b'"}[refused]
+    (model,) = output.declared_links
+    with connection():
+        dialect().run("CREATE SCHEMA elsewhere; CREATE EXTENSION ltree SCHEMA elsewhere")
+        dialect().run(f"CREATE TABLE {create}")
+        dialect().run(f"INSERT INTO {model._meta.table_name} VALUES ({value})")
+        output.create_table()
+    with pytest.raises(TaskError, match=expected):
+        create_plan(refused)
+    with connection(), pytest.raises(TaskError, match=expected):
+        list(refused(model.select()))
 
 
 class Identified(peewee.Model):
