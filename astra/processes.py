@@ -66,6 +66,19 @@ def user_name() -> str:
         return str(os.geteuid())
 
 
+def process_label() -> str:
+    """Return what this process does and where: ``run-page job 2431_17 me@n2:4711``."""
+    program = Path(sys.argv[0])
+    is_astra = program.name == "astra" or program.parent.name == "astra"
+    job = os.environ.get("SLURM_ARRAY_JOB_ID") or os.environ.get("SLURM_JOB_ID")
+    index = os.environ.get("SLURM_ARRAY_TASK_ID")
+    return " ".join([
+        (sys.argv[1:2] or ["-"])[0] if is_astra else program.name,
+        *([f"job {job}_{index}" if index else f"job {job}"] if job else []),
+        f"{user_name()}@{os.uname().nodename.partition('.')[0]}:{os.getpid()}",
+    ])  # fmt: skip
+
+
 def _is_usable(number: int) -> bool:
     """Return whether the descriptor of a standard stream is open, and for writing if it has to be.
 

@@ -115,6 +115,20 @@ def test_a_refused_login_is_not_a_server_that_does_not_run(postgres):
     assert "createdb" in done.stderr
 
 
+def test_a_server_that_gives_no_connection_is_not_one_that_does_not_run(postgres):
+    def said(url: str) -> str:
+        done = astra("plans", ASTRA_DATABASE_URL=url)
+        assert done.returncode == 5 and "check that the server runs" not in done.stderr
+        return done.stderr
+
+    postgres.create_role("limited", "limited")
+    postgres.create_database("closed")
+    postgres.sql("ALTER ROLE limited CONNECTION LIMIT 0")
+    postgres.sql("ALTER DATABASE closed ALLOW_CONNECTIONS false")
+    assert "has no free connection" in said(postgres.url("postgres", "limited", "limited"))
+    assert "try again later" in said(postgres.url("closed", "astra"))
+
+
 def test_values_that_are_too_large_or_of_no_kind(sqlite_url):
     for options in (
         {"limit": 2**70},

@@ -28,6 +28,7 @@ from astra.database.locks import Holder, RowLock
 from astra.database.postgresql_connection import PostgresqlDatabase, ends_after
 from astra.database.postgresql_keys import Keys
 from astra.database.statement_timeout import PatientCursor
+from astra.processes import process_label
 
 #: SQLSTATEs of temporary conditions: connection, resources, shutdown, serialization failures and
 #: deadlocks, timeouts of locks and transactions, a server that is in recovery, or read-only after a
@@ -46,7 +47,19 @@ _REMEDIES = {
     "57014": f"a statement_timeout is too short, or {_LOCKED}",
     "25P04": f"a transaction_timeout is too short, or {_LOCKED}",
     "53100": "the server's disk is full: have its administrator make room, then run it again",
-    "25006": "the server is read-only, as a standby is: name the primary in ASTRA_DATABASE_URL",
+    "25006": "the server is read-only, as a standby is: name the primary in ASTRA_DATABASE_URL; or "
+    "this role or database is (default_transaction_read_only): have its administrator reset that",
+}
+
+#: What to do if the server answers, but gives no connection.
+_NO_CONNECTION = {
+    r"too many (connections|clients)|connection slots|no more connections": (
+        "the server has no free connection: try again, or have its administrator allow more; "
+        "astra throttle and astra pause let elements use fewer"
+    ),
+    r"not (currently|yet) accepting connections|(is starting up|is shutting down|recovery mode)$": (
+        "the server starts or stops, or its administrator has closed the database: try again later"
+    ),
 }
 
 #: SQLSTATEs for which one value is to blame: data, integrity, raised by a trigger.
@@ -106,7 +119,7 @@ class PostgreSQL(Keys):
             "keepalives_interval": 10,
             "keepalives_count": 3,
             "tcp_user_timeout": 60_000,
-            "application_name": "astra",
+            "application_name": f"astra {process_label()}",
             "client_encoding": "UTF8",
         }
         # statement_timeout.py limits how long a server, or a proxy in front of it, may be silent.
@@ -168,7 +181,8 @@ class PostgreSQL(Keys):
                 f"the server runs, but refused the login: check the user in {setting}, and the "
                 "password (~/.pgpass)"
             )
-        return f"check that the server runs and {setting}"
+        advised = (text for found, text in _NO_CONNECTION.items() if re.search(found, message))
+        return next(advised, f"check that the server runs and {setting}")
 
     def is_lock(self, error: BaseException) -> bool:
         """Return whether only a lock is held by another, and the connection is intact."""

@@ -23,7 +23,7 @@ def terminate(nemesis: Nemesis, fault: Fault) -> str | None:
     """End all of astra's connections."""
     ended = nemesis.world.sql(
         "SELECT pid, pg_terminate_backend(pid) FROM pg_stat_activity "
-        "WHERE datname = current_database() AND application_name = 'astra'"
+        "WHERE datname = current_database() AND application_name LIKE 'astra %'"
     )
     return f"backends {[pid for pid, _ in ended]}" if ended else None
 

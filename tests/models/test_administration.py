@@ -1,5 +1,6 @@
 """For the administrator of the database: the SQL, tables in use, a view of current results."""
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from urllib.parse import urlsplit
@@ -21,7 +22,11 @@ from astra.models.administration import recorded
 from astra.models.checks import check_version
 from astra.models.plans import Page
 from astra.models.schema import init_database, sql_of, tables
+from astra.plan.lookup import get_plan
 from astra.plan.plan import create_plan
+from astra.submit.intent import plan_lock
+from tests.conftest import ROOT
+from tests.pages import blocks
 from tests.sample_tasks import Measured, fill, measure
 from tests.servers import wait_for
 
@@ -186,3 +191,19 @@ def test_initdb_takes_no_lock_if_all_tables_are_complete(pg_url):
             cursor.execute(f"LOCK TABLE {model._meta.table_name} IN ROW EXCLUSIVE MODE")
         assert init_database((MODULE,)) == []
     writer.close()
+
+
+@pytest.mark.postgres
+def test_the_page_for_administrators_shows_who_is_connected_and_who_holds_a_plan(pg_url):
+    who, holders = blocks(ROOT / "docs" / "administration.md", "sql")[0].split("\n\n")
+    fill(10)
+    for _ in range(2):  # the lock of the first was held, and is free
+        (made,) = create_plan(measure, BossVisitSpectrum, limit=5, max_rows=5)
+        with plan_lock(get_plan(made.plan)):
+            with closing(psycopg2.connect(pg_url)) as administrator:
+                with administrator.cursor() as cursor:
+                    cursor.execute(holders)
+                    assert [row[0] for row in cursor.fetchall()] == [f"plan {made.plan}"]
+                    cursor.execute(who)
+                    names = [row[2] for row in cursor.fetchall()]
+    assert names and all(f":{os.getpid()}" in name for name in names), names
