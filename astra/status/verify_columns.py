@@ -69,11 +69,18 @@ class StoredRows:
     def is_gap(self) -> Flags:
         """Mark records that do not continue the record before, or do not begin at 0."""
         same, steps = self._steps
-        is_of_another = np.diff(self.every["attempt"]) != 0
-        wrong = same & ((steps > 1) | ((steps == 1) & is_of_another))
+        is_other = np.zeros(len(steps), dtype=bool)
+        for name in ("attempt", "made_by", "input"):  # the same for all results of a row
+            is_other |= np.diff(self.every[name]) != 0
+        wrong = same & ((steps > 1) | ((steps == 1) & is_other))
         first = np.append(True, np.diff(self.every["key"]) != 0)
         number = self.every["number"]
         return np.append(False, wrong) | (first & (number != 0) & (number != OF_ANOTHER_KEY))
+
+    def any_own(self, which: Flags) -> Flags:
+        """Return the keys for which the first record, or another one of the same key, is marked."""
+        first = np.append(True, np.diff(self.every["key"]) != 0)
+        return self.any_of(which & (first | (self.every["number"] != OF_ANOTHER_KEY)))
 
     def any_of(self, which: Flags) -> Flags:
         """Return the keys for which one of the records is marked."""

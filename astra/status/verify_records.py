@@ -87,11 +87,9 @@ class RecordChecks:
             yield from impossible_values(model, clause)
 
     def n_results(self) -> int:
-        """Count the results at the plan's version that refer to one of its attempts."""
+        """Count the results that refer to one of the plan's attempts."""
         query = self.output.select().join(Attempt, on=(Attempt.pk == self.output.attempt_pk))
-        same_version = self.output.v_astra_major_minor == self.plan.version.major_minor
-        of_plan = Page.plan == self.plan.pk
-        return int(query.join(Page).where(of_plan & same_version).count())
+        return int(query.join(Page).where(Page.plan == self.plan.pk).count())
 
     def of_plan(self) -> PageProblems:
         """Yield the problems of the plan itself, of its submissions and of its suspects."""

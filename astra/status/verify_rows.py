@@ -7,7 +7,8 @@ import numpy as np
 import peewee
 from peewee import ColumnBase
 
-from astra.database.connection import dialect
+from astra.database.connection import database, dialect
+from astra.database.dialect import peewee_errors
 from astra.models.attempts import Attempt
 from astra.models.failures import Failure, NoResult, RowWithoutResult
 from astra.models.importing import load
@@ -92,8 +93,7 @@ class Verifier:
         for pages in _chunks(self.plan):
             whole = [page for page in pages if self._check_page(page)]
             keys += [(page.number, self._numbers(page)) for page in pages]
-            if whole:
-                self._check_rows(whole)
+            self._check_readable(whole)
         self._check_records()
         self._check_page_numbers([number for number, _ in keys], sum(len(k) for _, k in keys))
         self._check_keys(keys)
@@ -233,6 +233,24 @@ class Verifier:
 
     # -- rows -------------------------------------------------------------------------------
 
+    def _check_readable(self, pages: list[Page]) -> None:
+        """Check the rows of pages; name those with keys that the server cannot read."""
+        if not pages:
+            return
+        try:
+            with database.atomic():
+                return self._check_rows(pages)
+        except (peewee.DataError, peewee.OperationalError) as error:
+            # SQLite has no class of its own for such a key.
+            if not isinstance(error, peewee.DataError) and "malformed JSON" not in str(error):
+                raise
+            if len(pages) == 1:
+                problem = f"it has keys that are not keys of its table: {dialect().message(error)}"
+                return self._add("shape", pages[0].number, None, problem)
+        half = len(pages) // 2
+        self._check_readable(pages[:half])
+        self._check_readable(pages[half:])
+
     def _check_rows(self, pages: list[Page]) -> None:
         rows = Rows(pages, [key for page in pages for key in self._numbers(page)])
         keys = self._keys(sorted(set(rows.key.tolist())))
@@ -268,9 +286,9 @@ class Verifier:
         note("not-counted", rows, uncounted, "its result is stored, but it counts as pending")
         elsewhere_written = is_ours & (attempt_page != rows.page)
         note("wrong-page", rows, elsewhere_written, "an attempt at another page wrote its result")
-        early = is_ours & (result["read_outside"] == 1)
+        early = is_ours & result.any_own(result.every["read_outside"] == 1)
         note("read-too-early", rows, early, "its input was read before its attempt began")
-        early = is_ours & (result["stored_before"] == 1)
+        early = is_ours & result.any_own(result.every["stored_before"] == 1)
         note("read-too-early", rows, early, "it was stored before its input was read")
         self._check_origins(rows, result, attempt_page)
         for kind, record in ((Failure, failure), (NoResult, nothing)):
@@ -291,11 +309,12 @@ class Verifier:
     def _check_origins(self, rows: Rows, result: StoredRows, attempt_page: Numbers) -> None:
         """Check for results that no attempt of the plan can have written."""
         note, is_ours = self._add_each, result.there & (attempt_page > 0)
-        late = result.there & (result["bad_time"] == 1)
+        late = result.any_own(result.every["bad_time"] == 1)
         note("moments", rows, late, "a time of its result is in the future or in the wrong order")
-        wrong = result.there & (result["bad_source"] == 1)
+        wrong = result.any_own(result.every["bad_source"] == 1)
         note("wrong-source", rows, wrong, "its result has another source_pk than the row")
-        wrong = is_ours & ~np.isin(result["made_by"], self.records.origins)
+        is_known = np.isin(result.every["made_by"], self.records.origins)
+        wrong = is_ours & result.any_own(~is_known)
         note("attempt-unknown", rows, wrong, "the made_by of its result belongs to another plan")
         twice = result.any_of(result.is_again)
         note("result-twice", rows, twice, "it has two results of the same number")
@@ -431,7 +450,7 @@ class Verifier:
         refused: ColumnBase = peewee.Value(0)
         bad = (kind.modified > self.latest) | (of_plan & (kind.made_by.is_null() | ~is_known))
         if kind is Failure:
-            refused, bad = _flag(kind.refused), bad | (kind.times < 1)
+            refused, bad = _flag(kind.refused), bad | (kind.times < 1) | (kind.exception == "")
         columns = (
             kind.key, _flag(of_plan), refused,
             peewee.fn.COALESCE(kind.attempt_pk, 0), peewee.fn.COALESCE(kind.page, 0), _flag(bad),
@@ -442,7 +461,8 @@ class Verifier:
 
     def _fetched(self, query: peewee.Select) -> list[tuple[int, ...]]:
         """Return the rows of a query as the driver gives them, since there are many."""
-        rows = dialect().run(*query.sql()).fetchall()
+        with peewee_errors:  # SQLite reads a key only when it is fetched
+            rows = dialect().run(*query.sql()).fetchall()
         if self.key.is_whole:
             return [(int(key), *numbers) for key, *numbers in rows]
         return [(self._number(text), *numbers) for text, *numbers in rows]

@@ -35,6 +35,7 @@ _COPIED = (
     "input_read, input_modified, value, number) SELECT source_pk, spectrum_pk, v_astra, {}, tag, "
     "{}, input_read, input_modified, value, number FROM measured WHERE spectrum_pk = 23"
 )
+_FURTHER = _RESULT + " AND result_number = 1"
 _NOT_UNIQUE = "unique indexes of measured"  # dropped
 
 _MADE = "UPDATE made_by SET {} WHERE plan_pk = 1"
@@ -47,6 +48,21 @@ _FORGERIES = {
     "index dropped": ("guards", _NOT_UNIQUE),
     "further result of none": ("result-mixed", _COPIED.format(3, "attempt_pk")),
     "results of two attempts": ("result-mixed", _COPIED.format(1, "NULL")),
+    "further result of no origin": ("attempt-unknown", _COPIED.format(1, "attempt_pk")),
+    "further result read later": (
+        "read-too-early", _COPIED.format(1, "attempt_pk"), _FURTHER.format(f"input_read = {_LATE}"),
+    ),
+    "further result of another input": (
+        "result-mixed", _COPIED.format(1, "attempt_pk"),
+        _FURTHER.format(f"made_by = (SELECT pk FROM made_by WHERE plan_pk = 1), "
+                        f"input_modified = {_EARLY}"),
+    ),
+    "further result of the future": (
+        "moments", _COPIED.format(1, "attempt_pk"), _FURTHER.format(f"modified = {_LATE}"),
+    ),
+    "further result of another version": (
+        "orphans", _COPIED.format(1, "attempt_pk"), _FURTHER.format("v_astra = 7001"),
+    ),
     "first of several gone": ("result-mixed", _RESULT.format("result_number = 1")),
     "an attempt that never was": ("attempt-unknown", _RESULT.format("attempt_pk = 999999")),
     "no attempt": ("attempt-unknown", _RESULT.format("attempt_pk = NULL")),
@@ -66,6 +82,7 @@ _FORGERIES = {
     "failure of another attempt": ("given-away", _FAILED.format("attempt_pk = 999999")),
     "failure of another page": ("given-away", _FAILED.format("page = 2")),
     "failure that never was": ("given-away", _FAILED.format("times = 0")),
+    "failure of no exception": ("given-away", _FAILED.format("exception = ''")),
     "failure of a further result": ("failure-missing", _FAILED.format("refused = true")),
     "failure of another row": ("orphans", _FAILED.format("key_text = '9999'")),
     "failure in the future": ("given-away", _FAILED.format(f"modified = {_LATE}")),
