@@ -195,12 +195,25 @@ class PostgreSQL(Keys):
             return isinstance(error, ValueError | TypeError | OverflowError | peewee.DataError)
         return code.startswith(_ROWS_FAULT) or self.is_triggers(error)
 
-    def is_tables_fault(self, error: BaseException, columns: set[str]) -> bool:
-        """Return whether a column that the model lacks needs a value, so that every row fails."""
-        cause = _driver_error(error)
-        if _sqlstate(error) != "23502" or not isinstance(cause, psycopg2.Error):
+    def is_tables_fault(self, error: BaseException, model: Any, columns: set[str]) -> bool:
+        """Return whether no value of these columns is to blame, so that other rows may fail, too.
+
+        A column that the model lacks needs a value, a constraint is on such columns alone, a
+        partition is missing, or the sequence of the primary key has ended.
+        """
+        cause, code = _driver_error(error), _sqlstate(error) or ""
+        if not isinstance(cause, psycopg2.Error) or self.is_triggers(error):
             return False
-        return cause.diag.column_name not in columns
+        if not code.startswith("23"):
+            return code == "2200H"
+        diag = cause.diag
+        if diag.column_name is not None:
+            return diag.column_name not in columns
+        if diag.constraint_name is None:
+            return diag.table_name is not None
+        names = (diag.schema_name, diag.table_name, diag.constraint_name, self.table(model))
+        constrained = self.fetch_column(queries.CONSTRAINED_COLUMNS, names)
+        return bool(constrained) and columns.isdisjoint(constrained)
 
     @staticmethod
     def is_triggers(error: BaseException) -> bool:

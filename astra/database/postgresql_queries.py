@@ -148,6 +148,19 @@ LOG_SEQUENCES = """
         WHERE relnamespace = to_regnamespace(quote_ident(COALESCE(%s, current_schema())))
     ) AS used WHERE last_value IS NOT NULL"""
 
+#: The columns of a constraint or a unique index of a table or of one of its partitions, by schema,
+#: table and name of the constraint, and by the table. One on no column, such as CHECK (false), is
+#: on the table itself (tableoid).
+CONSTRAINED_COLUMNS = """
+    SELECT attname::text FROM pg_attribute JOIN (
+        SELECT conrelid, unnest(coalesce(conkey, ARRAY[-6]::int2[])), conname FROM pg_constraint
+        UNION ALL
+        SELECT indrelid, unnest(indkey::int2[]), relname
+        FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid
+    ) AS keys(relation, number, name) ON attrelid = relation AND attnum = number
+    WHERE relation = to_regclass(format('%%I.%%I', %s::text, %s::text)) AND name = %s
+      AND coalesce(pg_partition_root(relation)::oid, relation) = to_regclass(%s)"""
+
 #: The columns of the primary key, which a role that may only read can see as well.
 PRIMARY_COLUMNS = """
     SELECT attname FROM pg_index, unnest(indkey::int2[]) WITH ORDINALITY AS k(n, place)

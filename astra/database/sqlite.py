@@ -127,7 +127,7 @@ class SQLite(Writing):
             peewee.IntegrityError | peewee.DataError | ValueError | TypeError | OverflowError,
         )
 
-    def is_tables_fault(self, error: BaseException, columns: set[str]) -> bool:
+    def is_tables_fault(self, error: BaseException, model: Any, columns: set[str]) -> bool:
         """Return whether a column that the model lacks needs a value, so that every row fails."""
         match = re.search(r"NOT NULL constraint failed: [^\n]+\.([^.\n]+)$", str(error))
         return match is not None and match[1] not in columns

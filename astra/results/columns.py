@@ -291,7 +291,7 @@ def refused_by_database(yielded: YieldedResult, error: Exception) -> Refusal:
     """
     model = type(yielded.result)
     message = clean(dialect().message(error), MESSAGE_LIMIT)
-    if dialect().is_tables_fault(error, set(model._meta.columns) - BY_DATABASE):
+    if dialect().is_tables_fault(error, model, set(model._meta.columns) - BY_DATABASE):
         raise BrokenElement(
             f"the table {model._meta.table_name} takes no result of {model.__name__}: {message}; "
             "its rows stay pending: repair the table, then astra resume"

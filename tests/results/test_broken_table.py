@@ -10,10 +10,12 @@ from astra.database.connection import connection, database, dialect
 from astra.models import BossVisitSpectrum
 from astra.models.failures import Failure
 from astra.models.plans import Plan
+from astra.models.schema import init_database
 from astra.plan.plan import create_plan
 from astra.resume.resume import resume_local
 from astra.status.status import status
 from astra.status.verify import verify
+from tests.own_tables import Counted, of_counted
 from tests.sample_tasks import Measured, fill, measure
 
 
@@ -62,6 +64,55 @@ def test_a_column_that_the_model_does_not_have_wants_a_value(url, batch_size):
         else:
             database.execute_sql("DROP TRIGGER wants")
     assert repaired(plan)
+
+
+@pytest.mark.parametrize("n", [3, 30])
+@pytest.mark.parametrize(
+    ("statements", "repair"),
+    [
+        ("ADD extra integer, ADD CONSTRAINT no CHECK (extra IS NOT NULL)", "DROP CONSTRAINT no"),
+        ("ADD extra integer DEFAULT 99 REFERENCES source", "DROP COLUMN extra"),
+        ("ADD extra integer DEFAULT 1 UNIQUE", "DROP COLUMN extra"),
+        ("ADD CONSTRAINT frozen CHECK (false)", "DROP CONSTRAINT frozen"),
+        ("; ALTER SEQUENCE measured_task_pk_seq MAXVALUE 2",
+         "; ALTER SEQUENCE measured_task_pk_seq NO MAXVALUE"),
+    ],
+)  # fmt: skip
+def test_what_no_value_of_a_result_can_meet_is_the_tables(pg_url, n, statements, repair):
+    with connection():
+        database.execute_sql(f"ALTER TABLE measured {statements}".rpartition("; ")[2])
+    plan = run(n=n, limit=n)
+    assert left_pending(plan)
+    with connection():
+        database.execute_sql(f"ALTER TABLE measured {repair}".rpartition("; ")[2])
+    assert repaired(plan)
+
+
+def test_a_missing_partition_is_the_tables(pg_url):
+    """Rows of other partitions would be stored, and yet it is no fault of a row."""
+    init_database(("tests.own_tables",))
+    with connection():
+        Counted.create_table()
+        Counted.insert_many([(n, n) for n in range(10, 40)]).execute()
+        for statement in (
+            "ALTER TABLE counted_period RENAME TO before",
+            "CREATE TABLE counted_period (LIKE before INCLUDING DEFAULTS INCLUDING GENERATED) "
+            "PARTITION BY RANGE (counted_id)",
+            "CREATE TABLE low PARTITION OF counted_period FOR VALUES FROM (0) TO (35)",
+            "CREATE UNIQUE INDEX ON counted_period (counted_id, v_astra_major_minor, "
+            "result_number)",
+        ):
+            database.execute_sql(statement)
+    (made,) = create_plan(of_counted, arguments={"limit": 0.0})
+    run_here(made.plan)
+    assert status(made.plan).rows == {"done": 0, "broken": 30}
+    with connection():
+        database.execute_sql(
+            "CREATE TABLE high PARTITION OF counted_period FOR VALUES FROM (35) TO (99)"
+        )
+        database.execute_sql("ALTER TABLE high ADD CONSTRAINT few CHECK (period < 77)")
+    resume_local(made.plan)  # if a constraint is on what the model declares, the row is to blame
+    assert status(made.plan).rows == {"done": 29, "failed": 1}
 
 
 def freeze() -> None:
