@@ -317,6 +317,9 @@ class _ArrayBuilder:
         submission.script = str(folder / f"{submission.job_name}.sh")
         submission.log_folder = str(folder / "logs")
         before = (f"afterany:{behind.job_id}",) if behind and behind.job_id else ()
+        if before and "?" in str(profile.options.get("dependency")):
+            # Slurm waits for all jobs or for any one; the job before has waited for any one.
+            profile = profile.with_options(dependency=False)
         sent = profile.with_more(exclude=self.excluded, dependency=before)
         text = render(plan, started, sent, submission, self.hours)
         indices = script_module.array_spec(started.indices(), profile.throttle)

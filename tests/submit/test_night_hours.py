@@ -250,12 +250,27 @@ def test_a_throttle_is_that_of_all_arrays_together(slurm, monkeypatch):
     plan = plan_of(20, 1)
     done = submit(plan, options={"throttle": 3, "hold": True})
     assert [job.array.partition("%")[2] for job in done.jobs] == ["1"] * 5
-    waits = {
-        job_id: wanted
-        for job_id, wanted in (
-            line.split() for line in slurm.run("squeue", "-h", "-o", "%A %E").splitlines()
-        )
-    }
+    waits = _dependencies(slurm)
     first, second, third, fourth, fifth = (str(job.job_id) for job in done.jobs)
     assert first in waits[fourth] and second in waits[fifth] and waits[third] == "(null)"
     assert Submission.select().count() == 5
+
+
+@pytest.mark.slurm
+@pytest.mark.postgres
+@pytest.mark.parametrize("sign", [",", "?"])
+def test_an_array_waits_for_the_one_before_whatever_its_profile_waits_for(slurm, monkeypatch, sign):
+    """Where any of several jobs is enough for Slurm, the one before would be one more of these."""
+    monkeypatch.setattr("astra.slurm.limits.max_array_size", lambda: 5)
+    before = [slurm.run("sbatch", "--parsable", "--hold", "--wrap=true").strip() for _ in range(2)]
+    wanted = sign.join(f"afterany:{job}" for job in before)
+    done = submit(plan_of(8, 1), options={"throttle": 1, "dependency": wanted})
+    first, second = (str(job.job_id) for job in done.jobs)
+    waits = _dependencies(slurm)
+    assert all(job in waits[first] for job in before)
+    assert first in waits[second] and "?" not in waits[second]
+
+
+def _dependencies(slurm) -> dict[str, str]:
+    lines = slurm.run("squeue", "-h", "-o", "%A %E").splitlines()
+    return dict(line.split(maxsplit=1) for line in lines)
