@@ -13,6 +13,7 @@ from astra.models.plans import Plan
 from astra.night import finalizer
 from astra.night import nightly as nightly_module
 from astra.night.history import night_of, nights
+from astra.night.lock import night_lock
 from astra.night.nightly import heal_all
 from astra.night.plans import NightStep, assess_plans, begin_tasks
 from astra.plan.lookup import get_plan
@@ -115,6 +116,28 @@ def test_a_night_whose_finalizer_does_not_come_is_not_called_running(
     else:
         with pytest.raises(SlurmUnknown):
             finalizer.is_alive(night)
+
+
+@pytest.mark.parametrize(
+    ("jobs", "state"), [([], "without a finalizer"), ([JobId(7)], "running"), (None, "running")]
+)
+def test_a_finalizer_whose_process_died_before_sbatch_answered(pg_url, monkeypatch, jobs, state):
+    """Its token is stored, and no number: it is running only if Slurm has a job of its name."""
+
+    def find(job):
+        if jobs is None:
+            raise SlurmUnknown("squeue gave no answer")
+        return jobs
+
+    with connection():
+        a_night()
+        Night.update(finalizer="token").execute()
+    alive = Answer(executions={(7, None): Execution(S.PENDING)})
+    monkeypatch.setattr(client, "elements", lambda *_, **__: alive)
+    monkeypatch.setattr(client, "find", find)
+    with night_lock("survey"):  # its process may still be waiting for the answer
+        assert [listed.state for listed in nights()] == ["running"]
+    assert [listed.state for listed in nights()] == [state]
 
 
 def test_a_finalizer_that_its_node_submitted_again_is_found_by_its_name(url, monkeypatch):
