@@ -44,7 +44,7 @@ class Execution:
     node: str | None = None
     exit_code: int | None = None  # sacct subtracts 128 from 128 and more: it shows 143 as 15
     signal: int | None = None  # that ended it
-    reason: str | None = None  # why it waits, or why it failed
+    reason: str | None = None  # why it waits, is stopped, or failed
     is_completing: bool = False  # it still runs, and begins nothing more
 
 
@@ -192,6 +192,8 @@ def _state(word: str, reason: str | None) -> tuple[SlurmState | None, str | None
         state = slurm_state(word)
     except SlurmError:
         return None, f"Slurm calls it {word}, a state that astra does not know"
+    if state is SlurmState.RUNNING:  # Slurm still shows what it waited for
+        return state, word if word.split()[0] in _STOPPED_WORDS else None
     held = word.split()[0] in _HELD_WORDS and not never_starts(reason)
     return state, word if held else reason
 
@@ -394,6 +396,9 @@ def slurm_state(word: str) -> SlurmState:
 #: States of jobs that somebody has to release.
 _HELD_WORDS = frozenset({"REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD"})
 
+#: States of jobs that have begun, and compute nothing.
+_STOPPED_WORDS = frozenset({"SUSPENDED", "STOPPED"})
+
 #: Reasons of jobs that are held until somebody releases them.
 _HELD = r"Job(Held|Hold)\w* | \w*_held(_state)? | REQUEUE_HOLD | SPECIAL_EXIT | RESV_DEL_HOLD"
 
@@ -430,4 +435,8 @@ def is_held(reason: str | None) -> bool:
 
 
 def _is_one_of(reasons: re.Pattern[str], reason: str | None) -> bool:
-    return reason is not None and bool(reasons.fullmatch(reason.strip("()").replace(" ", "_")))
+    """Return whether a reason is one of some; squeue lists those of elements in one line."""
+    if reason is None:
+        return False
+    listed = reason.strip("()").replace(" ", "_").split(",")
+    return all(reasons.fullmatch(each) for each in listed)

@@ -67,6 +67,15 @@ class TestSqueue:
         assert (found[30, 4].reason, found[30, 4].node) == ("BeginTime", None)
         assert (found[30, 7].reason, found[30, 7].node) == (None, "n2")
 
+    def test_a_running_element_waits_for_nothing_and_a_suspended_one_says_so(self) -> None:
+        states = parse_squeue(
+            "1_1|RUNNING|0|n1|JobHeldAdmin|a|\n1_2|SUSPENDED|0|n1|None|a|\n1_3|PENDING|0||JobHeldUser|a|"
+        )
+        found = [(states[1, n].state, states[1, n].reason) for n in (1, 2, 3)]
+        assert found == [
+            (S.RUNNING, None), (S.RUNNING, "SUSPENDED"), (S.PENDING, "JobHeldUser")
+        ]  # fmt: skip
+
     def test_output_that_cannot_be_parsed_is_no_answer(self) -> None:
         text = "30_1|POWER_UP_NODE|0|n1|None|astra|"
         found = parse_squeue(text + "\n" + SQUEUE.splitlines()[-1])

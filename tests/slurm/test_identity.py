@@ -157,6 +157,7 @@ def test_a_job_is_looked_for_as_a_job_of_who_submitted_it(
         "AssocGrpWallLimit", "QOSMaxNodePerJobLimit", "AssocMaxCpuPerJobLimit", "QOSMinCpuNotSatisfied",
         "QOSMaxWallDurationPerJobLimit", "AssocMaxWallDurationPerJobLimit", "PartitionTimeLimit",
         "BadConstraints", "InvalidQOS", "AccountNotAllowed", "QOSMaxMemoryPerNode", "ReservationDeleted",
+        "JobHeldUser,JobHeldAdmin",
     ],
 )  # fmt: skip
 def test_reasons_that_no_time_removes(reason):
@@ -168,7 +169,7 @@ def test_reasons_that_no_time_removes(reason):
     [
         None, "None", "Priority", "Resources", "Dependency", "BeginTime", "JobArrayTaskLimit",
         "AssocGrpCpuLimit", "AssocMaxJobsLimit", "QOSMaxCpuPerUserLimit", "QOSMaxJobsPerUserLimit",
-        "AssocGrpCPURunMinutesLimit", "QOSGrpNodeLimit", "ReqNodeNotAvail", "Licenses", "Reservation",
+        "Resources,JobHeldUser", "AssocGrpCPURunMinutesLimit", "QOSGrpNodeLimit", "ReqNodeNotAvail", "Licenses", "Reservation",
         "Nodes required for job are DOWN, DRAINED or reserved for jobs in higher priority partitions",
     ],
 )  # fmt: skip
