@@ -37,6 +37,9 @@ _READ_ONLY = {"squeue", "sacct", "scontrol", "sinfo"}
 
 _NO_CONFIGURATION = re.compile(r"Could not establish a configuration source")
 
+#: The answer to a job; lines before it are messages of the site's plugins, in any words.
+_NOT_SUBMITTED = re.compile(r"Batch job submission failed: (.*)")
+
 _NO_ANSWER = re.compile(
     r"timed out|Unable to contact slurm|Connection (refused|reset)|Zero Bytes|"
     r"Message (send|receive) failure|Communication \w+ failure|Broken pipe|"
@@ -124,7 +127,8 @@ def _run_once(args: Sequence[str], timeout_s: float) -> str:
         raise SlurmUnknown(
             f"{command} was killed by signal {-process.returncode}. {message}".strip()
         )
-    if _NO_ANSWER.search(message) or not message:
+    failed = _NOT_SUBMITTED.search(message)
+    if _NO_ANSWER.search(failed[1] if failed else message) or not message:
         reason = message or f"exit status {process.returncode} without a message"
         raise SlurmUnknown(f"{command}: {reason}")
     if _NO_CONFIGURATION.search(message):

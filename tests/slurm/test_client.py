@@ -235,6 +235,14 @@ class TestNoAnswer:
             client.submit(tmp_path / "x.sh")
         assert len((tmp_path / "calls").read_text().splitlines()) == 1  # never sent again
 
+    def test_a_plugin_of_the_site_refuses_in_any_words(self, commands: Commands) -> None:
+        commands(
+            sbatch="echo 'sbatch: error: No hours are left; please try again in January' >&2\n"
+            "echo 'sbatch: error: Batch job submission failed: Unspecified error' >&2; exit 1"
+        )
+        with pytest.raises(SlurmRefused, match="refused: No hours are left; please try again"):
+            client.submit(Path("x.sh"))
+
     def test_a_late_answer_and_what_was_said_before(
         self, commands: Commands, tmp_path: Path, time_after_words: None
     ) -> None:
