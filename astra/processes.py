@@ -91,17 +91,26 @@ def _is_usable(number: int) -> bool:
     return number == 0 or mode != os.O_RDONLY
 
 
-def open_streams() -> None:
-    """Replace standard streams that are closed, so that whoever writes to them does not fail.
+def open_descriptors() -> None:
+    """Open the descriptors of standard streams that are closed, as by ``os.close(1)``.
 
-    Also replace descriptors that are closed below an open stream, as by ``os.close(1)``.
+    Else a connection would get their numbers, and what is printed would go to the server.
     """
-    for number, name in enumerate(("stdin", "stdout", "stderr")):
+    for number in range(3):
         if not _is_usable(number):
             null = os.open(os.devnull, os.O_RDWR)
             if null != number:
                 os.dup2(null, number)
                 os.close(null)
+
+
+def open_streams() -> None:
+    """Replace standard streams that are closed, so that whoever writes to them does not fail.
+
+    Also open descriptors that are closed below an open stream.
+    """
+    open_descriptors()
+    for name in ("stdin", "stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None or getattr(stream, "closed", False):
             setattr(sys, name, open(os.devnull, "r+"))

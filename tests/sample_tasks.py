@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from peewee import FloatField, IntegerField, SmallIntegerField, TextField
@@ -133,6 +134,18 @@ def close_descriptors(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured
         yield Measured.from_spectrum(row, value=1.0)
     print("the last words of a task")
     os.closerange(0, 3)
+
+
+@task(batch_size=1)
+def close_and_print(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
+    """Closes the descriptor of its output, and prints while its results are stored."""
+    os.close(1)
+    for row in spectra:
+        yield Measured.from_spectrum(row, value=1.0)
+        until = time.monotonic() + 0.2
+        while time.monotonic() < until:
+            with suppress(OSError):
+                os.write(1, b"a line of a task\n")
 
 
 @task

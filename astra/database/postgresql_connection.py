@@ -8,6 +8,7 @@ from psycopg2.extensions import encodings, parse_dsn
 from astra.database import postgresql_queries as queries
 from astra.database.dialect import peewee_errors
 from astra.database.statement_timeout import bounded
+from astra.processes import open_descriptors
 
 
 class PostgresqlDatabase(peewee.PostgresqlDatabase):
@@ -15,6 +16,7 @@ class PostgresqlDatabase(peewee.PostgresqlDatabase):
     codec = "utf_8"  # of the server's encoding, once a connection was opened
 
     def _connect(self) -> Any:
+        open_descriptors()
         connection = super()._connect()  # type: ignore[misc]
         self.was_open = True
         if connection.get_parameter_status("standard_conforming_strings") == "off":

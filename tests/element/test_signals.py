@@ -18,7 +18,12 @@ from astra.results.stopping import Stop, Terminated
 from astra.status.verify import verify
 from tests.conftest import ROOT
 from tests.pools import plan_of, pool_of
-from tests.sample_tasks import catch_everything, close_descriptors, close_output
+from tests.sample_tasks import (
+    catch_everything,
+    close_and_print,
+    close_descriptors,
+    close_output,
+)
 from tests.servers import wait_for
 
 
@@ -169,14 +174,19 @@ def test_a_row_that_is_interrupted_stays_pending_although_its_task_catches_that(
         assert [attempt.state for attempt in Attempt.select()] == ["interrupted"]
 
 
-def test_an_element_whose_task_closed_the_descriptors_of_its_streams_succeeds(url, monkeypatch):
+@pytest.mark.parametrize("function", [close_descriptors, close_and_print])
+def test_an_element_whose_task_closed_the_descriptors_of_its_streams_succeeds(
+    url, monkeypatch, function
+):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    plan = plan_of(5, 5, close_descriptors)
+    plan = plan_of(5, 5, function)
     words = ["--plan", str(plan.pk), "--job", pool_of(plan).token, "--element", "1"]
     run_page = [sys.executable, "-m", "astra", "run-page", *words]
-    assert subprocess.run(run_page, check=False).returncode == 0
+    done = subprocess.run(run_page, check=False, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
     with connection():
-        assert [attempt.state for attempt in Attempt.select()] == ["done"]
+        (attempt,) = Attempt.select()
+    assert (attempt.state, attempt.n_done) == ("done", 5)
 
 
 _LINGERING = """
