@@ -77,11 +77,14 @@ class Listing:
     ----------
     heads : of its columns; one that ends with > is that of numbers.
     out : names of columns, with commas, in the order in which they are left out.
+    enough : so many characters of the last column are worth more than these columns; by default,
+        all of it.
     """
 
-    def __init__(self, *heads: str, out: str = "") -> None:
+    def __init__(self, *heads: str, out: str = "", enough: int | None = None) -> None:
         self.columns = [Column(head) for head in heads]
         self.out = out.split(", ") if out else []
+        self.enough = enough
 
     def add(self, *values: object) -> None:
         """Add a row: counts get commas, states their colour; what is not known is empty."""
@@ -106,8 +109,10 @@ class Listing:
     def fitted(self, width: int) -> tuple[Table, list[str]]:
         """Return a table that is at most so wide, and the names of columns that are left out."""
         columns, left_out = list(self.columns), []
+        last = columns[-1].width
+        may_be_cut = 0 if self.enough is None else max(last - self.enough, 0)
         for name in self.out:
-            if _width(columns) <= width:
+            if _width(columns) <= width + may_be_cut:
                 break
             columns = [column for column in columns if column.head != name]
             left_out.append(name)
@@ -115,7 +120,7 @@ class Listing:
         for column in columns:
             justify: JustifyMethod = "right" if column.is_number else "left"
             table.add_column(column.head, justify=justify, no_wrap=True)
-        room = max(columns[-1].width - max(_width(columns) - width, 0), _LEAST)
+        room = max(last - max(_width(columns) - width, 0), _LEAST)
         for *cells, last in zip(*(column.cells for column in columns), strict=True):
             table.add_row(*cells, _cut(last, room))
         return table, left_out

@@ -268,7 +268,7 @@ def verdict(result: Verdict) -> None:
 def page_table(pages: Iterable[PageStatus]) -> Listing:
     table = Listing(
         "page>", "state", "rows>", "left>", "element", "node", "slurm", "exit", "last seen",
-        out="exit, rows, slurm, node, element",
+        out="exit, rows, slurm, node, element", enough=60,
     )  # fmt: skip
     for p in pages:
         exit_code = "" if p.exit_code is None else f"{p.exit_code}:{p.signal or 0}"
@@ -322,7 +322,7 @@ def failures(
         if kind.place:
             line(f"  {kind.place}")
         line(f"  astra try {plan} {quote(str(kind.keys[0]))}   runs the task on one of them here")
-    table = Listing("key>", "page>", "exception", "times>", "message", out="times, page")
+    table = Listing("key>", "page>", "exception", "times>", "message", out="times, page", enough=60)
     for row in rows:
         message = _first_line(f"{row.since or ''} {row.message}".strip())
         table.add(str(row.key), str(row.page or ""), row.exception, str(row.times), message)

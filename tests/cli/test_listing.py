@@ -175,3 +175,12 @@ def test_what_is_piped_is_whole(sqlite_url):
     assert any(
         f"/nonexistent/{long}" in line and line.lstrip()[0].isdigit() for line in shown.splitlines()
     )
+
+
+def test_a_long_message_is_cut_before_it_costs_other_columns():
+    table = Listing("page>", "node", "message", out="node", enough=20)
+    table.add(1, "n1", "word " * 30)
+    assert table.fitted(40)[1] == [] and table.fitted(30)[1] == ["node"]
+    whole = Listing("page>", "node", "message", out="node")
+    whole.add(1, "n1", "word " * 30)
+    assert whole.fitted(40)[1] == ["node"]
