@@ -32,7 +32,7 @@ PARTS = {
     "reading rows": ("reader.py", "_read"),
     "writing checkpoints": ("checkpoint.py", "write"),
     "claiming pages": ("claiming.py", "claim_page"),
-    "ending pages": ("element.py", "_end"),
+    "ending pages": ("element.py", "_record_end"),
     "making results (the task)": ("tables.py", "science"),
     "handing rows over, taking results": ("run.py", "__iter__"),
 }

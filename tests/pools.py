@@ -37,7 +37,7 @@ def read_only_once(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
             raise error
         return read(self, keys)
 
-    monkeypatch.setattr(reader, "CHUNK", 3)
+    monkeypatch.setattr(reader, "CHUNK_ROWS", 3)
     monkeypatch.setattr(reader.Reader, "_read_retrying", fail_later)
 
 

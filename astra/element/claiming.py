@@ -112,7 +112,7 @@ def claim_page(
         suspects = suspects_of(page.pk) if has_suspects or page.attempt_pk else []
         n_handed = _place_after(page, {s.place for s in suspects}, n_in_progress)
         attempt = _new_attempt(page, n_attempts + 1, submission, element, process, n_handed)
-        _take_over(page, attempt)
+        _assign_page(page, attempt)
     if process.job_id is not None:
         submission.job_id = process.job_id
     if is_cancelled(plan.pk):
@@ -127,14 +127,16 @@ def claim_page(
 def _page_to_claim(plan: Plan, number: int) -> tuple[Page, bool, int, bool]:
     """Return a page, whether its plan was cancelled, the number of its last attempt, and whether
     the page has suspects."""
-    ((*values, cancelled, last_number, has_suspects),) = _numbered(plan=plan.pk, number=number)
+    ((*values, cancelled, last_number, has_suspects),) = _page_with_attempts(
+        plan=plan.pk, number=number
+    )
     fields = Page._meta.sorted_fields
     page = Page(**{f.name: f.python_value(v) for f, v in zip(fields, values, strict=True)})
     return page, cancelled is not None, last_number or 0, bool(has_suspects)
 
 
 @statement
-def _numbered(plan: Value, number: Value) -> Query:
+def _page_with_attempts(plan: Value, number: Value) -> Query:
     cancelled = Plan.select(Plan.cancelled).where(Plan.pk == Page.plan)
     last = Attempt.select(fn.MAX(Attempt.number)).where(Attempt.page == Page.pk)
     suspects = fn.EXISTS(Suspect.select(SQL("1")).where(Suspect.page == Page.pk))
@@ -188,7 +190,7 @@ def _insert_attempt(**values: Value) -> Query:
     return Attempt.insert(values).returning(Attempt.pk)
 
 
-def _take_over(page: Page, attempt: Attempt) -> None:
+def _assign_page(page: Page, attempt: Attempt) -> None:
     """Make an attempt the only one that may write a page.
 
     Raises
@@ -196,7 +198,7 @@ def _take_over(page: Page, attempt: Attempt) -> None:
     BusyError
         If another attempt has claimed the page since it was read.
     """
-    updated = _give_page(
+    updated = _set_attempt(
         page=page.pk, attempt=attempt.pk, before=page.attempt_pk or 0, submission=page.submission_pk
     )
     if not updated:
@@ -211,7 +213,7 @@ _PROGRESS = (Page.outcomes, Page.n_done, Page.n_failed, Page.n_no_result)
 
 
 @statement
-def _give_page(page: Value, attempt: Value, before: Value, submission: Value) -> Query:
+def _set_attempt(page: Value, attempt: Value, before: Value, submission: Value) -> Query:
     """Give a page to an attempt, unless another one than `before` (0: none) has it."""
     # It may have been released since its number was read. Outside of a pool, `free` stays NULL.
     claimed = {Page.attempt_pk: attempt, Page.free: Page.free & ~Page.free}

@@ -220,13 +220,13 @@ class Element:
             if board is not None:  # the parent records the death, and starts a new process
                 board.out_of_memory()
             else:
-                self._end(claim, AttemptState.BROKEN, clean(str(error), 2000))
+                self._record_end(claim, AttemptState.BROKEN, clean(str(error), 2000))
             state, message, status = AttemptState.BROKEN, str(error), error.exit_status
         except AstraError as error:
-            state, message, status = _ended_by(error), str(error), error.exit_status
+            state, message, status = _state_after(error), str(error), error.exit_status
         except BaseException as error:
             text = f"{type(error).__name__}: {error}"
-            self._end(claim, AttemptState.BROKEN, clean(text, 2000))
+            self._record_end(claim, AttemptState.BROKEN, clean(text, 2000))
             raise
         else:
             return _outcome_of(_with_counts(claim), AttemptState.DONE, note)
@@ -264,10 +264,10 @@ class Element:
             try:
                 lacks = self.stop.retrying(lambda m=model: lacking_guard(m))  # type: ignore[misc]
             except DatabaseError as error:
-                raise self._interrupted(claim, str(error)) from error
+                raise self._end_interrupted(claim, str(error)) from error
             if lacks:
                 message = f"the table {model._meta.table_name!r} {lacks}"
-                self._end(claim, AttemptState.BROKEN, message)
+                self._record_end(claim, AttemptState.BROKEN, message)
                 raise BrokenElement(message)
 
     def _run_claimed(self, claim: Claim, meter: Meter) -> str | None:
@@ -293,31 +293,31 @@ class Element:
         try:
             self._run(run, reader, writer)
         except Terminated:
-            raise self._interrupted(claim, stop.reason, self.gives_back) from None
+            raise self._end_interrupted(claim, stop.reason, self.gives_back) from None
         except OutOfMemory:
             raise
         except DatabaseError as error:
-            raise _spooled(self.plan, claim, writer, error) from error
+            raise _save_to_spool(self.plan, claim, writer, error) from error
         except AstraError as error:
             if isinstance(error, BrokenElement) and not self.tally.n_stored:
                 stop.retrying(lambda: take_back_failures(claim))
-            self._end(claim, _ended_by(error), clean(str(error), 2000), self.gives_back)
+            self._record_end(claim, _state_after(error), clean(str(error), 2000), self.gives_back)
             raise
         except Exception as error:
             message = clean(f"{type(error).__name__}: {error_text(error)}", 2000)
-            self._end(claim, AttemptState.BROKEN, message)
+            self._record_end(claim, AttemptState.BROKEN, message)
             raise BrokenElement(message) from error
         if Outcome.PENDING.value in claim.outcomes:
             reason = stop.reason or "the task stopped early"
-            raise self._interrupted(claim, reason, self.gives_back)
+            raise self._end_interrupted(claim, reason, self.gives_back)
         self.n_in_progress = max(FIRST_IN_PROGRESS, reader.rows_ahead())
         if not stop.is_wanted:
             self._connect()
         try:
             if not claim.has_ended:
-                self._end(claim, AttemptState.DONE, run.blame.note)
+                self._record_end(claim, AttemptState.DONE, run.blame.note)
         except DatabaseError as error:
-            raise _spooled(self.plan, claim, writer, error) from error
+            raise _save_to_spool(self.plan, claim, writer, error) from error
         return run.blame.note
 
     def _load(self, claim: Claim) -> LoadedTask:
@@ -334,12 +334,12 @@ class Element:
             with self.stop.loading():
                 return load_task(self.plan)
         except DatabaseError as error:
-            raise self._interrupted(claim, str(error)) from error
+            raise self._end_interrupted(claim, str(error)) from error
         except AstraError as error:
-            self._end(claim, AttemptState.BROKEN, str(error))
+            self._record_end(claim, AttemptState.BROKEN, str(error))
             raise BrokenElement(str(error)) from error
         except Terminated:
-            raise self._interrupted(claim, self.stop.reason) from None
+            raise self._end_interrupted(claim, self.stop.reason) from None
 
     def _writer(self, claim: Claim, task: LoadedTask) -> Writer:
         """Make the writer of a page; its schedule of checkpoints continues from page to page."""
@@ -348,7 +348,7 @@ class Element:
             plan, task.model, task.output, claim.page.number, task.declared.many,
             bool(task.declared.group_by),
         )  # fmt: skip
-        heartbeat = Heartbeat(lambda: _heartbeat(claim, stop), element.lease_s / 4)
+        heartbeat = Heartbeat(lambda: _write_heartbeat(claim, stop), element.lease_s / 4)
         writer = Writer(
             task.settings, target, stop, self.tally, claim, heartbeat, element.grace_s,
             self.schedule,
@@ -380,16 +380,16 @@ class Element:
             claim.end = lambda: _end_attempt(claim, AttemptState.DONE, blame.note)
         return dialect().name == "postgresql" and self._connect()
 
-    def _interrupted(self, claim: Claim, reason: str, gives_back: bool = True) -> Interrupted:
+    def _end_interrupted(self, claim: Claim, reason: str, gives_back: bool = True) -> Interrupted:
         """End an attempt as interrupted; return the error to raise."""
         n_left = claim.outcomes.count(Outcome.PENDING)
         message = (
             f"asked to stop ({reason}); all yielded results are stored, {n_left} rows are left"
         )
-        self._end(claim, AttemptState.INTERRUPTED, message, gives_back)
+        self._record_end(claim, AttemptState.INTERRUPTED, message, gives_back)
         return Interrupted(f"page {claim.page.number} of plan {claim.page.plan_pk}: {message}")
 
-    def _end(
+    def _record_end(
         self, claim: Claim, state: AttemptState, message: str | None, gives_back: bool = False
     ) -> None:
         """Record how an attempt ended, and the outcomes of its page.
@@ -423,7 +423,7 @@ class Element:
             log.warning("the end of the attempt could not be recorded: %s", error)
 
 
-def _ended_by(error: AstraError) -> AttemptState:
+def _state_after(error: AstraError) -> AttemptState:
     if isinstance(error, Superseded):
         return AttemptState.SUPERSEDED
     return AttemptState.INTERRUPTED if isinstance(error, Interrupted) else AttemptState.BROKEN
@@ -436,7 +436,7 @@ def _outcome_of(page: Page, state: str, message: str | None = None, status: int 
     )  # fmt: skip
 
 
-def _spooled(plan: Plan, claim: Claim, writer: Writer, error: DatabaseError) -> Interrupted:
+def _save_to_spool(plan: Plan, claim: Claim, writer: Writer, error: DatabaseError) -> Interrupted:
     """Save what an unavailable database did not store in a file; return the error to raise."""
     page = f"page {claim.page.number} of plan {claim.page.plan_pk}"
     try:
@@ -461,7 +461,7 @@ def _with_counts(claim: Claim) -> Page:
     return claim.page
 
 
-def _heartbeat(claim: Claim, stop: Stop) -> None:
+def _write_heartbeat(claim: Claim, stop: Stop) -> None:
     if is_cancelled(claim.page.plan_pk):
         stop.ask("the plan was cancelled")
     Attempt.update(seen=SQL(dialect().now_sql)).where(Attempt.pk == claim.attempt.pk).execute()

@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 
 #: The most rows of a chunk, the most bytes of their arrays, and the fewest rows that the task still
 #: has when the next chunk is read.
-CHUNK, CHUNK_BYTES, LAST_ROWS = 1000, 4_000_000, 32
+CHUNK_ROWS, CHUNK_BYTES, MIN_ROWS_LEFT = 1000, 4_000_000, 32
 
 #: Seconds of work for which an attempt records in advance which rows will be in progress.
 LOOK_AHEAD_S = 5.0
@@ -67,13 +67,13 @@ class Reader:
         output: type[OutputModel],
         claim: Claim,
         stop: Stop,
-        first_row: Callable[[], None],
+        before_rows: Callable[[], None],
         redo: bool = False,
     ) -> None:
         self.model, self.output, self.claim, self.stop = model, output, claim, stop
         self.key, self.moment, self.link = key_of(model), moment_of(model), link_of(output, model)
         self.redo = redo  # rows that have results are processed again
-        self.first_row = first_row  # called before the task is given the rows of a chunk
+        self.before_rows = before_rows  # called before the task is given the rows of a chunk
         self.writer: Writer | None = None
         self.t_read_s = 0.0
         self.arrays = pixel_columns(model)
@@ -128,7 +128,7 @@ class Reader:
     def __iter__(self) -> Iterator[HandedRow]:
         self.began = time.monotonic()
         first, self.first = self.first, None
-        for part in self._by_parts(self.keys, first):
+        for part in self._chunk_parts(self.keys, first):
             for handed in part:
                 if handed.place >= self.n_handed:
                     self._record_in_progress(handed.place)
@@ -147,7 +147,7 @@ class Reader:
         self.n_handed = max(place, place_of(ahead[-1]) if ahead else 0) + 1
         self._update_attempt(n_handed=self.n_handed)
 
-    def enter(self, keys: list[RowKey]) -> None:
+    def begin_group(self, keys: list[RowKey]) -> None:
         """Record which group of suspects the task is given next."""
         self._update_attempt(group=self.group_of.get(keys[0]) if keys else None)
 
@@ -158,26 +158,27 @@ class Reader:
         except (AstraError, PeeweeException) as error:
             log.info("the rows in progress could not be recorded: %s", error)
 
-    def again(self, keys: list[RowKey]) -> Iterator[HandedRow]:
+    def reread(self, keys: list[RowKey]) -> Iterator[HandedRow]:
         """Yield rows by their keys, even those that were yielded before."""
-        return chain.from_iterable(self._by_parts(keys))
+        return chain.from_iterable(self._chunk_parts(keys))
 
-    def _by_parts(
+    def _chunk_parts(
         self, keys: list[RowKey], first: Chunk | None = None
     ) -> Iterator[list[HandedRow]]:
         """Yield each chunk in two parts; during its last eighth, the next chunk is read."""
-        ahead: Callable[[], Chunk] | None = self._ahead(keys) if first is None else lambda: first
+        ahead: Callable[[], Chunk] | None
+        ahead = self._read_ahead(keys) if first is None else lambda: first
         while ahead is not None:
             (rows, keys), ahead = ahead(), None
             if rows:
-                self.first_row()
-            begin_at = max(len(rows) - 1 - max(len(rows) // 8, LAST_ROWS), 0)
+                self.before_rows()
+            begin_at = max(len(rows) - 1 - max(len(rows) // 8, MIN_ROWS_LEFT), 0)
             yield rows[:begin_at]
             if keys:
-                ahead = self._ahead(keys)
+                ahead = self._read_ahead(keys)
             yield rows[begin_at:]
 
-    def _ahead(self, keys: list[RowKey]) -> Callable[[], Chunk]:
+    def _read_ahead(self, keys: list[RowKey]) -> Callable[[], Chunk]:
         return in_background(lambda: self._read_retrying(keys))
 
     def _read_retrying(self, keys: list[RowKey]) -> Chunk:
@@ -259,15 +260,15 @@ class Reader:
 
     def _cut(self, keys: list[RowKey]) -> tuple[list[RowKey], list[RowKey]]:
         """Split keys into a chunk, with at most :data:`CHUNK_BYTES` of arrays, and the rest."""
-        chunk, n_bytes = keys[:CHUNK], 0
+        chunk, n_bytes = keys[:CHUNK_ROWS], 0
         measured = self.arrays and not self.unmeasured
         for n, k in enumerate(chunk if measured else ()):
             if k not in self.n_bytes:
-                self.n_bytes = self._sizes(keys[n : n + CHUNK])
+                self.n_bytes = self._sizes(keys[n : n + CHUNK_ROWS])
             n_bytes += self.n_bytes[k]
             if n and n_bytes > CHUNK_BYTES:
                 return keys[:n], keys[n:]
-        return chunk, keys[CHUNK:]
+        return chunk, keys[CHUNK_ROWS:]
 
     def _sizes(self, keys: list[RowKey]) -> dict[RowKey, int]:
         """Return the bytes of the rows' arrays, by key; the database knows them without reading."""

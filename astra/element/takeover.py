@@ -41,27 +41,27 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Times as fractions of the lease.
-_CHECK = 1 / 100  # the longest pause between two checks of the heartbeats
-_FIRST_QUERY = 1 / 150  # until Slurm is first queried, once by one element of a pool
-_QUERY = 1 / 5  # between two queries
+# Times in leases.
+_CHECK_LEASES = 1 / 100  # the longest pause between two checks of the heartbeats
+_FIRST_QUERY_LEASES = 1 / 150  # until Slurm is first queried, once by one element of a pool
+_QUERY_LEASES = 1 / 5  # between two queries
 #: After a query without an answer, which may have taken minutes: the heartbeats are watched for a
 #: whole lease without a gap.
-_UNANSWERED = 5 / 4
+_UNANSWERED_LEASES = 5 / 4
 
 #: The shortest pause between two checks: a check costs a connection and 10 ms of the processor.
 _SHORTEST_PAUSE_S = 0.25
 
 #: How many leases a watcher waits for an attempt without a heartbeat that runs according to Slurm:
 #: it takes Slurm minutes to notice that a node has crashed, but a suspension may last for days.
-_SUSPENDED = 3
+_SUSPENDED_LEASES = 3
 
 #: A watcher that has not checked for this many of its longest pauses is gone.
-_GONE = 4
+_GONE_PAUSES = 4
 
 #: A watcher that has not checked for this many of its longest pauses may be gone: an element that
 #: finds no page waits until that is known.
-_OVERDUE = 2
+_OVERDUE_PAUSES = 2
 
 #: How an attempt ended if nothing else is known of its end.
 _SILENT = "its heartbeat stopped"
@@ -78,7 +78,8 @@ class Watcher:
         self.plan, self.submission, self.element, self.stop = plan, submission, element, stop
         self.lease_s = settings.current().element.lease_s
         self.began_s = self.checked_s = time.monotonic()
-        self.query_s = self.began_s + self.lease_s * _FIRST_QUERY  # when Slurm may be asked
+        # When Slurm may be asked.
+        self.next_query_s = self.began_s + self.lease_s * _FIRST_QUERY_LEASES
         self.unchanged: dict[int, tuple[datetime, float]] = {}  # attempt: heartbeat, and since when
         self.alive: set[int] = set()  # attempts of elements that Slurm last reported as alive
         self.given_up: set[int] = set()  # attempts whose pages wait for a resume
@@ -99,7 +100,7 @@ class Watcher:
                 break
             self._cancel_waiting(end_s)
             pause_s = max((time.monotonic() - self.began_s) / 10, _SHORTEST_PAUSE_S)
-            self.stop.wanted.wait(min(pause_s, self.lease_s * _CHECK))
+            self.stop.wanted.wait(min(pause_s, self.lease_s * _CHECK_LEASES))
         self._resign()
         return bool(is_free)
 
@@ -159,18 +160,19 @@ class Watcher:
         is_ours = (Submission.watcher == self.element) | Submission.watcher.is_null()
         with writing():
             watched = Submission.update(watcher=self.element, watched=SQL(dialect().now_sql)).where(
-                (Submission.pk == self.submission.pk) & (is_ours | self._unwatched_for(_GONE))
+                (Submission.pk == self.submission.pk)
+                & (is_ours | self._unwatched_for(_GONE_PAUSES))
             )
             return bool(watched.execute())
 
     def _unwatched_for(self, n_pauses: int) -> ColumnBase:
         """Return a clause: the watcher has not checked for this many of its longest pauses."""
-        silent_s = n_pauses * max(self.lease_s * _CHECK, 1.0)
+        silent_s = n_pauses * max(self.lease_s * _CHECK_LEASES, 1.0)
         return Submission.watched < dialect().now() - timedelta(seconds=silent_s)
 
     def _is_watched(self) -> bool | None:
         """Return False if another element watches; None if it is overdue, and may be gone."""
-        overdue = (Submission.pk == self.submission.pk) & self._unwatched_for(_OVERDUE)
+        overdue = (Submission.pk == self.submission.pk) & self._unwatched_for(_OVERDUE_PAUSES)
         return None if Submission.select(Submission.pk).where(overdue).scalar() else False
 
     def _resign(self) -> None:
@@ -220,7 +222,7 @@ class Watcher:
             silent_s = self.checked_s - self.unchanged[attempt.pk][1]
             if attempt.pk not in self.alive and silent_s > self.lease_s:
                 dead.append((attempt, _SILENT))
-            elif silent_s > self.lease_s * _SUSPENDED:
+            elif silent_s > self.lease_s * _SUSPENDED_LEASES:
                 self.given_up.add(attempt.pk)
         return dead
 
@@ -228,11 +230,11 @@ class Watcher:
         """Return what Slurm says of the pool's elements; None if it is not asked, or cannot be."""
         from astra.slurm import client, command  # imported here, as few elements need it
 
-        if time.monotonic() < self.query_s or not command.available():
+        if time.monotonic() < self.next_query_s or not command.available():
             return None
         answer = client.elements([self.submission.job])
-        pause = _QUERY if answer.queue else _UNANSWERED
-        self.query_s = time.monotonic() + self.lease_s * pause
+        pause = _QUERY_LEASES if answer.queue else _UNANSWERED_LEASES
+        self.next_query_s = time.monotonic() + self.lease_s * pause
         return answer if answer.queue else None
 
     def _take_over(self, attempt: Attempt, end: SlurmState | str) -> bool:

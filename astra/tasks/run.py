@@ -47,10 +47,10 @@ class PageRows(Protocol):
     def __iter__(self) -> Iterator[HandedRow]:
         """Read the rows that are not suspects."""
 
-    def again(self, keys: list[RowKey]) -> Iterable[HandedRow]:
+    def reread(self, keys: list[RowKey]) -> Iterable[HandedRow]:
         """Read rows again, by their keys."""
 
-    def enter(self, keys: list[RowKey]) -> None:
+    def begin_group(self, keys: list[RowKey]) -> None:
         """Note that a group is handed over next; everything before it is written."""
 
 
@@ -99,7 +99,8 @@ class Run:
         self.settings, self.stop, self.tally = writer.settings, writer.stop, writer.tally
         self.is_page = writer.claim is not None
         self.rows = rows
-        self.page_rows = cast("PageRows", rows) if self.is_page and hasattr(rows, "again") else None
+        has_page_rows = self.is_page and hasattr(rows, "reread")
+        self.page_rows = cast("PageRows", rows) if has_page_rows else None
         # A row is kept if it may have to be handed over again and cannot be read again.
         keeps_rows = self.page_rows is None and not self.settings.re_raise_exceptions
         self.in_progress = RowsInProgress(writer.target, keeps_rows, self.is_page, board)
@@ -141,8 +142,8 @@ class Run:
         if self.blame.is_deadly:  # the group may end this process: write everything first
             self.writer.write_all()
             if self.page_rows is not None:
-                self.page_rows.enter(keys)
-        return Pass(group if self.page_rows is None else self.page_rows.again(keys), halve)
+                self.page_rows.begin_group(keys)
+        return Pass(group if self.page_rows is None else self.page_rows.reread(keys), halve)
 
     def _results(self, rows: Pass) -> Iterator[object]:
         """Run the task until `rows` have ended, again after each row that raised."""

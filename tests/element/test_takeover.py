@@ -201,7 +201,7 @@ class TestDeaths:
 
     def watcher(self, plan) -> Watcher:
         watcher = Watcher(plan, Submission.get(), 2, Stop())
-        watcher.query_s = 0.0
+        watcher.next_query_s = 0.0
         return watcher
 
     @pytest.fixture
@@ -220,7 +220,7 @@ class TestDeaths:
         assert watcher._check() is None
         watcher.unchanged[attempt.pk] = (attempt.seen, watcher.checked_s - 1250)
         assert watcher._check() is None and Attempt.get().state == "running"
-        watcher.query_s = 0.0
+        watcher.next_query_s = 0.0
         slurm_says["answer"] = answer(end)
         assert watcher._check() is True and Page.get().free
 
@@ -301,7 +301,7 @@ class TestDeaths:
 
         monkeypatch.setattr("astra.slurm.client.elements", elements)
         assert watcher._check() is None and Attempt.get().state == "running"
-        assert watcher.query_s - time.monotonic() > watcher.lease_s
+        assert watcher.next_query_s - time.monotonic() > watcher.lease_s
 
     def test_a_page_at_which_elements_run_out_of_memory_waits_for_a_resume(self, plan, slurm_says):
         """The first is taken over, the second is not: the next needs more memory."""

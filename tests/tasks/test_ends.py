@@ -232,7 +232,7 @@ def test_the_end_of_a_page_does_not_wait_for_a_database_that_is_away(
 def test_the_end_of_an_attempt_is_recorded_without_interruption(url, monkeypatch):
     """It would be recorded as another end: the attempt as broken, for example."""
     plan, stop, recorded = plan_of(5, 5), Stop(), []
-    end = element.Element._end
+    end = element.Element._record_end
 
     def load_task(plan):
         stop.ask("SIGTERM")
@@ -243,7 +243,7 @@ def test_the_end_of_an_attempt_is_recorded_without_interruption(url, monkeypatch
         end(*arguments)
 
     monkeypatch.setattr(element, "load_task", load_task)
-    monkeypatch.setattr(element.Element, "_end", record)
+    monkeypatch.setattr(element.Element, "_record_end", record)
     with element.Element(plan, pool_of(plan), stop) as this:
         run = this.run_page(None, 1)
     assert run is not None and run.state == "interrupted" and recorded == [False]
