@@ -20,7 +20,7 @@ _ZONED = "pg_catalog.timestamptz"
 
 #: Types of which each value is also one of Python's, so that its results store it unchanged.
 _EXACT = frozenset(
-    f"pg_catalog.{name}" for name in ("int2", "int4", "int8", "text", '"varchar"', "uuid", "bool")
+    f"pg_catalog.{name}" for name in ("int2", "int4", "int8", "text", "varchar", "uuid", "bool")
 )
 
 _WHOLE = frozenset(f"pg_catalog.{name}" for name in ("int2", "int4", "int8", "oid"))
@@ -167,6 +167,12 @@ class Keys(Writing):
         """Return the columns of a table's primary key."""
         name = ".".join(map(self.quote, [schema, table] if schema else [table]))
         return self.fetch_column(queries.PRIMARY_COLUMNS, (name,))
+
+    def base_types(self, table: str, schema: str | None) -> dict[str, str]:
+        """Return the type of each column, as it is declared; of a domain, the type below it."""
+        name = ".".join(map(self.quote, [schema, table] if schema else [table]))
+        types = self.run(queries.COLUMN_TYPES, (name,)).fetchall()
+        return {column: kind.removeprefix("pg_catalog.") for column, kind in types}
 
     def keeps_unique(self, model: Any, columns: Sequence[str]) -> bool:
         """Return whether the server itself keeps these columns unique, and none of them NULL."""

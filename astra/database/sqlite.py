@@ -333,6 +333,10 @@ class SQLite(Writing):
         """Return the columns of a table's primary key."""
         return self.fetch_column(queries.PRIMARY_COLUMNS, (table,))
 
+    def base_types(self, table: str, schema: str | None) -> dict[str, str]:
+        """Return nothing: any value may be in any column."""
+        return {}
+
     def keeps_unique(self, model: Any, columns: Sequence[str]) -> bool:
         """Return whether the database itself keeps these columns unique, and none of them NULL."""
         table, wanted = model._meta.table_name, sorted(columns)

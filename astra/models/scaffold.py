@@ -13,6 +13,7 @@ from astra.config.secrets import has_password
 from astra.config.settings import current
 from astra.database.connection import bind, connection, database, dialect
 from astra.errors import UsageError, nearest
+from astra.models.pipeline import OutputModel
 
 _CONFIGURATION = """\
 # astra's configuration of this folder; `astra config` shows every value.
@@ -74,6 +75,23 @@ def brightness(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Brightness]:
 '''
 
 
+#: The fields of peewee that hold a key of PostgreSQL's types; others get a field of their own.
+_KEY_FIELDS = {
+    "int2": "SmallIntegerField", "int4": "IntegerField", "int8": "BigIntegerField",
+    "text": "TextField", "varchar": "CharField", "uuid": "UUIDField", "bool": "BooleanField",
+    "date": "DateField", "time": "TimeField", "timestamp": "DateTimeField",
+    "numeric": "DecimalField", "float4": "FloatField", "float8": "DoubleField",
+    "bytea": "BlobField", "json": "JSONField", "jsonb": "BinaryJSONField",
+}  # fmt: skip
+
+_OWN_FIELD = '''
+
+class {name}(peewee.Field):
+    """Of a type that peewee has no field for."""
+
+    field_type = {kind!r}
+'''
+
 #: The fields for types that peewee does not know, by SQLite's rules of affinity.
 _AFFINITIES: dict[str, type[peewee.Field]] = {
     "INT": peewee.BigIntegerField, "CHAR": peewee.TextField, "CLOB": peewee.TextField,
@@ -103,24 +121,31 @@ def module_text(module: str, schema: str | None, tables: Sequence[str]) -> str:
             if table not in existing:
                 place = f" in the schema {schema!r}" if schema else ""
                 raise UsageError(f"there is no table {table!r}{place}. {nearest(table, existing)}")
-            parts.append(_model(reflected, table, schema))
-    text = "".join(parts)
+            parts += _model(reflected, table, schema)
+    text = "".join(dict.fromkeys(parts))
     used = set(re.findall(r"\b(?:[A-Z]\w*Field|CompositeKey)\b", text)) & vars(peewee).keys()
     return _HEAD.format(module=module, names=", ".join(sorted(used))) + text
 
 
-def _model(tables: Introspector, table: str, schema: str | None) -> str:
-    """Return the text of the model of a table, and of a task on its rows."""
+def _model(tables: Introspector, table: str, schema: str | None) -> list[str]:
+    """Return the texts of the fields and the model of a table, and of a task on its rows."""
     name = tables.make_model_name(table)
     columns = tables.metadata.get_columns(table, schema)
-    primary = dialect().primary_columns(table, schema)
+    primary, kinds = dialect().primary_columns(table, schema), dialect().base_types(table, schema)
+    own_fields = []
     lines = ["", "", f"class {name}(peewee.Model):"]
+    taken = set(dir(peewee.Model))
     for column in columns.values():
+        kind = kinds.get(column.name)
         column.primary_key = [column.name] == primary
         if column.name in primary:
             column.nullable = False
-        column.name = _identifier(tables, column.name)
-        lines.append(f"    {_field(column)}")
+        own = None
+        if column.name in primary and kind and (own := _own_field(kind)):
+            declared = f'"{kind}"' if kind == "char" else kind if "." in kind else kind.upper()
+            own_fields.append(_OWN_FIELD.format(name=own, kind=declared))
+        column.name = _identifier(tables, column.name, taken)
+        lines.append(f"    {_field(column, kind, own)}")
     keys = [columns[name].name for name in primary]
     lines += ["", "    class Meta:", f"        table_name = {table!r}"]
     if schema:
@@ -128,32 +153,49 @@ def _model(tables: Introspector, table: str, schema: str | None) -> str:
     if not keys:
         lines.append("        # Name the columns that identify a row, before a task can read it:")
         lines.append("        primary_key = False  # CompositeKey('first', 'second')")
-        return "\n".join(lines) + "\n"
+        return [*own_fields, "\n".join(lines) + "\n"]
     if len(keys) > 1:
         names = ", ".join(repr(key) for key in keys)
         lines.append(f"        primary_key = CompositeKey({names})")
     lines.append("        # The column that says when a row was modified, if there is one:")
     lines.append("        # modified = 'updated_at'")
-    pointer = _identifier(tables, table.lower())
-    return "\n".join(lines) + "\n" + _TASK.format(name=name, pointer=pointer)
+    pointer = _identifier(tables, table.lower(), set(dir(OutputModel)))
+    task = _TASK.format(name=name, pointer=pointer)
+    return [*own_fields, "\n".join(lines) + "\n" + task]
 
 
-def _identifier(tables: Introspector, name: str) -> str:
-    """Return a name that a module can use for a table or column."""
-    if name.isidentifier() and not iskeyword(name):
-        return name
-    return str(tables.make_column_name(name, snake_case=False))
+def _identifier(tables: Introspector, name: str, taken: set[str]) -> str:
+    """Return a name that a module can use for a table or column, and add it to those taken."""
+    if not name.isidentifier() or iskeyword(name):
+        name = str(tables.make_column_name(name, snake_case=False))
+    while name in taken:
+        name += "_"
+    taken.add(name)
+    return name
 
 
-def _field(column: Column) -> str:
+def _own_field(kind: str) -> str | None:
+    """Return the name of the field that a key of a type needs, if peewee has none for it."""
+    words = re.findall(r"[^\W_]+", kind.rpartition(".")[2])
+    return None if kind in _KEY_FIELDS else f"Own{''.join(map(str.title, words))}Field"
+
+
+def _field(column: Column, kind: str | None, own: str | None) -> str:
     """Return the line by which a model declares a column."""
+    if own is not None:
+        place = f"column_name={column.column_name!r}" if column.name != column.column_name else ""
+        key = "primary_key=True" if column.primary_key else ""
+        return f"{column.name} = {own}({', '.join(filter(None, (place, key)))})"
     if issubclass(column.field_class, peewee.AutoField):
-        kind = "BigAutoField" if "Big" in column.field_class.__name__ else "AutoField"
-        return f"{column.name} = {kind}()"
-    if column.field_class is UnknownField:
-        kind = str(column.raw_column_type).upper()
+        auto = "BigAutoField" if "Big" in column.field_class.__name__ else "AutoField"
+        return f"{column.name} = {auto}()"
+    if column.field_class is UnknownField and kind is not None:  # a domain, or another type
+        known = _KEY_FIELDS.get(kind, "")
+        column.field_class = getattr(peewee, known, peewee.BareField)
+    elif column.field_class is UnknownField:
+        affinity = str(column.raw_column_type).upper()
         column.field_class = next(
-            (field for word, field in _AFFINITIES.items() if word in kind), peewee.BareField
+            (field for word, field in _AFFINITIES.items() if word in affinity), peewee.BareField
         )
     if not hasattr(peewee, column.field_class.__name__):  # as of JSON or an array
         column.field_class, column.extra_parameters = peewee.BareField, None

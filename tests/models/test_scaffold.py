@@ -29,6 +29,51 @@ def test_a_module_of_awkward_names_and_types_can_be_used(url, tmp_path, monkeypa
     assert "whole: 2 done = 2 rows" in done.stdout
 
 
+@pytest.mark.parametrize(
+    "kind, value",
+    [
+        ("mood", "'sad'"),
+        ("elsewhere.citext", "'Abc'"),
+        ("char(8)", "'ab'"),
+        ('"char"', "'a'"),
+        ("inet", "'10.0.0.1'"),
+        ("interval", "'1 day'"),
+        ("timestamptz", "'2024-01-01 12:00+05'"),
+        ("positive", "1.25"),
+    ],
+)
+def test_a_key_of_a_type_that_peewee_has_no_field_for_can_be_used(
+    pg_url, tmp_path, monkeypatch, kind, value
+):
+    monkeypatch.setenv("PGTZ", "Asia/Kathmandu")
+    with connection():
+        dialect().run("CREATE SCHEMA elsewhere; CREATE EXTENSION citext SCHEMA elsewhere")
+        dialect().run("CREATE TYPE mood AS ENUM ('sad', 'ok')")
+        dialect().run("CREATE DOMAIN positive AS numeric(5, 2) CHECK (value > 0)")
+        dialect().run(
+            f"CREATE TABLE tag (k {kind}, filter text, alias interval, PRIMARY KEY (k, filter))"
+        )
+        dialect().run(f"INSERT INTO tag VALUES ({value}, 'r', '1 month')")
+    (tmp_path / "sky.py").write_text(module_text("sky", None, ["tag"]))
+    for words in (["initdb", "sky"], ["run", "sky.measure_tag_"], ["plan", "sky.measure_tag_"]):
+        done = astra(*words, cwd=tmp_path)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert "nothing is pending" in done.stdout
+
+
+def test_names_that_a_model_has_already_and_names_alike(pg_url, tmp_path):
+    with connection():
+        dialect().run(
+            'CREATE TABLE sky ("a b" text, "a-b" int, "select" int, PRIMARY KEY ("a b", "a-b"))'
+        )
+        dialect().run("INSERT INTO sky VALUES ('x', 1, 2)")
+    (tmp_path / "mine.py").write_text(module_text("mine", None, ["sky"]))
+    for words in (["initdb", "mine"], ["run", "mine.measure_sky"]):
+        done = astra(*words, cwd=tmp_path)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert "whole: 1 done = 1 row" in done.stdout
+
+
 @pytest.mark.parametrize("kind", ["jsonb", "integer[]", "tsvector"])
 def test_a_column_of_a_type_that_peewee_has_only_for_postgresql(pg_url, kind):
     with connection():
