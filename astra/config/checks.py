@@ -117,6 +117,10 @@ def number(least: float, greatest: float = math.inf, above: bool = False) -> Che
     return check
 
 
+#: The most rows of a page: an element has a place in shared memory for each of them.
+MAX_PAGE_ROWS = 2**24 - 1
+
+
 def whole(least: int, greatest: int | None = None) -> Check[int]:
     """Return a check for a whole number between two others."""
     expected = f"of at least {least} and below {2**31}"

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields
 from urllib.parse import urlsplit
 
 from astra.config.checks import (
+    MAX_PAGE_ROWS,
     Check,
     command,
     entry,
@@ -66,7 +67,7 @@ class NightTask:
     input_model: str | None = entry(None, text)
     after: tuple[str, ...] = entry((), texts)  # tasks whose results it reads: it waits for them
     profile: str | None = entry(None, text)
-    limit: int | None = entry(None, whole(1))  # rows per page
+    limit: int | None = entry(None, whole(1, MAX_PAGE_ROWS))  # rows per page
     max_rows: int | None = entry(None, whole(1))
     where: str | None = entry(None, text)  # only these rows: a condition on their columns
     redo: str | None = entry(None, _redo)  # rows that have ended are processed again
@@ -104,7 +105,7 @@ class NightSettings:
     name: str
     tasks: tuple[NightTask, ...]
     profile: str | None = entry(None, text)
-    limit: int | None = entry(None, whole(1))
+    limit: int | None = entry(None, whole(1, MAX_PAGE_ROWS))
     max_rows: int | None = entry(None, whole(1))  # of each task
     where: str | None = entry(None, text)
     redo: str | None = entry(None, _redo)

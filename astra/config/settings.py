@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
 from astra.config import retry_rules
-from astra.config.checks import entry, matching, number, text, texts, whole
+from astra.config.checks import MAX_PAGE_ROWS, entry, matching, number, text, texts, whole
 from astra.config.secrets import _known, hide, hide_secret, know_url
 from astra.errors import ConfigError, nearest
 
@@ -104,7 +104,7 @@ class Element:
 
 @dataclass(frozen=True)
 class Plan:
-    limit: int = entry(1000, whole(1))  # rows per page
+    limit: int = entry(1000, whole(1, MAX_PAGE_ROWS))  # rows per page
     trusted_roots: tuple[str, ...] = entry((), _folders)  # code in them is trusted for every role
 
 

@@ -2,8 +2,7 @@
 
 import mmap
 
-#: In larger pages only the first rows are tracked. Memory that is never touched costs nothing.
-_PLACES = 1 << 24
+from astra.config.checks import MAX_PAGE_ROWS
 
 _HEADER = 64
 
@@ -18,10 +17,10 @@ class Board:
     """
 
     def __init__(self) -> None:
-        memory = memoryview(mmap.mmap(-1, _HEADER + _PLACES + 1))
+        memory = memoryview(mmap.mmap(-1, _HEADER + MAX_PAGE_ROWS + 1))
         self._header = memory[:_HEADER]
-        #: By place in the page: 1 while a row is in progress. The last one, at -1, is of all rows
-        #: that are not tracked.
+        #: By place in the page: 1 while a row is in progress. Memory that is never touched costs
+        #: nothing.
         self.flags = memory[_HEADER:]
         self._numbers, self._times = self._header.cast("q"), self._header.cast("d")
         #: When the task began to compute, by perf_counter; 0 while it does not.
@@ -37,7 +36,7 @@ class Board:
 
     def begin_page(self, page_pk: int, attempt_pk: int, n_rows: int) -> None:
         """Begin a claimed page: no row is in progress, whatever an earlier process had left."""
-        self._numbers[_N_ROWS] = min(n_rows, _PLACES)
+        self._numbers[_N_ROWS] = n_rows
         self.clear()
         self.set_start_up_s(0.0)
         self._numbers[_PAGE], self._numbers[_ATTEMPT] = page_pk, attempt_pk

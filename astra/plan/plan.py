@@ -10,6 +10,7 @@ import peewee
 from peewee import SQL, Case, ColumnBase, Model, ModelSelect, NodeList, fn
 
 from astra.config import settings
+from astra.config.checks import MAX_PAGE_ROWS
 from astra.database.connection import connection, dialect, tuples, writing
 from astra.errors import TaskError
 from astra.models.archive import check_archive
@@ -153,7 +154,7 @@ def _plan(
     function, models, output = _checked_task(task, input_model)
     values = parse_arguments(function, arguments)
     limit = settings.current().plan.limit if limit is None else limit
-    limit = whole_number("limit", limit, bits=31)
+    limit = whole_number("limit", limit, bits=MAX_PAGE_ROWS.bit_length())
     check_version()
     with connection():
         check_archive()

@@ -9,6 +9,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from numbers import Real
 
 from peewee import Model
 
@@ -16,6 +17,7 @@ from astra.config import settings
 from astra.config.profiles import Profile
 from astra.config.units import time_limit_s, written_size, written_time
 from astra.database.connection import connection
+from astra.errors import TaskError
 from astra.models.attempts import Attempt
 from astra.models.checks import check_tables, check_version
 from astra.models.importing import import_path
@@ -117,6 +119,8 @@ def estimate(
 
     If the task has no attempts yet, `run_probe` runs a plan of :data:`N_PROBE` rows by its number.
     """
+    if not isinstance(target_s, Real) or not 0 < target_s < math.inf:
+        raise TaskError(f"target_s={target_s!r}: give a number of seconds above 0")
     function = find_task(task)
     check_version()
     models, output = choose_model(function, input_model), output_model(function)

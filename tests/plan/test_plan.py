@@ -423,7 +423,7 @@ def test_a_generator_of_keys_counts_for_each_input_model(url):
 
 
 @pytest.mark.parametrize(
-    "options", [{"limit": 2**31}, {"limit": 10**5000}, {"max_rows": 10**5000}, {"keys": 5},
+    "options", [{"limit": 2**24}, {"limit": 10**5000}, {"max_rows": 10**5000}, {"keys": 5},
                 {"keys": [10**5000]}, {"sdss_ids": [10**5000]}],
     ids=["limit", "digits", "max_rows", "keys", "key", "sdss_ids"],
 )  # fmt: skip

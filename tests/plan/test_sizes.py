@@ -10,6 +10,7 @@ from astra.api import Execution, estimate, submit_task
 from astra.cli.group import main
 from astra.config import profiles, settings
 from astra.config.units import time_limit_s
+from astra.errors import TaskError
 from astra.models.attempts import Attempt
 from astra.models.plans import Submission
 from astra.plan.plan import create_plan
@@ -77,6 +78,12 @@ def test_pages_are_cut_to_fit_the_partition_and_maintenance():
 def test_a_target_shorter_than_a_row():
     found = sized(10.0)
     assert found.limit == 1 and "one row alone" in found.notes[0]
+
+
+@pytest.mark.parametrize("target_s", [float("inf"), float("nan"), 0, -1.0, "1h"])
+def test_a_target_that_is_no_time_is_refused(sqlite_url, target_s):
+    with pytest.raises(TaskError, match="target_s"):
+        estimate(costly, target_s=target_s)
 
 
 def test_reservations_are_read():
