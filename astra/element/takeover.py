@@ -136,7 +136,7 @@ class Watcher:
                 Attempt.pid_began, Attempt.array_index, Attempt.number, Attempt.element,
             )
             .join(Page, on=Page.attempt_pk == Attempt.pk)
-            .where(is_unfinished & holds_page)
+            .where(is_unfinished & holds_page & ~Page.free)  # NULL: it was withdrawn
         )  # fmt: skip
         is_active = Plan.paused.is_null() & Plan.cancelled.is_null()
         if Plan.select(Plan.pk).where((Plan.pk == self.plan.pk) & is_active).scalar() is None:

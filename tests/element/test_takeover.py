@@ -263,6 +263,14 @@ class TestDeaths:
         assert attempt.state == "superseded" and page.free
         assert attempt.slurm_state == (None if state is SlurmState.ABSENT else state.value)
 
+    def test_a_page_that_was_withdrawn_is_left_to_a_resume(self, plan, slurm_says):
+        """Somebody cancelled its element, which may have hung at one of its rows."""
+        held(Submission.get(), plan)
+        slurm_says["answer"] = answer(SlurmState.CANCELLED)
+        Page.update(free=None).execute()
+        assert self.watcher(plan)._check() is False
+        assert Attempt.get().state == "running" and Page.get().free is None
+
     def test_after_an_outage_nobody_looks_dead(self, plan, slurm_says):
         """All heartbeats are old after an outage, but the watcher has not checked them meanwhile."""
         attempt = held(Submission.get(), plan, silent_s=1000)
