@@ -4,7 +4,6 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -22,10 +21,8 @@ from astra.database.dialect import (
     adding_column,
     dialects,
     is_condition,
-    peewee_errors,
 )
-from astra.database.locks import Holder, RowLock
-from astra.database.postgresql_connection import PostgresqlDatabase, ends_after
+from astra.database.postgresql_connection import PostgresqlDatabase
 from astra.database.postgresql_keys import Keys
 from astra.database.statement_timeout import PatientCursor
 from astra.processes import process_label
@@ -377,11 +374,6 @@ class PostgreSQL(Keys):
         """Return the arguments with which ``atomic()`` begins a transaction that takes locks."""
         return {"isolation_level": "READ COMMITTED" if waits else None, "silence_s": silence_s}
 
-    def _row_lock(self, table: str, name: str, holder: Holder, silence_s: float) -> RowLock:
-        silence_s = max(silence_s, 4.0)
-        connect = partial(psycopg2.connect, self.database.database, **self.database.connect_params)
-        return RowLock(connect, table, name, holder, ends_after(silence_s), silence_s)
-
     def place(self, schema: str | None = None) -> str:
         """Identify the server, the database, and the tables in a schema, the same for every role.
 
@@ -403,29 +395,6 @@ class PostgreSQL(Keys):
         if before is None or after is None or before[1] != after[1]:
             return False
         return before[2] == after[2] or int(after[3]) > int(before[3])
-
-    def sign_lock(self, table: str, name: str, holder: Holder, silence_s: float) -> bool:
-        """Store who is about to take a lock; return False if somebody holds it."""
-        with peewee_errors:
-            return self._row_lock(table, name, holder, silence_s).sign()
-
-    def wait_for_row(self, table: str, name: str) -> None:
-        """Wait for the holder of a lock, then hold it until the transaction ends."""
-        self.run(queries.LOCK_ROW, (name,), table=table)
-
-    @contextmanager
-    def try_lock(self, table: str, name: str, holder: Holder, silence_s: float) -> Iterator[bool]:
-        """Try to take a lock for a block, and yield whether it was free.
-
-        It is released early if its holder dies or is silent.
-        """
-        lock = self._row_lock(table, name, holder, silence_s)
-        with peewee_errors:
-            is_taken = lock.take()
-        try:
-            yield is_taken
-        finally:
-            lock.release()
 
 
 #: The server with its database and table, the port, and the timeline.

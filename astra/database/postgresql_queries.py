@@ -34,22 +34,6 @@ LOCK_SHARED = "LOCK TABLE {table} IN ACCESS SHARE MODE"
 #: One process at a time completes tables, until its transaction ends; this lock needs no table.
 LOCK_INITDB = "SELECT pg_advisory_xact_lock(hashtextextended('astra initdb', 0))"
 
-#: Create the row of a lock, if there is none.
-INSERT_LOCK = """
-    INSERT INTO {table} (name, host, pid, "user", purpose, since)
-    VALUES (%(name)s, %(host)s, %(pid)s, %(user)s, %(purpose)s, clock_timestamp())
-    ON CONFLICT (name) DO NOTHING"""
-
-#: Record who holds a lock.
-SIGN_LOCK = """
-    UPDATE {table} SET host = %(host)s, pid = %(pid)s, "user" = %(user)s,
-        purpose = %(purpose)s, since = clock_timestamp() WHERE name = %(name)s"""
-
-LOCK_ROW = "SELECT true FROM {table} WHERE name = %s FOR UPDATE"
-
-#: Keep the connection that holds a lock from being silent.
-KEEP_ALIVE = "SELECT true"
-
 LIMIT_WAITING = "SET LOCAL lock_timeout = '{seconds}s'"
 
 # -- the server -----------------------------------------------------------------------------

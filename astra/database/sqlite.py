@@ -1,15 +1,12 @@
 """SQLite: a file, or a database in memory, with one writer at a time."""
 
-import fcntl
-import hashlib
 import json
 import os
 import re
 import socket
 import sqlite3
-import struct
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import reduce
 from operator import and_
@@ -26,11 +23,9 @@ from astra.database.dialect import (
     dialects,
     is_condition,
 )
-from astra.database.locks import Holder
 from astra.database.sqlite_writing import Writing
 from astra.database.values import FORMED
 from astra.database.values import check as check_value
-from astra.errors import DatabaseError
 
 #: Parts of the messages of temporary errors. "locking protocol" is that of a transaction that lost
 #: a race with others for a log which a dead process has left.
@@ -200,41 +195,6 @@ class SQLite(Writing):
         """Take the lock at the beginning: a transaction that has read cannot wait for it."""
         return {"lock_type": "IMMEDIATE"}
 
-    @contextmanager
-    def try_lock(self, table: str, name: str, holder: Holder, silence_s: float) -> Iterator[bool]:
-        """Try to take a lock for a block, and yield whether it was free.
-
-        It is released early if its holder dies.
-        """
-        if self.path == ":memory:":
-            yield True
-            return
-        # Links are not followed, because others may write to the folder too.
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        try:
-            descriptor = os.open(f"{self.path}.lock", flags, 0o666)
-        except OSError as error:
-            raise DatabaseError(
-                f"the lock file {self.path}.lock cannot be opened: {error.strerror}; it must be a "
-                "file, no link, that you may write"
-            ) from error
-        with os.fdopen(descriptor, "a") as file:
-            # A name is represented by one byte of the file.
-            place = int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big")
-            # The lock belongs to the open file, not the process: closing another one keeps it.
-            one_byte = struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, place, 1, 0)
-            try:
-                fcntl.fcntl(file, fcntl.F_OFD_SETLK, one_byte)
-            except OSError:
-                yield False
-                return
-            with closing(sqlite3.connect(self.path)) as beside, beside:
-                beside.execute(
-                    queries.SIGN_LOCK.format(table=table, now=self.now_sql),
-                    (name, holder.host, holder.pid, holder.user, holder.purpose),
-                )
-            yield True
-
     def place(self, schema: str | None = None) -> str:
         """Identify the file."""
         if self.path == ":memory:":
@@ -260,13 +220,6 @@ class SQLite(Writing):
             return before[2] == after[2] or before[3] in (None, after[3])
         is_left = os.path.exists(before[1]) and not os.path.samefile(before[1], after[1])
         return before[2] == after[2] and not is_left
-
-    def sign_lock(self, table: str, name: str, holder: Holder, silence_s: float) -> bool:
-        """Return True: the transaction is the only one that writes, so nobody holds the lock."""
-        return True
-
-    def wait_for_row(self, table: str, name: str) -> None:
-        """Do nothing: the transaction is the only one that writes."""
 
     def among(self, field: Any, keys: Iterable[Any]) -> peewee.Expression:
         return peewee.Expression(field, "IN", SQL(queries.LIST, (self.pack_keys(keys),)))

@@ -72,12 +72,7 @@ DROP_TRIGGER = "DROP TRIGGER IF EXISTS {trigger}"
 
 IS_STORED = "SELECT 1 FROM sqlite_master WHERE sql = ?"
 
-# -- locks, keys and pages ------------------------------------------------------------------
-
-#: Write down who holds a lock.
-SIGN_LOCK = """
-    INSERT OR REPLACE INTO {table} (name, host, pid, "user", purpose, since)
-    VALUES (?, ?, ?, ?, ?, {now})"""
+# -- keys and pages -------------------------------------------------------------------------
 
 #: The items of a list in JSON.
 LIST = "(SELECT value FROM json_each(?))"

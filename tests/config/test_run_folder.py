@@ -15,7 +15,7 @@ from astra.config.run_folder import (
     write_output,
     write_whole,
 )
-from astra.errors import AstraError, ConfigError, UsageError
+from astra.errors import ConfigError, UsageError
 
 ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files to others")
 OTHER = 65534  # nobody
@@ -217,12 +217,3 @@ class TestFiles:
             assert os.umask(0o077) == 0o077
         finally:
             os.umask(old)
-
-    def test_sqlites_lock_file(self, sqlite_url: str, tmp_path: Path) -> None:
-        from astra.models.locks import hold
-
-        lock = Path(f"{sqlite_url.removeprefix('sqlite:///')}.lock")
-        lock.symlink_to(tmp_path / "made")
-        with pytest.raises(AstraError, match=r"astra.db.lock"), hold("plan 1", "waits", "it"):
-            pass
-        assert not (tmp_path / "made").exists()
