@@ -1,5 +1,6 @@
 """The commands of the pipeline slam: train a model, and show its accuracy."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -7,6 +8,7 @@ import click
 
 from astra.cli.group import main
 from astra.cli.output import show
+from astra.errors import UsageError
 
 if TYPE_CHECKING:
     from astra.pipelines.slam.model import Model
@@ -61,6 +63,7 @@ def train(
     names = tuple(name.strip() for name in labels.split(",") if name.strip())
     if not names:
         raise click.UsageError("--labels: name at least one column, as in teff,logg,fe_h")
+    _check_output(output, table, others)
     sample = read_sample(table, names, _range(within))
     if sample.n_without_labels:
         n_rows = show.count(sample.n_without_labels, "row")
@@ -77,6 +80,17 @@ def train(
     _show_rejected(model, sample)
     _draw(model, pictures, sample)
     show.line(f"to use it: astra plan slam.slam --set model={output.absolute()}")
+
+
+def _check_output(output: Path, *inputs: Path | None) -> None:
+    """Refuse, before a long training, a file that cannot be written or is one of the inputs."""
+    if output.suffix != ".npz" or output.is_dir():
+        raise UsageError(f"-o {output}: a model is a file whose name ends with .npz")
+    if output.resolve() in [path.resolve() for path in inputs if path is not None]:
+        raise UsageError(f"-o {output} would replace the spectra to train on: choose another name")
+    if not os.access(output.parent, os.W_OK):
+        missing = "" if output.parent.is_dir() else f"; make the folder: mkdir -p {output.parent}"
+        raise UsageError(f"-o {output} cannot be written{missing}")
 
 
 def _show_rejected(model: "Model", sample: "Sample") -> None:

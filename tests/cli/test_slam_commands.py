@@ -53,7 +53,45 @@ def write_csv(path, columns):
     return path
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "has no column 'teff'"),
+        ("path,teff\n", "has 0 rows in which all of the labels"),
+        ("\ufeffteff,path\n", "has 0 rows in which all of the labels"),
+        ("path,teff\na.npz,4000,more\n", "has 1 rows in which all of the labels"),
+        ("path,teff\na.npz,hot\n", "must hold numbers: could not convert string to float: 'hot'"),
+    ],
+)
+def test_a_table_that_is_no_training_set_is_refused(tmp_path, text, message):
+    (tmp_path / "set.csv").write_text(text)
+    status, said = astra("train", tmp_path / "set.csv", "-o", tmp_path / "m.npz", "--labels=teff")
+    assert status == 2 and message in said
+
+
 # -- the commands -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        ("set.npz", "would replace the spectra to train on"),
+        ("link.npz", "would replace the spectra to train on"),
+        ("model", "ends with .npz"),
+        ("folder.npz", "ends with .npz"),
+        ("no/such/model.npz", "mkdir -p"),
+    ],
+)
+def test_an_output_that_cannot_be_is_refused_before_training(
+    tmp_path, npz, monkeypatch, output, message
+):
+    before = npz.read_bytes()
+    (tmp_path / "link.npz").symlink_to(npz)
+    (tmp_path / "folder.npz").mkdir()
+    monkeypatch.setattr("astra.pipelines.slam.train", None)
+    status, text = astra("train", npz, "-o", tmp_path / output, "--labels", "teff")
+    assert status == 2 and message in text
+    assert npz.read_bytes() == before
 
 
 def test_a_model_of_any_labels_is_trained_checked_and_drawn(tmp_path, npz):

@@ -146,9 +146,9 @@ def _columns(table: Path) -> dict[str, NDArray]:
         if suffixes & {".fits", ".fit"}:
             return _fits_columns(table)
         if table.suffix.lower() == ".csv":
-            with table.open(newline="") as text:
-                rows = list(csv.DictReader(text))
-            names = list(rows[0]) if rows else []
+            with table.open(newline="", encoding="utf-8-sig") as text:  # Excel begins with a mark
+                reader = csv.DictReader(text)
+                rows, names = list(reader), reader.fieldnames or ()
             return {name.lower(): np.array([row[name] or "" for row in rows]) for name in names}
     except FileNotFoundError:
         raise UsageError(f"{table} does not exist") from None
@@ -179,7 +179,7 @@ def _numbers(table: Path, columns: dict[str, NDArray], name: str) -> Array:
     if column is None:
         raise UsageError(f"{table} has no column {name!r}. {nearest(name, columns)}")
     if column.dtype.kind in "US":
-        column = np.array([word.strip() or "nan" for word in column.astype(str)])
+        column = np.array([word.strip() or "nan" for word in column.astype(str)], object)
     try:
         return np.asarray(column, float)
     except ValueError as error:
