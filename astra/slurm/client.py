@@ -122,17 +122,20 @@ def find(job: JobId) -> list[JobId]:
     """
     name, clusters = str(job.name), job.cluster or _if_elsewhere(job.home)
     is_mine = job.user in (None, user_name())
-    options = ["-u", str(os.getuid()) if is_mine else str(job.user), *_on(clusters)]
+    user = ["-u", str(os.getuid()) if is_mine else str(job.user)]
+    # -a: jobs in hidden partitions, too, which squeue otherwise shows only by their numbers.
+    queue = ["squeue", "-a", "-h", "-t", "all", "-O", "ArrayJobID:|,Name:|,Cluster:|", *user]
+    # Of several clusters at once, squeue leaves out those that do not answer, with status 0.
+    each = clusters.split(",") if clusters else [None]
     try:
-        columns = "ArrayJobID:|,Name:|,Cluster:|"
-        # -a: jobs in hidden partitions, too, which squeue otherwise shows only by their numbers.
-        text = run(["squeue", "-a", "-h", "-t", "all", "-n", name, "-O", columns, *options])
+        text = "".join(run([*queue, "-n", name, *_on(cluster)]) for cluster in each)
     except Failed as failed:
         raise SlurmUnknown(f"squeue: {failed.message}") from None
     if not (jobs := _jobs_named(text, name)):
         period = ["-S", "now-30days", "--name", name, "-o", "JobID,JobName,Cluster"]
+        accounts = ["sacct", "-n", "-X", "-P", *period, *user, *_on(clusters)]
         try:
-            jobs = _jobs_named(run(["sacct", "-n", "-X", "-P", *period, *options]), name)
+            jobs = _jobs_named(run(accounts), name)
         except SlurmError:
             pass  # without accounting: squeue has answered, and lists none
     if not jobs and not is_mine and os.geteuid() != 0 and not shows_all_jobs(clusters):
