@@ -4,7 +4,7 @@ import errno
 import logging
 from collections.abc import Callable, Iterable
 
-from astra.errors import BrokenElement, MissingExtra, OutOfMemory
+from astra.errors import BrokenElement, DatabaseError, MissingExtra, OutOfMemory
 from astra.models.keys import RowKey
 from astra.results.rows import HandedRow, error_text, place_of
 
@@ -87,7 +87,7 @@ class Blame:
 
     def is_outer_exception(self, error: BaseException) -> bool:
         """Return whether an exception comes from outside, such as a full disk, not from a row."""
-        return isinstance(error, (MissingExtra, *self.outer_exceptions)) or (
+        return isinstance(error, (MissingExtra, DatabaseError, *self.outer_exceptions)) or (
             isinstance(error, OSError) and error.errno in _SYSTEM_ERRORS
         )
 

@@ -270,7 +270,7 @@ from astra.config import settings
 from astra.element import deaths
 from astra.element.supervisor import supervised
 settings.use(settings.Config(
-    database=settings.Database(url="sqlite:///none.db", retry_for_s=30), element=settings.Element()
+    database=settings.Database(url=f"sqlite:///{sys.argv[1]}.db", retry_for_s=30), element=settings.Element()
 ))
 
 def writing():

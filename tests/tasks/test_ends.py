@@ -144,6 +144,24 @@ def test_a_task_that_works_on_the_result_of_another_is_interrupted_all_the_same(
 
 
 @task
+def looks_something_up(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
+    """Needs the database for its rows, too, and does not reach it at the second one."""
+    for number, spectrum in enumerate(spectra):
+        if number == 1:
+            raise DatabaseError("no connection to the database")
+        yield Measured.from_spectrum(spectrum, value=1.0)
+
+
+def test_no_row_has_failed_because_the_database_was_away(url):
+    plan = plan_of(5, 5, looks_something_up)
+    run_here(plan.pk)
+    with connection():
+        assert [attempt.state for attempt in Attempt.select()] == ["broken"]
+    found = verify(plan.pk)
+    assert found.sound and (found.rows["result"], found.rows["pending"]) == (1, 4)
+
+
+@task
 def needs_a_row(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
     """Cannot work without rows, and every row is bad."""
     first = next(iter(spectra))
