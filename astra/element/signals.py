@@ -119,7 +119,7 @@ def stop_on_signals(stop: Stop) -> Iterator[None]:
         interrupter.asked.set()
         hurry(max(grace_s, HURRY_S))  # do not wait longer for a silent database
         for run in list(ActiveRuns.runs):
-            run.writer.wake()
+            run.writer.hurry()
 
     def watch() -> None:
         while (received := pipe.read()) and 0 not in received:

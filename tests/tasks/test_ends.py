@@ -15,7 +15,7 @@ from astra.api import run_here
 from astra.config import settings
 from astra.database.connection import connection
 from astra.element import element
-from astra.errors import DatabaseError, Interrupted
+from astra.errors import BrokenElement, DatabaseError, Interrupted
 from astra.models import BossVisitSpectrum
 from astra.models.attempts import Attempt
 from astra.plan import spool
@@ -141,6 +141,29 @@ def test_a_task_that_works_on_the_result_of_another_is_interrupted_all_the_same(
         assert Costs.select().count() == 1
     found = verify(plan.pk)
     assert found.sound and found.rows["pending"] == 5
+
+
+def test_the_task_within_a_task_does_not_wait_for_a_database_that_is_away(
+    url, tmp_path, monkeypatch
+):
+    """The results of the outer one are stored or spooled once the inner one has ended."""
+    (tmp_path / "astra.toml").write_text("[database]\nretry_for_s = 20\n")
+    monkeypatch.setenv("ASTRA_CONFIG", str(tmp_path / "astra.toml"))
+    settings.reset()
+    plan, write = plan_of(5, 5, loops_over_another, passes="stored"), writer.write
+
+    def is_away(checkpoint, target, claim, judge):
+        if claim is None:
+            signal.raise_signal(signal.SIGTERM)
+            raise OperationalError("database is locked")
+        return write(checkpoint, target, claim, judge)
+
+    monkeypatch.setattr(writer, "write", is_away)
+    began = time.monotonic()
+    with pytest.raises((Interrupted, BrokenElement)):
+        run_here(plan.pk)
+    assert time.monotonic() - began < 10
+    assert verify(plan.pk).rows["pending"] == 5
 
 
 @task
