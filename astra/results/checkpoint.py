@@ -183,7 +183,8 @@ def _set_times(stored: list[YieldedResult]) -> None:
     moments = {pk: both for pk, *both in tuples(query)}
     for yielded in stored:
         data = yielded.result.__data__
-        data["created"], data["modified"] = moments[data["task_pk"]]
+        if (times := moments.get(data["task_pk"])) is not None:  # no later row has replaced it
+            data["created"], data["modified"] = times
 
 
 def _table_of(row: HandedRow | Refusal | None, target: Target) -> str:

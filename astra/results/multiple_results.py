@@ -5,6 +5,7 @@ group, or of a spectrum of the source that the row is, is identified by its own 
 """
 
 from collections import Counter
+from collections.abc import Iterator
 
 from peewee import ColumnBase
 
@@ -82,7 +83,13 @@ def _check_row(row: Row, target: Target, claim: Claim | None) -> None:
             raise ResultRefused(yielded, *key_problem(result, target))
         if link == target.link and not target.groups and handed.known not in (None, link_value):
             raise ResultRefused(yielded, "ForeignRow", foreign_row_message(link_value, target))
-        if link != target.link:  # it is up to date as long as the row that it was computed from
+        if link != target.link and target.link is not None:  # of a spectrum of a source
+            (named,) = target.link.result
+            if result.__data__.setdefault(named, None) is None:
+                result.__data__[named] = handed.known
+            if (source := target.link.of_result(result)) != handed.known:
+                raise ResultRefused(yielded, "ForeignRow", foreign_row_message(source, target))
+            # It is up to date as long as the row that it was computed from.
             result.__data__["input_modified"] = handed.modified
         result.__data__["result_number"] = numbers[link, link_value]
         numbers[link, link_value] += 1
@@ -93,6 +100,31 @@ def _check_row(row: Row, target: Target, claim: Claim | None) -> None:
 
 def _write_together(rows: list[Row], target: Target, may_copy: bool) -> list[YieldedResult]:
     """Write all results of rows; return those of the rows whose results were stored."""
+    stored: list[YieldedResult] = []
+    for part in _without_common_results(rows, target):
+        stored += _write_part(part, target, may_copy)
+    return stored
+
+
+def _without_common_results(rows: list[Row], target: Target) -> list[list[Row]]:
+    """Split rows so that no two of a part have results of one spectrum, or one row of a group.
+
+    The results of the later row then replace the others, as they would at the next checkpoint.
+    """
+    parts: list[list[Row]] = []
+    last_parts: dict[tuple[Link, object], int] = {}
+    for row in rows:
+        keys = _keys_of(row, target)
+        number = 1 + max(last_parts.get(key, -1) for key in keys)
+        if number == len(parts):
+            parts.append([])
+        parts[number].append(row)
+        last_parts.update(dict.fromkeys(keys, number))
+    return parts
+
+
+def _write_part(rows: list[Row], target: Target, may_copy: bool) -> list[YieldedResult]:
+    """Write all results of rows that have none in common, as :func:`_write_together` does."""
     # The first result of a row decides whether the stored ones are older. If they are, further
     # statements replace the others.
     firsts = _upsert([row[0] for row in rows], target, may_copy)
@@ -128,7 +160,8 @@ def _delete_further(rows: list[Row], target: Target) -> None:
     """Delete the further results that rows had before."""
     for row in rows:
         model = type(row[0].result)
-        model.delete().where(_of_row(row, target) & (model.result_number > 0)).execute()
+        for is_of_key in _clauses(row, target):
+            model.delete().where(is_of_key & (model.result_number > 0)).execute()
 
 
 def _check_alone(rows: list[Row], target: Target) -> None:
@@ -142,14 +175,24 @@ def _check_alone(rows: list[Row], target: Target) -> None:
     for row in rows:
         model = type(row[0].result)
         is_other = model.task_pk.not_in([yielded.result.task_pk for yielded in row])
-        if model.select(model.task_pk).where(_of_row(row, target) & is_other).exists():
-            raise NotStored(model._meta.table_name, has_others=True)
+        for is_of_key in _clauses(row, target):
+            if model.select(model.task_pk).where(is_of_key & is_other).exists():
+                raise NotStored(model._meta.table_name, has_others=True)
 
 
-def _of_row(row: Row, target: Target) -> ColumnBase:
-    """Return the clause that a result is one of a row, at the current version."""
-    first, link = row[0].result, target.index_of(row[0].result)
-    clause = type(first).v_astra_major_minor == CURRENT.major_minor
-    for name in link.result if link is not None else ():
-        clause &= getattr(type(first), name) == first.__data__[name]
-    return clause
+def _keys_of(row: Row, target: Target) -> set[tuple[Link, object]]:
+    """Return what the results of a row are identified by: spectra, or rows of its group."""
+    links = ((target.index_of(yielded.result), yielded.result) for yielded in row)
+    return {(link, link.of_result(result)) for link, result in links if link is not None}
+
+
+def _clauses(row: Row, target: Target) -> Iterator[ColumnBase]:
+    """Yield, for each key of a row's results, the clause that a result has it, at this version."""
+    model = type(row[0].result)
+    for link, key in _keys_of(row, target):
+        clause: ColumnBase = model.v_astra_major_minor == CURRENT.major_minor
+        for name, value in zip(link.result, key if isinstance(key, tuple) else (key,), strict=True):
+            clause &= getattr(model, name) == value
+        for name in link.null:
+            clause &= getattr(model, name).is_null()
+        yield clause

@@ -99,6 +99,66 @@ def test_they_are_replaced_together(filled):
         assert left.result_number == 0 and left.task_pk == before[3]
 
 
+@task(many=True, group_by=("source_pk",))
+def peaks_of_group(spectra: Iterable[BossVisitSpectrum], n: int = 3) -> Iterable[Peak]:
+    for spectrum in spectra:
+        for other in BossVisitSpectrum.select().where(
+            BossVisitSpectrum.source == spectrum.source_pk
+        ):
+            for i in range(n):
+                yield Peak.from_spectrum(other, height=float(i))
+
+
+def test_those_of_all_spectra_of_a_group_are_replaced_together(filled):
+    (planned,) = create_plan(peaks_of_group, where="source_pk == 2")
+    run_here(planned.plan)
+    with connection():
+        n = BossVisitSpectrum.select().where(BossVisitSpectrum.source == 2).count()
+        assert n > 1 and Peak.select().count() == 3 * n
+    (planned,) = create_plan(peaks_of_group, where="source_pk == 2", redo="all", arguments={"n": 1})
+    run_here(planned.plan)
+    with connection():
+        assert Peak.select().count() == n
+    assert verify(planned.plan).sound
+
+
+@task(many=True)
+def peaks_of_one(sources: Iterable[Source], spectrum_pk: int = 1) -> Iterable[Peak]:
+    """All sources yield results of the same spectrum, each one less than the one before."""
+    for n, source in enumerate(sources):
+        spectrum = BossVisitSpectrum.get(BossVisitSpectrum.spectrum_pk == spectrum_pk)
+        for _ in range(SOURCES - n):
+            yield Peak.from_spectrum(spectrum, height=float(source.pk))
+
+
+def test_a_spectrum_of_another_source_has_no_result_of_this_one(filled):
+    with connection():
+        spectrum = BossVisitSpectrum.get(BossVisitSpectrum.source == 1)
+    (planned,) = create_plan(peaks_of_one, arguments={"spectrum_pk": spectrum.spectrum_pk})
+    run_here(planned.plan)
+    assert status(planned.plan).rows == {"done": 1, "failed": SOURCES - 1}
+    assert verify(planned.plan).sound
+    with connection():
+        assert {result.source_pk for result in Peak.select()} == {1}
+        assert {failure.exception for failure in Failure.select()} == {"ForeignRow"}
+
+
+def test_of_two_sources_with_results_of_one_spectrum_the_later_counts(filled):
+    with connection():
+        BossVisitSpectrum.update(source=None).where(BossVisitSpectrum.spectrum_pk == 1).execute()
+    for way in (directly, in_plans):
+        way(peaks_of_one)
+        with connection():
+            (stored,) = Peak.select()
+            assert stored.result_number == 0 and stored.height == stored.source_pk
+            Peak.delete().execute()
+
+
+def in_plans(task):
+    (planned,) = create_plan(task, limit=7)
+    run_here(planned.plan)
+
+
 @pytest.mark.parametrize("task", [peaks, raises], ids=lambda task: task.__name__)
 def test_all_of_a_row_or_none(filled, task):
     bad = 7 if task is peaks else 2
