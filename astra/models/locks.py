@@ -84,6 +84,13 @@ def hold(name: str, activity: str, see: str, purpose: str = "") -> Iterator[None
         in_background(lease.release)()
 
 
+def is_held(name: str) -> bool:
+    """Return whether a process holds the lock of a name."""
+    with connection():
+        lock = Lock.get_or_none((Lock.name == name) & (Lock.until >= dialect().now()))
+    return lock is not None and not _is_dead(lock)
+
+
 def lock_row(name: str, activity: str) -> None:
     """Hold the lock of a name until the caller's transaction ends, which is `writing(waits=True)`.
 

@@ -5,17 +5,15 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
-from peewee import PeeweeException
-
 from astra.config import settings
 from astra.config.units import is_number
 from astra.database.connection import connection, tuples
-from astra.errors import AstraError, SlurmError, UsageError, nearest
+from astra.errors import SlurmError, UsageError, nearest
 from astra.models.checks import check_version
 from astra.models.nights import Night, NightPlan
 from astra.models.plans import Plan
 from astra.night.finalizer import is_alive_in, job_of, lives_elsewhere
-from astra.night.lock import night_lock
+from astra.night.lock import is_at_work
 from astra.night.totals import current_entries, n_left, totals_of
 from astra.slurm import client
 
@@ -189,21 +187,12 @@ def _states(listed: list[Night]) -> dict[int, str]:
         return {**dict.fromkeys([n.pk for n in open_nights], "running"), **states}
     for night in open_nights:
         if night.finalizer_job is None or answer is None:
-            may_live = _is_at_work(night)
+            may_live = is_at_work(night.name)  # and may be submitting it
         else:
             may_live = is_alive_in(answer, job_of(night)) is not False
         lives = may_live or _may_live_elsewhere(night)
         states[night.pk] = "running" if lives else "without a finalizer"
     return states
-
-
-def _is_at_work(night: Night) -> bool:
-    """Return whether a process works on a night, and may be submitting its finalizer."""
-    try:
-        with night_lock(night.name, step=True):  # others wait for a step
-            return False
-    except (AstraError, PeeweeException):  # somebody holds it, or this role may only read
-        return True
 
 
 def _may_live_elsewhere(night: Night) -> bool:

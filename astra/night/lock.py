@@ -12,7 +12,7 @@ import peewee
 from astra.database.connection import drop_connection, is_away
 from astra.errors import AstraError, SlurmRefused, SlurmUnknown
 from astra.models.archive import check_archive
-from astra.models.locks import LockHeld, hold
+from astra.models.locks import LockHeld, hold, is_held
 
 log = logging.getLogger(__name__)
 
@@ -42,8 +42,17 @@ def night_lock(name: str, step: bool = False) -> Iterator[None]:
     """
     check_archive()
     activity = f"works on the night {name!r}"
-    with hold(f"night {name}", activity, f"astra nights {name}", STEP if step else ""):
+    with hold(_lock(name), activity, f"astra nights {name}", STEP if step else ""):
         yield
+
+
+def is_at_work(name: str) -> bool:
+    """Return whether a process works on a night."""
+    return is_held(_lock(name))
+
+
+def _lock(name: str) -> str:
+    return f"night {name}"
 
 
 def is_temporary(error: BaseException) -> bool:
