@@ -192,8 +192,11 @@ def _why(error: Exception) -> str:
 
 
 def run_folder(name: str) -> Path:
-    """Return a folder of the run directory, such as that of a plan's scripts and logs."""
-    return Path(settings.current().run.dir) / name
+    """Return a folder of the run directory, such as that of a plan's scripts and logs.
+
+    A part of its name is a token that other roles of the database may have written.
+    """
+    return Path(settings.current().run.dir) / re.sub(r"[^\w.-]", "_", name)
 
 
 def spool_folder(plan_folder: str) -> Path:

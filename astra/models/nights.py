@@ -13,7 +13,7 @@ from peewee import (
     TextField,
 )
 
-from astra.models.base import BaseModel, TimeField
+from astra.models.base import BaseModel, RoleField, TimeField
 from astra.models.stored_json import stored
 
 
@@ -52,6 +52,7 @@ class Night(BaseModel):
     cwd = TextField()
     host = TextField()
     created_by = TextField()
+    role = RoleField(null=True)  # the database role that created it
 
     class Meta:
         indexes = ((("name", "began"), False),)

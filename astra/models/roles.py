@@ -40,11 +40,13 @@ _FROZEN: dict[object, set[str]] = {
 }  # fmt: skip
 
 
-#: Columns that planners may change in plans and submissions of any role. What is run, from where
-#: and with which options stays as it was written by the role that the row names.
+#: Columns that planners may change in plans, submissions and nights of any role. What is run, from
+#: where and with which options stays as it was written by the role that the row names.
 _CONTROLLED: dict[object, set[str]] = {
     Plan: {"n_pages", "n_rows", "made_by", "cancelled", "paused", "pause_reason", "throttle"},
     Submission: {"state", "job_id", "cluster", "cluster_name", "message"},
+    Night: {field.column_name for field in Night._meta.sorted_fields}
+    - {"pk", "token", "name", "date", "began", "cwd", "host", "created_by", "role"},
 }
 
 
@@ -141,7 +143,7 @@ def _of_planners(model: type[BaseModel]) -> list[str]:
     if model in _CONTROLLED:
         begins = [c.column_name for c in model._meta.sorted_fields if not isinstance(c, RoleField)]
         return [_on("INSERT", begins), _on("UPDATE", sorted(_CONTROLLED[model])), "DELETE"]
-    if model in (Page, Exclusion, Suspect, Night, NightPlan, Lock):
+    if model in (Page, Exclusion, Suspect, NightPlan, Lock):
         return ["INSERT", "UPDATE", "DELETE"]
     if model is MadeBy:  # a dry run removes its row again
         return ["INSERT", "DELETE"]

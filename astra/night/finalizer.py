@@ -11,6 +11,7 @@ job with an earlier token does nothing.
 import secrets
 from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
 
 from astra.config.nights import NightSettings
 from astra.config.profiles import Profile, Value, choose_profile
@@ -19,6 +20,7 @@ from astra.config.units import time_limit_s, written_time
 from astra.database.connection import connection
 from astra.errors import AstraError, SlurmError, SlurmRefused, SlurmUnknown, Superseded
 from astra.models.nights import Night
+from astra.plan.lookup import is_trusted
 from astra.processes import user_name
 from astra.slurm import client, limits
 from astra.slurm.parse import UNKNOWN, Answer, JobId, is_held
@@ -38,6 +40,15 @@ _SIZE: dict[str, Value] = {"ntasks": 1, "cpus_per_task": 1, "mem": "1G"}
 
 def job_name(night: Night) -> str:
     return f"astra-night-{night.pk}-{night.finalizer}"
+
+
+def folder_of(night: Night) -> str:
+    """Return the folder in which a night's finalizer runs, where it finds modules of tasks.
+
+    It is the night's own, or the current one if another role made the night in a folder that is
+    not trusted: what lies there would run with the privileges of whoever submits the finalizer.
+    """
+    return night.cwd if is_trusted(night.role, night.token, night.cwd) else str(Path.cwd())
 
 
 def job_of(night: Night) -> JobId:
@@ -75,7 +86,9 @@ def queue(night: Night, settings: NightSettings, after: Iterable[JobId], wait_s:
     arguments = ["nightly", night.name, "--continue", str(night.pk), "--job", token]
     about = f"the finalizer of the night {night.pk} of {night.name}"
     path = folder / f"{job_name(night)}.sh"
-    text = render_job(profile, job_name(night), night.cwd, folder / "logs", about, arguments, path)
+    text = render_job(
+        profile, job_name(night), folder_of(night), folder / "logs", about, arguments, path
+    )
     unchanged = Night.finalizer.is_null() if before is None else Night.finalizer == before
     with connection():
         changed = (

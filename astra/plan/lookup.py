@@ -1,7 +1,7 @@
 """Find a plan by its number, import its task, and decide whether to trust its code."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib.machinery import PathFinder
 from pathlib import Path
 
@@ -100,11 +100,26 @@ def trust_no_longer() -> None:
     _trusted.clear()
 
 
-def is_trusted(role: str | None, token: str) -> bool:
-    """Return whether a plan is of the user's own role, or trusted by the user."""
+def is_trusted(role: str | None, token: str, *folders: str) -> bool:
+    """Return whether a plan or night is of the user's own role, or trusted by the user.
+
+    It is also trusted if all of its `folders` are below configured roots.
+    """
     if role is None or not _trusted.isdisjoint(("*", token)):
         return True
-    return role == retrying(dialect().session_role)
+    if role == retrying(dialect().session_role):
+        return True
+    return bool(folders) and not _untrusted(folders)
+
+
+def _untrusted(places: Iterable[str]) -> list[str]:
+    """Return the folders and files that are not below a configured root."""
+    roots = [Path(root).resolve() for root in settings.current().plan.trusted_roots]
+    return [
+        place
+        for place in dict.fromkeys(places)
+        if not any(Path(place).resolve().is_relative_to(root) for root in roots)
+    ]
 
 
 def check_trust(plan: Plan, *folders: str) -> None:
@@ -117,14 +132,7 @@ def check_trust(plan: Plan, *folders: str) -> None:
     """
     if is_trusted(plan.role, plan.token):
         return
-    roots = [Path(root).resolve() for root in settings.current().plan.trusted_roots]
-    places = [*folders, *_places_of_code(plan)]
-    untrusted = [
-        place
-        for place in dict.fromkeys(places)
-        if not any(Path(place).resolve().is_relative_to(root) for root in roots)
-    ]
-    if untrusted:
+    if untrusted := _untrusted([*folders, *_places_of_code(plan)]):
         raise Untrusted(
             f"plan {plan.pk} was made by the role {plan.role!r}, and its code in "
             f"{' and '.join(untrusted)} would run with your privileges; review the code, then add "

@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from urllib.parse import quote, urlsplit
@@ -12,6 +13,7 @@ import peewee
 import pytest
 
 from astra.config import settings
+from astra.config.run_folder import run_folder
 from astra.config.settings import Config, use
 from astra.database.connection import bind, connection, database, reset
 from astra.element.element import run_element
@@ -21,6 +23,8 @@ from astra.models.attempts import Attempt
 from astra.models.nights import Night, NightPlan
 from astra.models.plans import Page, Plan, Submission
 from astra.models.schema import init_database
+from astra.night.clean import clean
+from astra.night.finalizer import folder_of
 from astra.plan.lookup import find_modules, get_plan, task_of, trust, trust_no_longer
 from astra.plan.plan import create_plan
 from astra.processes import process_began
@@ -309,6 +313,61 @@ def test_what_another_role_planned_is_imported_by_nobody_else(
     assert done.returncode == 0 and ran.exists(), done.stdout + done.stderr
     (tmp_path / "astra.toml").write_text(f'[plan]\ntrusted_roots = ["{tmp_path}", "{ROOT}"]\n')
     assert astra(of, "owner", "verify", plan.pk).returncode == 0
+
+
+@pytest.mark.parametrize("kind", ["plan", "night"])
+def test_a_token_leads_to_no_other_folder(of: Url, tmp_path: Path, kind: str) -> None:
+    """`clean`, and whoever writes scripts, stays below the run directory."""
+    precious = tmp_path / "night-precious"
+    precious.mkdir()
+    like, long_ago = planned(of), datetime(2020, 1, 1, tzinfo=UTC)
+    as_role(of, "plans")
+    if kind == "plan":
+        folder = run_folder(get_plan(like).folder)
+        token = f"{get_plan(like).token}/../../{precious.name}"
+        with connection():
+            values = {**Plan.get_by_id(like).__data__, "token": token, "cancelled": long_ago}
+            Plan.delete().where(Plan.pk == like).execute()
+            Plan.insert({k: v for k, v in values.items() if k != "role"}).execute()
+    else:
+        folder = run_folder("night-1-x")
+        token = f"x/../../{precious.name}"
+        names = ("name", "date", "cwd", "host", "created_by")
+        values = dict.fromkeys(names, "n") | {"pk": 1, "token": token, "ended": long_ago}
+        with connection():
+            Night.insert(values).execute()
+    folder.mkdir(parents=True)
+    as_role(of, "owner")
+    cleaned = clean(keep_days=0, dry_run=False)
+    assert precious.exists() and str(precious) not in str(cleaned)
+    assert not Plan.select().exists() or kind == "night"
+
+
+def test_a_night_of_another_role_says_not_where_its_finalizer_runs(
+    of: Url, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There may be a configuration, or modules, that would run with the privileges of others."""
+    theirs, ours = tmp_path / "theirs", tmp_path / "ours"
+    theirs.mkdir()
+    ours.mkdir()
+    columns = {"name": "n", "date": "d", "host": "h", "created_by": "c"}
+    for kind, cwd in (("plans", theirs), ("owner", ours)):
+        as_role(of, kind)
+        with connection():
+            Night.insert({**columns, "cwd": str(cwd)}).execute()
+    as_role(of, "plans")
+    for change in ({"cwd": str(theirs)}, {"token": "x"}, {"name": "x"}, {"role": "astra"}):
+        with pytest.raises(NotAllowed, match="permission denied"), connection():
+            Night.update(change).execute()
+    with pytest.raises(NotAllowed, match="permission denied"), connection():
+        Night.insert({**columns, "cwd": str(theirs), "role": "astra"}).execute()
+    as_role(of, "owner")
+    with connection():
+        strange, own = Night.select().order_by(Night.pk)
+    assert folder_of(own) == str(ours)
+    assert folder_of(strange) == str(Path.cwd()) != str(theirs)
+    use(Config(plan=settings.Plan(trusted_roots=(str(tmp_path),))))
+    assert folder_of(strange) == str(theirs)
 
 
 def made_by_planner(of: Url, like: int, **values: object) -> Plan:
