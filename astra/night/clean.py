@@ -7,10 +7,11 @@ are not pending. The record of a night with its totals is kept for longer.
 import secrets
 import shutil
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -71,10 +72,8 @@ def clean(
     Cleaned
         What was removed, or would be.
 
-    Raises
-    ------
-    UsageError
-        If a folder cannot be removed. Its plan is kept, and the next call continues.
+    A folder that cannot be removed or packed, as one of another user, is kept with its plan, and
+    keeps no other plan from being removed.
 
     Examples
     --------
@@ -98,12 +97,16 @@ def clean(
     packed = _to_pack(now, settings.compress_days, set(numbers))
     size = sum(map(_size, folders))
     if not dry_run:
-        reasons = {plan.pk: _remove(plan, before) for plan in old}
+        reasons = {plan.pk: _why_kept(partial(_remove, plan, before)) for plan in old}
         numbers = [pk for pk, reason in reasons.items() if not reason]
         remaining += filter(None, reasons.values())
-        for plan in packed:
-            _pack(plan, now - timedelta(days=settings.compress_days))
-        _remove_folders(folder for folder in folders if folder.name.startswith("night-"))
+        ended = now - timedelta(days=settings.compress_days)
+        unpacked = {plan.pk: _why_kept(partial(_pack, plan, ended)) for plan in packed}
+        packed = [plan for plan in packed if not unpacked[plan.pk]]
+        remaining += filter(None, unpacked.values())
+        for folder in folders:
+            if folder.name.startswith("night-"):
+                remaining += filter(None, [_why_kept(partial(_remove_folders, [folder]))])
         with connection(), writing():
             Night.delete().where(Night.pk.in_([night.pk for night in expired] or [0])).execute()
             Exclusion.delete().where(Exclusion.until < before).execute()
@@ -133,12 +136,23 @@ def _to_pack(now: datetime, days: float, removed: set[int]) -> list[Plan]:
     return [p for p in ended if p.pk not in removed and _existing([run_folder(p.folder)])]
 
 
-def _pack(plan: Plan, before: datetime) -> None:
-    """Pack a plan's folder into an archive; remove it once the archive is complete."""
+def _why_kept(step: Callable[[], str | None]) -> str | None:
+    """Run a step that removes something; return why that is kept."""
+    try:
+        return step()
+    except (BusyError, UsageError) as error:
+        return str(error)
+
+
+def _pack(plan: Plan, before: datetime) -> str | None:
+    """Pack a plan's folder into an archive; remove it once the archive is complete.
+
+    Return why it remains, if it does.
+    """
     folder, archive = _paths_of(plan)
-    with suppress(BusyError), plan_lock(plan):
-        if _used_meanwhile(plan, before):
-            return
+    with plan_lock(plan):
+        if reason := _used_meanwhile(plan, before):
+            return reason
         unfinished = archive.with_name(f".{secrets.token_hex(8)}")
         try:
             with new_file(unfinished) as file, tarfile.open(fileobj=file, mode="w:gz") as tar:
@@ -148,6 +162,7 @@ def _pack(plan: Plan, before: datetime) -> None:
             unfinished.unlink(missing_ok=True)
             raise UsageError(f"{folder} cannot be packed: {error}; it is kept") from error
         _remove_folders([folder])
+    return None
 
 
 def _old_plans(before: datetime, only: Plan | None = None) -> tuple[list[Plan], list[str]]:
@@ -214,15 +229,12 @@ def _remove(plan: Plan, before: datetime) -> str | None:
 
     Its files are removed first: if this is interrupted, the plan is found again and removed later.
     """
-    try:
-        with plan_lock(plan):
-            if reason := _used_meanwhile(plan, before):
-                return reason
-            _remove_folders(_paths_of(plan))
-            with connection(), writing():
-                Plan.delete().where(Plan.pk == plan.pk).execute()  # and with it its pages
-    except BusyError as error:
-        return str(error)
+    with plan_lock(plan):
+        if reason := _used_meanwhile(plan, before):
+            return reason
+        _remove_folders(_paths_of(plan))
+        with connection(), writing():
+            Plan.delete().where(Plan.pk == plan.pk).execute()  # and with it its pages
     return None
 
 
@@ -232,9 +244,7 @@ def _remove_folders(folders: Iterable[Path]) -> None:
             try:
                 shutil.rmtree(folder) if folder.is_dir() else folder.unlink()
             except OSError as error:
-                raise UsageError(
-                    f"{folder} cannot be removed: {error}; its plan is kept"
-                ) from error
+                raise UsageError(f"{folder} cannot be removed: {error}; it is kept") from error
 
 
 def _size(folder: Path) -> int:

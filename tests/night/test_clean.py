@@ -14,6 +14,7 @@ from astra.cli.group import main
 from astra.config import settings
 from astra.config.run_folder import run_folder
 from astra.database.connection import connection, database
+from astra.models import BossVisitSpectrum
 from astra.models.attempts import Attempt
 from astra.models.failures import Failure
 from astra.models.nights import Night, NightPlan
@@ -105,6 +106,43 @@ def test_a_plan_that_is_retried_meanwhile_stays(url, tmp_path, monkeypatch, remo
     assert cleaned.plans == () and folder.is_dir()
     assert status(plan.pk).n_ended == 26
     assert not removes or cleaned.kept == (f"plan {plan.pk} is not whole: astra status {plan.pk}",)
+
+
+@pytest.mark.parametrize("does", ["removes", "packs"])
+def test_a_folder_that_cannot_be_removed_keeps_no_other(sqlite_url, tmp_path, monkeypatch, does):
+    """It may be another user's: its plan is kept, and named."""
+    fill(30)
+    plans, remove = [], shutil.rmtree
+    for _ in range(2):
+        plans.append(plan_of())
+        run_here(plans[-1])
+        (run_folder(get_plan(plans[-1]).folder) / "logs").mkdir(parents=True)
+        BossVisitSpectrum.update(snr=1.0).execute()
+    with connection():
+        night = {"name": "n", "date": "d", "cwd": "/", "host": "h", "created_by": "u"}
+        night = Night.create(**night, ended="2026-01-02 00:00:00")
+    run_folder(night.folder).mkdir()
+    others = {run_folder(get_plan(plans[0]).folder), run_folder(night.folder)}
+
+    def refuse(folder):
+        if folder in others:
+            raise PermissionError(13, "Permission denied", str(folder))
+        remove(folder)
+
+    monkeypatch.setattr(shutil, "rmtree", refuse)
+    if does == "packs":
+        (tmp_path / "astra.toml").write_text("[clean]\ncompress_days = 10\n")
+        settings.use(settings.load(tmp_path / "astra.toml"))
+    later = datetime.now(UTC) + timedelta(days=30 if does == "packs" else 91)
+    found = clean(now=later, keep_days=90 if does == "packs" else None, dry_run=False)
+    folder = run_folder(get_plan(plans[0]).folder)
+    assert any(str(folder) in reason and "Permission" in reason for reason in found.kept)
+    if does == "packs":
+        assert len(found.compressed) == 1
+        return
+    assert found.plans == (plans[1],) and any("night-" in reason for reason in found.kept)
+    with connection():
+        assert [p.pk for p in Plan.select()] == plans[:1]
 
 
 def test_the_command_shows_before_it_removes(sqlite_url):
