@@ -11,6 +11,7 @@ from astra.errors import ConfigError
 _WORD = (
     r"(?i:passw|passphrase|pgpass(?!file)|secret|token(?!i[sz])|credential|jwt|[_-]pat\b"
     r"|(?<=[_'\"-])pwd\b|(?:my|db|sql)pwd\b"
+    r"|(?:admin|database|db|ftp|http|ldap|mail|mongo|pg|proxy|redis|root|smtp|sql|user)_?pass\b"
     r"|(?:api|access|account|auth|encryption|master|private|signing|storage)[_-]?key)"
     r"(?!\w*_(?i:file|path|dir)\b)"
 )
@@ -37,13 +38,15 @@ _VALUE = r"""(?:'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|\\.|[^\s'"\\,;)}\]&|])+"""
 _IN_WORDS = re.compile(
     r"(?P<key>\b\w*" + _WORD + r"\w*(?:\s*=\s*|['\"]\s*:\s*)"
     r"|--[\w-]*" + _WORD + r"[\w-]*(?:=|\s+)(?!-)"
-    r"|\bsetenv\s+\w*" + _WORD + r"\w*\s+"
+    r"|\bset(?:env)?\s+\w*" + _WORD + r"\w*\s+"
     r"|\b(?i:[\w-]*passw[\w-]*|[\w-]*[_-]" + _WORD + r"|" + _WORD + r"[_-][\w-]*):\s*(?=[^\s*])"
-    r"|\b(?i:authorization)\s*:\s*(?!(?i:bearer|basic)\s)(?:(?i:token)\s+)?"
+    r"|\b(?i:authorization)\s*:\s*(?:(?i:basic|bearer|digest|token)\s+)?"
     r"|\b(?i:bearer|basic)\s+(?=[\w.~+/=-]{8})"
     r"|\bsshpass\s+-p\s*|\b(?:mysql|mysqldump|mariadb)\b[^|;&\n]*?\s-p(?=\S)"
     r"|\b(?:docker|podman|apptainer|singularity|helm)\b[^|;&\n]*?\blogin\b[^|;&\n]*?\s-p[=\s]*"
-    r"|\bcurl\b[^|;&\n]*?\s(?:-u|--user)[=\s]*['\"]?[^\s:'\"$]+:)(?P<value>" + _VALUE + ")",
+    r"|\bcurl\b[^|;&\n]*?\s(?:-[a-zA-Z]*[uU]|--(?:proxy-)?user)[=\s]*['\"]?[^\s:'\"$]+:)(?P<value>"
+    + _VALUE
+    + ")",
     re.DOTALL,
 )
 

@@ -260,6 +260,11 @@ _LINES = [
     f"export GH_PAT={PLAIN} SLURM_JWT=x",
     f"export DB_PWD={PLAIN}",
     f"export STORAGE_KEY={PLAIN}",
+    f"export DB_PASS={PLAIN} SMTP_PASS=x",
+    f"aws configure set aws_secret_access_key {PLAIN}",
+    f"curl -fsSu me:{PLAIN} https://a",
+    f"curl --proxy-user me:{PLAIN} https://a",
+    f"curl -H 'Authorization: Bearer {MARK[:6]}' https://a",
     f"setenv PGPASSWORD {PLAIN}",
     f"curl -H 'X-Api-Key: {PLAIN}' https://a",
     f"curl -H 'Authorization: token {PLAIN}' https://a",
@@ -313,6 +318,7 @@ class TestProfiles:
             "psql postgresql://me@h/db", "module load python/3.11", "export TOKEN_FILE=/x",
             "export TOKENIZERS_PARALLELISM=false", "cd $OLDPWD; export PWD=/tmp KEY=spectrum_pk",
             "git clone https://me@host/x", "mysql -u me -p db", "curl -u me:$PW https://a", "date -u +%H:%M",
+            "export HIGH_PASS=3 BYPASS=1", "set -o pipefail", "curl -H 'Authorization: Bearer $T' https://a",
         ],
     )  # fmt: skip
     def test_a_line_that_names_its_place_is_taken(self, line: str) -> None:
