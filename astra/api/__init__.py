@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from astra.api.submitting import Execution, submit, submit_task
     from astra.api.waiting import wait
     from astra.config.settings import current as configuration
-    from astra.database.connection import as_unreachable, retrying
+    from astra.database.connection import as_database_error, retrying
     from astra.database.connection import is_file as is_database_file
     from astra.database.connection import url as database_url
     from astra.doctor.environment import wrong_profiles

@@ -102,19 +102,19 @@ class _Commands(click.Group):
             sys.stderr.close()
             ctx.exit(1)
         except Exception as error:
-            if (unreachable := _as_unreachable(error)) is None:
+            if (explained := _as_database_error(error)) is None:
                 raise
-            show.error(str(unreachable))
-            ctx.exit(unreachable.exit_status)
+            show.error(str(explained))
+            ctx.exit(explained.exit_status)
 
 
-def _as_unreachable(error: Exception) -> AstraError | None:
-    """Return what to report if a statement that is not retried met an unavailable database."""
+def _as_database_error(error: Exception) -> AstraError | None:
+    """Return what to report if a statement met an unavailable database, or tables of others."""
     if "astra.database.connection" not in sys.modules:  # commands without a database start faster
         return None
     from astra import api
 
-    return api.as_unreachable(error)
+    return api.as_database_error(error)
 
 
 @click.group(

@@ -316,9 +316,17 @@ def is_away(error: BaseException) -> bool:
     return is_databases and dialect().is_transient(error)
 
 
-def as_unreachable(error: Exception) -> DatabaseError | None:
-    """Return an error that says what to do, if the database cannot be reached at the moment."""
-    return _Unreachable(error) if is_away(error) else None
+def as_database_error(error: Exception) -> DatabaseError | None:
+    """Return an error that says what to do, if the database is away, or its tables are others."""
+    if is_away(error):
+        return _Unreachable(error)
+    if isinstance(error, peewee.DatabaseError) and dialect().is_of_other_tables(error):
+        return DatabaseError(
+            f"tables of {secrets.hide_password(url())} are not as this astra, or their models, "
+            f"describe them: {dialect().message(error)}; astra initdb MODULE adds missing columns "
+            "of astra's tables; correct other tables, or their models"
+        )
+    return None
 
 
 def url() -> str:

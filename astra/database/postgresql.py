@@ -163,6 +163,11 @@ class PostgreSQL(Keys):
         return code.startswith(_TRANSIENT) and not self.is_triggers(error)
 
     @staticmethod
+    def is_of_other_tables(error: BaseException) -> bool:
+        """Return whether a table, a column, or a type that can be compared, is missing."""
+        return _sqlstate(error) in ("42P01", "42703", "42883", "42804")
+
+    @staticmethod
     def remedy(error: BaseException) -> str | None:
         """Describe what to do if the server answers, but refuses to work."""
         code = _sqlstate(error) or ""

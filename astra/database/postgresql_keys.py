@@ -144,14 +144,16 @@ class Keys(Writing):
 
     def as_moment(self, field: Any) -> Any:
         """Convert a column of dates or times to a moment; without a time zone, it is UTC."""
-        kind = _short(self._kind_of(field))
+        stored = self.column_types(self.table(field.model)).get(field.column_name)
+        kind = stored and _short(stored)
         if kind == "timestamptz":
             return field
         if kind in ("timestamp", "date"):
             return fn.timezone("UTC", field.cast("timestamp"))
+        problem = f"is of the type {kind}, which says no moment" if kind else "is not in its table"
         raise TaskError(
-            f"{field.model.__name__}.{field.name} is of the type {kind}, which says no moment: "
-            "class Meta: modified names a column of dates or times"
+            f"{field.model.__name__}.{field.name} {problem}: class Meta: modified names a column "
+            "of dates or times"
         )
 
     def nearest_moment(self, moment: Any) -> Any:

@@ -103,6 +103,11 @@ class SQLite(Writing):
         )
 
     @staticmethod
+    def is_of_other_tables(error: BaseException) -> bool:
+        """Return whether a table or a column is missing."""
+        return bool(re.match(r"no such (table|column)|table \S+ has no column", str(error)))
+
+    @staticmethod
     def remedy(error: BaseException) -> str | None:
         """Describe what to do if a file that was opened cannot be written."""
         if "locked" in str(error) or "busy" in str(error):

@@ -223,4 +223,5 @@ def command_for(model: type[Model]) -> str:
     """Return the command that creates or completes a table."""
     module = model.__module__
     command = "astra initdb" if module.startswith("astra.") else f"astra initdb {module}"
-    return command + ("" if issubclass(model, BaseModel) else f" --track-changes {model.__name__}")
+    name = getattr(model, "stands_for", model.__name__)
+    return command + ("" if issubclass(model, BaseModel) else f" --track-changes {name}")

@@ -26,18 +26,19 @@ def is_tracked(model: type[peewee.Model]) -> bool:
     return bool(TrackedTable.select().where(TrackedTable.name == table_name(model)).exists())
 
 
-def tracked_model(table: str, module: str) -> type[peewee.Model] | None:
+def tracked_model(table: str, path: str) -> type[peewee.Model] | None:
     """Return a model of a tracked table with only the column of its changes.
 
-    Its own model may not be imported.
+    Its own model, of which `path` is the import path, may not be imported.
     """
     tracked = TrackedTable.get_or_none(TrackedTable.name == table)
     if tracked is None:
         return None
     schema, _, name = table.rpartition(".")
-    column = tracked.column_name
+    column, (module, _, model) = tracked.column_name, path.partition(":")
     options = {"table_name": name, "schema": schema or None, "modified": column}
     attributes = {column: TimeField(), "Meta": type("Meta", (), options), "__module__": module}
+    attributes["stands_for"] = model
     return type("Tracked", (peewee.Model,), attributes)
 
 

@@ -175,7 +175,7 @@ def _model_of(plan: Plan) -> type[Model] | None:
     if module in sys.modules:  # no module is imported only for this check
         with suppress(TaskError):  # it no longer has the model
             return load(plan.input_model)
-    return tracked_model(plan.input_table, module)
+    return tracked_model(plan.input_table, plan.input_model)
 
 
 def _status(stored: StoredPlan, answer: Answer, notes: list[str], of_whole: bool) -> PlanStatus:

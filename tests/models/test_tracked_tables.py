@@ -11,7 +11,11 @@ from astra.api import run_here
 from astra.database.connection import connection, database, dialect
 from astra.errors import AstraError, DatabaseError, UsageError
 from astra.models import OutputModel, result_of
+from astra.models.checks import lacking_guard
+from astra.models.importing import import_path
+from astra.models.keys import table_name
 from astra.models.schema import init_database, sql_of
+from astra.models.tracked_tables import tracked_model
 from astra.plan.plan import create_plan
 from astra.status.verify import verify
 
@@ -115,6 +119,9 @@ def test_a_lost_trigger_is_noticed(visits):
         DatabaseError, match=r"no trigger that keeps `changed`.*--track-changes Visit"
     ):
         create_plan(twice, Visit)
+    with connection():  # as `status` does, which does not import the model
+        stub = tracked_model(table_name(Visit), import_path(Visit))
+        assert stub is not None and "--track-changes Visit" in str(lacking_guard(stub))
     track()
     assert create_plan(twice, Visit)[0].rows == 3
 
