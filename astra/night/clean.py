@@ -14,6 +14,7 @@ from datetime import datetime, timedelta
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import TypeVar
 
 from peewee import JOIN, fn
 
@@ -28,6 +29,8 @@ from astra.models.nights import Night, NightPlan
 from astra.models.plans import Page, Plan
 from astra.states import AttemptState
 from astra.submit.intent import plan_lock
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -97,16 +100,10 @@ def clean(
     packed = _to_pack(now, settings.compress_days, set(numbers))
     size = sum(map(_size, folders))
     if not dry_run:
-        reasons = {plan.pk: _why_kept(partial(_remove, plan, before)) for plan in old}
-        numbers = [pk for pk, reason in reasons.items() if not reason]
-        remaining += filter(None, reasons.values())
+        numbers = [p.pk for p in _each(old, partial(_remove_plan, before=before), remaining)]
         ended = now - timedelta(days=settings.compress_days)
-        unpacked = {plan.pk: _why_kept(partial(_pack, plan, ended)) for plan in packed}
-        packed = [plan for plan in packed if not unpacked[plan.pk]]
-        remaining += filter(None, unpacked.values())
-        for folder in folders:
-            if folder.name.startswith("night-"):
-                remaining += filter(None, [_why_kept(partial(_remove_folders, [folder]))])
+        packed = _each(packed, partial(_pack, before=ended), remaining)
+        _each([f for f in folders if f.name.startswith("night-")], _remove, remaining)
         with connection(), writing():
             Night.delete().where(Night.pk.in_([night.pk for night in expired] or [0])).execute()
             Exclusion.delete().where(Exclusion.until < before).execute()
@@ -136,12 +133,22 @@ def _to_pack(now: datetime, days: float, removed: set[int]) -> list[Plan]:
     return [p for p in ended if p.pk not in removed and _existing([run_folder(p.folder)])]
 
 
-def _why_kept(step: Callable[[], str | None]) -> str | None:
-    """Run a step that removes something; return why that is kept."""
-    try:
-        return step()
-    except (BusyError, UsageError) as error:
-        return str(error)
+def _each(items: Iterable[T], step: Callable[[T], str | None], remaining: list[str]) -> list[T]:
+    """Run a step that removes an item, or returns why it is kept; return the items that are gone.
+
+    The reasons for which others are kept are added to `remaining`.
+    """
+    gone = []
+    for item in items:
+        try:
+            reason = step(item)
+        except (BusyError, UsageError) as error:
+            reason = str(error)
+        if reason:
+            remaining.append(reason)
+        else:
+            gone.append(item)
+    return gone
 
 
 def _pack(plan: Plan, before: datetime) -> str | None:
@@ -161,7 +168,7 @@ def _pack(plan: Plan, before: datetime) -> str | None:
         except OSError as error:
             unfinished.unlink(missing_ok=True)
             raise UsageError(f"{folder} cannot be packed: {error}; it is kept") from error
-        _remove_folders([folder])
+        _remove(folder)
     return None
 
 
@@ -224,7 +231,7 @@ def _old_nights(before: datetime) -> list[Night]:
     return list(query.order_by(Night.pk))
 
 
-def _remove(plan: Plan, before: datetime) -> str | None:
+def _remove_plan(plan: Plan, before: datetime) -> str | None:
     """Remove a plan; return why it remains, if it does.
 
     Its files are removed first: if this is interrupted, the plan is found again and removed later.
@@ -232,19 +239,20 @@ def _remove(plan: Plan, before: datetime) -> str | None:
     with plan_lock(plan):
         if reason := _used_meanwhile(plan, before):
             return reason
-        _remove_folders(_paths_of(plan))
+        for path in _paths_of(plan):
+            _remove(path)
         with connection(), writing():
             Plan.delete().where(Plan.pk == plan.pk).execute()  # and with it its pages
     return None
 
 
-def _remove_folders(folders: Iterable[Path]) -> None:
-    for folder in folders:
-        if _existing([folder]):
-            try:
-                shutil.rmtree(folder) if folder.is_dir() else folder.unlink()
-            except OSError as error:
-                raise UsageError(f"{folder} cannot be removed: {error}; it is kept") from error
+def _remove(path: Path) -> None:
+    if not _existing([path]):
+        return
+    try:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    except OSError as error:
+        raise UsageError(f"{path} cannot be removed: {error}; it is kept") from error
 
 
 def _size(folder: Path) -> int:
