@@ -58,13 +58,14 @@ def write(
         stored, refused = _write_results(checkpoint.results, target, claim)
         if (broken := judge(refused)) is not None:
             checkpoint, refused = Checkpoint(stored, no_results=checkpoint.no_results), []
-        _find_keys(checkpoint, stored, refused, target)
-        failures = _mark_further_failures([*checkpoint.failures, *refused], stored)
-        _forget_other_ends(target, stored, failures, checkpoint.no_results)
+        ends, own = _by_own_results(checkpoint, stored, target)
+        _find_keys(ends, own, refused, target)
+        failures = _mark_further_failures([*checkpoint.failures, *refused], own)
+        _forget_other_ends(target, own, failures, ends.no_results)
         _write_failures(failures, target, claim)
-        _write_no_results(checkpoint.no_results, target, claim)
+        _write_no_results(ends.no_results, target, claim)
         if claim is not None:
-            progress = _write_progress(claim, stored, failures, checkpoint)
+            progress = _write_progress(claim, own, failures, ends)
     if claim is not None:
         claim.advance(progress)
     if broken is not None:
@@ -74,6 +75,25 @@ def write(
     for failure in refused:
         log.error("%s %s: result refused: %s", target.task, failure.key, failure.summary)
     return [yielded.result for yielded in stored]
+
+
+def _by_own_results(
+    checkpoint: Checkpoint, stored: list[YieldedResult], target: Target
+) -> tuple[Checkpoint, list[YieldedResult]]:
+    """Return how rows have ended, and their results: a row of which only others of its group have
+    results has none itself, by which it would be known not to be pending."""
+    if not target.groups:
+        return checkpoint, stored
+    own = {
+        y.handed for y in stored if y.handed and y.handed.known == target.link_value_of(y.result)
+    }
+    without = {y.handed: None for y in stored if y.handed and y.handed not in own}
+    ends = Checkpoint(
+        [yielded for yielded in checkpoint.results if yielded.handed not in without],
+        checkpoint.failures,
+        [*checkpoint.no_results, *without],
+    )
+    return ends, [yielded for yielded in stored if yielded.handed not in without]
 
 
 def _find_keys(

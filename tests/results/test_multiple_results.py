@@ -122,6 +122,38 @@ def test_those_of_all_spectra_of_a_group_are_replaced_together(filled):
     assert verify(planned.plan).sound
 
 
+@task(group_by=("source_pk",))
+def others_of_group(spectra: Iterable[BossVisitSpectrum], own: bool = False) -> Iterable[Peak]:
+    """Of each group only the other spectra have results, unless the row itself is wanted, too."""
+    for spectrum in spectra:
+        for other in BossVisitSpectrum.select().where(
+            BossVisitSpectrum.source == spectrum.source_pk
+        ):
+            if own or other.spectrum_pk != spectrum.spectrum_pk:
+                yield Peak.from_spectrum(other, height=1.0)
+
+
+@pytest.mark.parametrize("way", [directly, "in a plan"])
+def test_a_row_of_which_only_others_of_its_group_have_results_is_not_pending(filled, way):
+    with connection():
+        BossVisitSpectrum.delete().where(BossVisitSpectrum.source.is_null()).execute()
+    if way is directly:
+        directly(others_of_group)
+    else:
+        (planned,) = create_plan(others_of_group, limit=7)
+        run_here(planned.plan)
+        assert status(planned.plan).rows == {"done": 0, "no result": planned.rows}
+        assert status(planned.plan).state == "whole" and verify(planned.plan).sound
+    (again,) = create_plan(others_of_group)
+    assert again.plan is None and again.no_result > 1
+    (again,) = create_plan(others_of_group, again=True, arguments={"own": True})
+    run_here(again.plan)
+    assert status(again.plan).rows == {"done": again.rows} and verify(again.plan).sound
+    with connection():
+        assert NoResult.select().count() == 0
+        assert Peak.select().count() == BossVisitSpectrum.select().count()
+
+
 @task(many=True)
 def peaks_of_one(sources: Iterable[Source], spectrum_pk: int = 1) -> Iterable[Peak]:
     """All sources yield results of the same spectrum, each one less than the one before."""
