@@ -14,7 +14,7 @@ from astra.models.plans import Plan, Submission
 from astra.plan.lookup import get_plan
 from astra.plan.plan import create_plan
 from astra.states import PageState
-from astra.status.page_states import survey
+from astra.status.page_states import current_pages
 from astra.status.verify import verify
 from astra.submit.local import pages_to_run, start_local
 from tests.sample_tasks import fill, measure
@@ -57,7 +57,7 @@ def elements() -> Counter[int]:
 
 
 def states(plan: Plan) -> list[PageState]:
-    return [page.state for page in survey(plan)[0]]
+    return [page.state for page in current_pages(plan)[0]]
 
 
 def running(n: int, checkpoints: int = 1) -> list[Attempt]:

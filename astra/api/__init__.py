@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from astra.night.nightly import Nightly, nightly, proceed
     from astra.night.nightly import heal_all as heal
     from astra.night.report import report_of_night
-    from astra.plan.lookup import last_plan, trust, trust_no_longer
+    from astra.plan.lookup import last_plan, revoke_trust, trust
     from astra.plan.ownership import rename_task
     from astra.plan.plan import Planned, create_plan, plan_at_most
     from astra.plan.sizes import Estimate

@@ -112,7 +112,7 @@ def _named_plan(ctx: click.Context, parameter: click.Parameter, plan: int | None
 def _trust(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
     if value:
         api.trust()
-        ctx.call_on_close(api.trust_no_longer)
+        ctx.call_on_close(api.revoke_trust)
 
 
 def _keys(ctx: click.Context, parameter: click.Parameter, value: str | None) -> list[str] | None:

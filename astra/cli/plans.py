@@ -71,7 +71,7 @@ def status(
         statuses = [show_watch.watched(api.watch(numbers[0], every_s))]
     else:
         recent_s = api.configuration().slurm.recent_s
-        statuses = api.statuses(numbers, of_whole=pages or as_json, recent_s=recent_s)
+        statuses = api.statuses(numbers, include_done=pages or as_json, recent_s=recent_s)
     if as_json:
         show.as_json(statuses if any(filters) else statuses[0])
     elif not statuses:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from astra.report.report import Report
     from astra.resume.cancel import Cancelled
     from astra.resume.controls import Control
-    from astra.status.failures import FailedRow, Kind
+    from astra.status.failures import FailedRow, FailureKind
     from astra.status.logs import Log
     from astra.status.plans import PlanLine
     from astra.status.status import PlanStatus
@@ -305,7 +305,7 @@ def plans(listed: Sequence[PlanLine], as_csv: bool = False, filtered: bool = Fal
 
 def failures(
     plan: int,
-    kinds: Iterable[Kind],
+    kinds: Iterable[FailureKind],
     rows: Sequence[FailedRow],
     with_traceback: bool,
     as_csv: bool = False,

@@ -164,7 +164,7 @@ def is_alive(night: Night) -> bool:
     job = job_of(night)
     answer = client.elements([job])
     alive = is_alive_in(answer, job)
-    if alive is False and (later := _passed_on(night)) is not None:
+    if alive is False and (later := _resubmitted_job(night)) is not None:
         _adopt(night, later)
         return is_alive(night)
     if alive is not None:
@@ -188,13 +188,13 @@ def is_alive_in(answer: Answer, job: JobId) -> bool | None:
     return False if is_gone else None
 
 
-def _passed_on(night: Night) -> JobId | None:
+def _resubmitted_job(night: Night) -> JobId | None:
     """Return the last job as which the night's finalizer was submitted again by its script."""
     last = max(client.find(job_of(night)), default=None)
     return last if last is not None and last.job_id > (night.finalizer_job or 0) else None
 
 
-def lives_elsewhere(night: Night) -> bool:
+def is_alive_elsewhere(night: Night) -> bool:
     """Return whether an ended finalizer was submitted again for other nodes, and waits or runs.
 
     Raises
@@ -202,7 +202,7 @@ def lives_elsewhere(night: Night) -> bool:
     SlurmUnknown
         If Slurm does not say.
     """
-    if (job := _passed_on(night)) is None:
+    if (job := _resubmitted_job(night)) is None:
         return False
     return is_alive_in(client.elements([job]), job) is not False
 

@@ -12,7 +12,7 @@ from astra.errors import SlurmError, UsageError, nearest
 from astra.models.checks import check_version
 from astra.models.nights import Night, NightPlan
 from astra.models.plans import Plan
-from astra.night.finalizer import is_alive_in, job_of, lives_elsewhere
+from astra.night.finalizer import is_alive_elsewhere, is_alive_in, job_of
 from astra.night.lock import is_at_work
 from astra.night.totals import current_entries, n_left, totals_of
 from astra.slurm import client
@@ -198,7 +198,7 @@ def _states(listed: list[Night]) -> dict[int, str]:
 def _may_live_elsewhere(night: Night) -> bool:
     """Return whether a finalizer waits or runs as a job whose number is not stored."""
     try:
-        return night.finalizer is not None and lives_elsewhere(night)
+        return night.finalizer is not None and is_alive_elsewhere(night)
     except SlurmError:
         return True
 

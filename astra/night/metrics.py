@@ -109,7 +109,7 @@ def _of_plans(now: datetime) -> Iterator[str]:
     for plan in living:
         of_task[plan.task].append(plan.plan)
         oldest[plan.task] = min(oldest.get(plan.task, now), plan.created)
-    for status in statuses([plan.plan for plan in living], of_whole=False):
+    for status in statuses([plan.plan for plan in living], include_done=False):
         plans[status.state.value] += 1
         for state, n in status.rows.items():
             rows[status.task, state] += n

@@ -45,11 +45,11 @@ from astra.night import finalizer as finalizer_module
 from astra.night.lock import LONGEST_WAIT_S, call_when_released, night_lock
 from astra.night.plans import (
     NightStep,
-    again_s,
     assess_plans,
     begin_tasks,
     hours_of,
     live_state,
+    next_check_s,
     pause_of,
     profile_of,
     queue_finalizer,
@@ -226,13 +226,13 @@ def _advance(night: Night, settings: NightSettings, pause_s: int) -> Nightly:
     submit_due(night, settings, step)
     entries = store_totals(night)
     # Pages whose elements begin none of them must not be submitted again without end.
-    in_vain = step.passed_on and sum(map(n_ended, entries)) <= n_ended(night)
+    in_vain = step.resubmitted_unbegun and sum(map(n_ended, entries)) <= n_ended(night)
     if in_vain or retries_of(plan_pks(night)) > before:
         with connection():
             Night.update(round=Night.round + 1).where(Night.pk == night.pk).execute()
     if not step.open:
         return _close(night, settings, step, entries, rounds_left)
-    queue_finalizer(night, settings, step, 0 if step.new or step.jobs else again_s(night))
+    queue_finalizer(night, settings, step, 0 if step.new or step.jobs else next_check_s(night))
     return _outcome(night, "running", step)
 
 

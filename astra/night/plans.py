@@ -24,14 +24,14 @@ from astra.models.nights import Night, NightPlan
 from astra.models.plans import IS_LIVE, Page, Plan, Submission
 from astra.night import finalizer
 from astra.night.lock import is_temporary
-from astra.night.totals import pending_rows, plan_pks, refreshed, retries_of
+from astra.night.totals import pending_rows, plan_pks, refresh_totals, retries_of
 from astra.plan.plan import create_plan
 from astra.policy.next_steps import next_steps
 from astra.resume.resume import resume
 from astra.slurm import limits
 from astra.slurm.parse import JobId
 from astra.states import ALIVE, PageState
-from astra.status.page_states import Pages, SlurmAnswer, in_states, query_slurm_for, survey
+from astra.status.page_states import Pages, SlurmAnswer, current_pages, in_states, query_slurm_for
 from astra.submit.arrays import shares
 from astra.submit.intent import plan_lock, recover_intents
 from astra.submit.night_hours import Hours
@@ -39,30 +39,30 @@ from astra.submit.submit import Submitted, submit
 from astra.version import CURRENT
 
 #: How soon, at first, a finalizer checks again a night of which no array is alive, and how late.
-AGAIN_S, _LATEST_AGAIN_S = 30, 600
+FIRST_CHECK_S, _MAX_CHECK_S = 30, 600
 
 #: The longest pause before pages are submitted again whose elements ended at once.
 _LONGEST_PAUSE_S = 1800
 
 #: The most connections of an element: it may write while it reads ahead.
-PER_ELEMENT = 2
+CONNECTIONS_PER_ELEMENT = 2
 
 
 @dataclass(frozen=True)
-class Due:
+class DuePlan:
     """A plan that has pages to submit, for the first time or again."""
 
     plan: int
     task: NightTask
-    fresh: int  # pages that have never been submitted
+    never_submitted: int  # pages that have never been submitted
     ended: int = 0  # pages whose elements ended before the page did
     unbegun: int = 0  # those of them that no element had begun
-    taken: NightPlan | None = None  # its entry, if it is an earlier night's and not yet stored
+    leftover_entry: NightPlan | None = None  # of an earlier night's plan, not stored yet
     slurm_answer: SlurmAnswer | None = None  # Slurm's answer about its jobs
 
     @property
     def pages(self) -> int:
-        return self.fresh + self.ended
+        return self.never_submitted + self.ended
 
 
 @dataclass
@@ -70,17 +70,17 @@ class NightStep:
     """The state of a night's plans as one step of the night finds it, and what the step did."""
 
     jobs: set[JobId] = field(default_factory=set)  # arrays that are alive
-    used: int = 0  # how many elements they may run at once
-    lives: bool = False  # whether anything is alive, even if it is not an array
-    passed_on: bool = False  # whether pages were submitted again that no element had begun
+    n_elements: int = 0  # how many elements they may run at once
+    anything_alive: bool = False  # even if it is not an array
+    resubmitted_unbegun: bool = False  # pages were submitted again that no element had begun
     pause_s: int = 0  # until pages may be submitted again whose elements ended at once
-    due: list[Due] = field(default_factory=list)
+    due: list[DuePlan] = field(default_factory=list)
     new: list[tuple[int, int]] = field(default_factory=list)  # plans that were begun, their rows
     problems: list[str] = field(default_factory=list)
 
     @property
     def open(self) -> bool:
-        return bool(self.jobs or self.lives)
+        return bool(self.jobs or self.anything_alive)
 
 
 def hours_of(night: Night) -> Hours:
@@ -98,7 +98,7 @@ def begin_tasks(
     """
     asked: set[tuple[str, str | None]] = set()
     while True:
-        entries = refreshed(night)
+        entries = refresh_totals(night)
         due = [
             task
             for task in settings.tasks
@@ -149,7 +149,7 @@ def _plan(night: Night, task: NightTask, settings: NightSettings, step: NightSte
         return
     for p in planned:
         step.new.append((int(p.plan or 0), p.rows))
-        step.due.append(Due(int(p.plan or 0), task, p.pages))
+        step.due.append(DuePlan(int(p.plan or 0), task, p.pages))
 
 
 def _has_entry(night: Night, task: NightTask) -> bool:
@@ -170,7 +170,7 @@ def max_elements(settings: NightSettings) -> int:
     connections = settings.connections
     if connections is None:
         connections = dialect().connections_for(settings.headroom)
-    n_elements = max(connections // PER_ELEMENT, 1)
+    n_elements = max(connections // CONNECTIONS_PER_ELEMENT, 1)
     return min(n_elements, settings.throttle or n_elements)
 
 
@@ -182,48 +182,51 @@ def submit_due(night: Night, settings: NightSettings, step: NightStep) -> None:
     if not step.due:
         return
     with connection():
-        free = max(max_elements(settings) - step.used, 0)
+        free = max(max_elements(settings) - step.n_elements, 0)
     throttles = shares(free, [due.pages for due in step.due])
     with limits.one_site():
         for place, due in enumerate(step.due):
             if place < len(throttles):
                 share = min(throttles[place], due.pages)
                 if began := _submit(due, share, night, settings, step):
-                    step.used += share
+                    step.n_elements += share
             else:
-                began = step.lives = True
-            if due.taken is not None and began:
+                began = step.anything_alive = True
+            if due.leftover_entry is not None and began:
                 with connection():
-                    due.taken.save(force_insert=True)
+                    due.leftover_entry.save(force_insert=True)
                 step.new.append((due.plan, pending_rows(due.plan)))
     step.due.clear()
 
 
-def _submit(due: Due, share: int, night: Night, settings: NightSettings, step: NightStep) -> bool:
+def _submit(
+    due: DuePlan, share: int, night: Night, settings: NightSettings, step: NightStep
+) -> bool:
     """Submit the pages of one plan; return whether any are alive, or will be submitted later.
 
     If a limit of Slurm is reached, or the partition is closed, a later step submits the rest.
     """
     profile, _ = profile_of(due.task, settings)
     throttle = due.task.throttle or settings.throttle or choose_profile(profile, None).throttle
-    parts = shares(min(share, throttle or share), [n for n in (due.fresh, due.ended) if n])
+    n_pages = [n for n in (due.never_submitted, due.ended) if n]
+    parts = shares(min(share, throttle or share), n_pages)
     hours, began = hours_of(night), False
     try:
-        if due.fresh:
+        if due.never_submitted:
             options = {"throttle": parts.pop(0)}
             began |= _note_arrays(submit(due.plan, profile, options, hours=hours), step)
         if due.ended and parts:
             options = {"throttle": parts.pop(0)}
             again = resume(due.plan, options=options, hours=hours, slurm_answer=due.slurm_answer)
-            step.passed_on |= bool(due.unbegun and again.pages)
+            step.resubmitted_unbegun |= bool(due.unbegun and again.pages)
             began |= _note_arrays(again, step)
         elif due.ended:
-            began = step.lives = True
+            began = step.anything_alive = True
     except BusyError:
-        began = step.lives = True  # another process submits or cancels it
+        began = step.anything_alive = True  # another process submits or cancels it
     except AstraError as error:
         if isinstance(error, SlurmRefused) and error.closed:
-            began = step.lives = True  # other plans may have other partitions
+            began = step.anything_alive = True  # other plans may have other partitions
         elif is_temporary(error):
             raise
         step.problems.append(f"plan {due.plan} of {due.task.task}: {error}")
@@ -240,7 +243,7 @@ def _note_arrays(submitted: Submitted, step: NightStep) -> bool:
             )
             step.jobs |= {s.job for s in submissions}
     later = bool(submitted.unsubmitted or submitted.message)
-    step.lives |= later or bool(submitted.pages)
+    step.anything_alive |= later or bool(submitted.pages)
     return later or bool(submitted.pages)
 
 
@@ -257,7 +260,8 @@ def take_leftovers(night: Night, settings: NightSettings, step: NightStep) -> No
         leftovers = {
             e.plan_pk: e for e in earlier if e.plan_pk is not None and e.plan_pk not in pks
         }
-    live = {plan.pk for plan in _live(leftovers) if plan.version.major_minor == CURRENT.major_minor}
+    current = CURRENT.major_minor
+    live = {plan.pk for plan in _live_plans(leftovers) if plan.version.major_minor == current}
     taken = [
         NightPlan(
             night=night.pk, task=entry.task, input_model=entry.input_model, plan_pk=plan,
@@ -298,7 +302,7 @@ def assess_plans(
         If Slurm does not say what is alive.
     """
     of_plan = {e.plan_pk: e for e in entries if e.plan_pk is not None}
-    plans = _live(of_plan)
+    plans = _live_plans(of_plan)
     for plan in plans:
         # If another process holds the lock, it recovers intents too; the night does not wait.
         with suppress(BusyError), plan_lock(plan):
@@ -306,7 +310,7 @@ def assess_plans(
     alive = []
     slurm_answer = query_slurm_for(plans)
     for plan in plans:
-        pages, notes = survey(plan, slurm_answer)
+        pages, notes = current_pages(plan, slurm_answer)
         states = Counter({state: n for state, (n, _) in pages.tally.items()})
         entry = of_plan[plan.pk]
         if states[PageState.UNKNOWN]:
@@ -322,16 +326,17 @@ def assess_plans(
             why = f"plan {plan.pk} is paused ({plan.pause_reason})"
             step.problems.append(f"{why}: astra status {plan.pk}, astra continue {plan.pk}")
             continue
-        fresh = pages.n_never_submitted
-        unbegun = states[PageState.UNSUBMITTED] - fresh  # the time of their elements was over
+        never_submitted = pages.n_never_submitted
+        # The others were submitted, but the time of their elements was over.
+        unbegun = states[PageState.UNSUBMITTED] - never_submitted
         ended = unbegun + sum(n for state, n in states.items() if state not in _NOT_ENDED)
         if begins and ended and retries and (left_s := _pause_left(plan, pages, pause_s)):
-            step.lives, step.pause_s, ended = True, max(step.pause_s, left_s), 0
-        if begins and (fresh or (ended and retries)):
+            step.anything_alive, step.pause_s, ended = True, max(step.pause_s, left_s), 0
+        if begins and (never_submitted or (ended and retries)):
             taken = entry if entry.pk is None and entry not in alive else None
             task = _task_of(entry, settings)
             again = (ended, unbegun) if retries and ended else (0, 0)
-            step.due.append(Due(plan.pk, task, fresh, *again, taken, slurm_answer))
+            step.due.append(DuePlan(plan.pk, task, never_submitted, *again, taken, slurm_answer))
     return alive
 
 
@@ -366,7 +371,7 @@ def _pause_left(plan: Plan, pages: Pages, pause_s: int) -> int:
     return math.ceil(left_s) if is_retried else 0
 
 
-def again_s(night: Night) -> int:
+def next_check_s(night: Night) -> int:
     """Return how soon to check a night again of which no array is alive, in s.
 
     The longer nothing has happened, as while its plans are paused, the longer it waits.
@@ -381,7 +386,7 @@ def again_s(night: Night) -> int:
     with connection():
         moments = [night.began, *(query.scalar() for query in queries)]
         idle = dialect().now() - max(moment for moment in moments if moment is not None)
-    return int(min(max(idle.total_seconds() / 10, AGAIN_S), _LATEST_AGAIN_S))
+    return int(min(max(idle.total_seconds() / 10, FIRST_CHECK_S), _MAX_CHECK_S))
 
 
 def _stays_paused(plan: Plan) -> bool:
@@ -393,7 +398,7 @@ def _stays_paused(plan: Plan) -> bool:
         return plan.paused is not None and all_break(plan.pk)
 
 
-def _live(pks: Iterable[int]) -> list[Plan]:
+def _live_plans(pks: Iterable[int]) -> list[Plan]:
     """Return which of these plans have rows that have not ended, and are not cancelled."""
     with connection():
         return list(Plan.select().where(Plan.pk.in_(list(pks)) & IS_LIVE).order_by(Plan.pk))
@@ -408,9 +413,9 @@ def _note_alive(pages: Pages, step: NightStep) -> bool:
     for s in pages.stored.submissions.values():
         if s.kind == "slurm" and (n := len(elements.get(str(s.job_id), ()))):
             step.jobs.add(s.job)
-            step.used += min(s.stored_profile.get("throttle") or n, n)
+            step.n_elements += min(s.stored_profile.get("throttle") or n, n)
     lives = not ALIVE.isdisjoint(pages.tally)
-    step.lives |= lives
+    step.anything_alive |= lives
     return lives
 
 
@@ -425,10 +430,10 @@ def live_state(night: Night) -> NightStep:
     Its problems are what the night waits for, and only a person can change.
     """
     step = NightStep()
-    plans = _live(plan_pks(night))
+    plans = _live_plans(plan_pks(night))
     slurm_answer = query_slurm_for(plans)
     for plan in plans:
-        pages, _ = survey(plan, slurm_answer)
+        pages, _ = current_pages(plan, slurm_answer)
         _note_alive(pages, step)
         if plan.paused is not None:
             why = f"plan {plan.pk} is paused ({plan.pause_reason})"
@@ -451,4 +456,4 @@ def queue_finalizer(
     except SlurmRefused as refused:
         if "depend" not in str(refused).lower():
             raise
-        finalizer.queue(night, settings, (), AGAIN_S)  # an array has left Slurm's memory
+        finalizer.queue(night, settings, (), FIRST_CHECK_S)  # an array has left Slurm's memory

@@ -52,7 +52,7 @@ def current_entries(night: Night) -> list[NightPlan]:
     return entries
 
 
-def refreshed(night: Night) -> list[NightPlan]:
+def refresh_totals(night: Night) -> list[NightPlan]:
     """Update the totals of a night's plans, and return the plans."""
     entries = current_entries(night)
     for entry in entries:
@@ -131,7 +131,7 @@ def totals_of(entries: Iterable[NightPlan]) -> dict[str, float]:
 
 def store_totals(night: Night) -> list[NightPlan]:
     """Store the totals of a night's plans with it; return them."""
-    entries = refreshed(night)
+    entries = refresh_totals(night)
     with connection():
         Night.update(totals_of(entries)).where(Night.pk == night.pk).execute()
     return entries

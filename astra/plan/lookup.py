@@ -95,7 +95,7 @@ def trust(plan: Plan | None = None) -> None:
     _trusted.add("*" if plan is None else plan.token)
 
 
-def trust_no_longer() -> None:
+def revoke_trust() -> None:
     """Forget every plan that :func:`trust` was called for."""
     _trusted.clear()
 

@@ -123,7 +123,7 @@ def report_of(
     """
     with connection():
         queried = dialect().now()
-    current = statuses(plans, of_whole=False, recent_s=settings.current().slurm.recent_s)
+    current = statuses(plans, include_done=False, recent_s=settings.current().slurm.recent_s)
     verdict = headline(current)
     with connection():
         planned = {p.pk: p for p in Plan.select().where(Plan.pk << list(plans))}

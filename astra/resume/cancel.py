@@ -24,7 +24,7 @@ from astra.plan.pages import PageStatus, light_pages, release
 from astra.processes import command_of, is_element, process_began
 from astra.slurm import client, parse
 from astra.states import ALIVE, AttemptState, PageState
-from astra.status.page_states import slurm_jobs, survey
+from astra.status.page_states import current_pages, slurm_jobs
 from astra.submit.intent import plan_lock, recover_intents
 
 #: How long elements may take to end after the grace of a row; how long to wait for the lock.
@@ -201,7 +201,7 @@ def _release_dead(plan: Plan) -> None:
     """Release the pages of attempts that are known to have ended without a record."""
     if not (running := _running(plan)):
         return
-    statuses, _ = survey(plan)
+    statuses, _ = current_pages(plan)
     alive = {page.page for page in statuses if page.state in ALIVE}
     dead = [attempt for attempt in running if attempt.page.number not in alive]
     with connection(), writing():
@@ -211,7 +211,7 @@ def _release_dead(plan: Plan) -> None:
 def _cancel_page(plan: Plan, number: int) -> Cancelled:
     if not 1 <= number <= plan.n_pages:
         raise UsageError(f"plan {plan.pk} has pages 1 to {plan.n_pages}, not {number}")
-    statuses, _ = survey(plan)
+    statuses, _ = current_pages(plan)
     page = statuses[number - 1]
     if page.state not in ALIVE or page.job is None:
         return Cancelled(plan.pk, (), ())

@@ -15,12 +15,12 @@ from astra.policy import retry_policy
 from astra.policy.next_steps import PageStep, exclude_bad_nodes, grouped, next_steps, record
 from astra.resume.refill import Refill, put_back, withdraw_pages
 from astra.states import ALIVE, Outcome, PageState, SlurmState
-from astra.status.page_states import Pages, SlurmAnswer, survey
+from astra.status.page_states import Pages, SlurmAnswer, current_pages
 from astra.submit.arrays import shares
 from astra.submit.intent import Holders, hold_plan
 from astra.submit.local import run_local, start_local
 from astra.submit.night_hours import ALWAYS, Hours
-from astra.submit.submit import LeftPages, Submitted, check_ready, refuse_cancelled, submit_pages
+from astra.submit.submit import GivenUpPages, Submitted, check_ready, refuse_cancelled, submit_pages
 
 
 def resume(
@@ -82,7 +82,7 @@ def resume(
         more = _replacements(frozen, refills, statuses, profile_name, options)
         submitted = _take_steps(frozen, pages, steps, more, refills, statuses, dry_run, hours)
     left = [step for step in steps if not step.decision.retry]
-    return replace(submitted, skipped=_skipped(skipped, more, left), left=_left_pages(frozen, left))
+    return replace(submitted, skipped=_skipped(skipped, more, left), left=_given_up(frozen, left))
 
 
 def _steps(
@@ -197,10 +197,12 @@ def _submit_groups(
     return replace(submitted, unsubmitted=len(steps) - submitted.pages)
 
 
-def _left_pages(plan: Plan, steps: list[PageStep]) -> tuple[LeftPages, ...]:
+def _given_up(plan: Plan, steps: list[PageStep]) -> tuple[GivenUpPages, ...]:
     remedy = f"astra resume {plan.pk}"
     return tuple(
-        LeftPages(s.pages, str(s.state), s.explanation, f"{remedy} {retry_policy.remedy(s.state)}")
+        GivenUpPages(
+            s.pages, str(s.state), s.explanation, f"{remedy} {retry_policy.remedy(s.state)}"
+        )
         for s in grouped(steps)
     )
 
@@ -273,7 +275,7 @@ def _choose(
 
     Pages that have been claimed since their states were read count as running.
     """
-    statuses, _ = survey(plan, slurm_answer)
+    statuses, _ = current_pages(plan, slurm_answer)
     chosen: set[int] = set()
     skipped: Counter[str] = Counter()
     for page in statuses:

@@ -35,7 +35,7 @@ class FailedRow:
 
 
 @dataclass(frozen=True)
-class Kind:
+class FailureKind:
     """Failures of one exception and place."""
 
     exception: str
@@ -116,13 +116,15 @@ def _failed_keys(plan: Plan) -> list[RowKey]:
     ]
 
 
-def kinds(rows: Iterable[FailedRow]) -> list[Kind]:
+def kinds(rows: Iterable[FailedRow]) -> list[FailureKind]:
     """Group failures by exception and place, the most frequent first."""
     groups: dict[tuple[str, str | None], list[FailedRow]] = {}
     for row in rows:
         groups.setdefault((row.exception, row.place), []).append(row)
     grouped = [
-        Kind(exception, place, members[0].message, len(members), tuple(m.key for m in members))
+        FailureKind(
+            exception, place, members[0].message, len(members), tuple(m.key for m in members)
+        )
         for (exception, place), members in groups.items()
     ]
     return sorted(grouped, key=lambda kind: -kind.rows)

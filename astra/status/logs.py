@@ -16,7 +16,7 @@ from astra.models.attempts import Attempt
 from astra.models.plans import Page, Plan, Submission
 from astra.plan.lookup import get_plan
 from astra.states import ALIVE, AttemptState
-from astra.status.page_states import survey
+from astra.status.page_states import current_pages
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ _UNCLAIMED = 20
 
 def _before_any_claim(plan: Plan, page: int | None) -> list[Log]:
     """Return the first logs of elements that all ended before they claimed a page."""
-    statuses, _ = survey(plan)
+    statuses, _ = current_pages(plan)
     ended = [s for s in statuses if page in (None, s.page) and s.state not in ALIVE and s.job]
     with connection():
         logs_ = (_unclaimed(plan, status.page) for status in ended)
@@ -105,7 +105,7 @@ def has_ended(plan: int, log: Log) -> bool:
         last = logs(plan, log.page)[-1]
         if last.attempt != log.attempt or last.state != AttemptState.RUNNING:
             return True
-    statuses, _ = survey(get_plan(plan))
+    statuses, _ = current_pages(get_plan(plan))
     page = next(s for s in statuses if s.page == log.page)
     return page.state not in ALIVE
 

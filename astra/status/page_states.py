@@ -46,15 +46,15 @@ class StoredPlan:
     attempts: Mapping[int | None, Attempt]
     now: datetime
 
-    def submissions_to_query(self, of_whole: bool) -> list[Submission]:
+    def submissions_to_query(self, include_done: bool) -> list[Submission]:
         """Return the submissions that Slurm has to be asked about."""
-        if of_whole:
+        if include_done:
             return list(self.submissions.values())
         pending = {row.submission_pk for row in self.rows if row.n_pending}
         return [s for pk, s in self.submissions.items() if pk in pending]
 
 
-def read_stored(plan: Plan, of_whole: bool) -> StoredPlan:
+def read_stored(plan: Plan, include_done: bool) -> StoredPlan:
     """Read the pages, submissions and last attempts of a plan."""
     attempts = (
         Attempt.select(
@@ -62,7 +62,7 @@ def read_stored(plan: Plan, of_whole: bool) -> StoredPlan:
             Attempt.pid, Attempt.pid_began, Attempt.seen, Attempt.message, Attempt.element,
         )
         .join(Page, on=(Attempt.pk == Page.attempt_pk))
-        .where((Page.plan == plan.pk) & (True if of_whole else N_PENDING > 0))
+        .where((Page.plan == plan.pk) & (True if include_done else N_PENDING > 0))
     )  # fmt: skip
     with connection():
         now = dialect().now()
@@ -354,17 +354,17 @@ def in_states(pages: Sequence[PageStatus], states: Collection[PageState]) -> Ite
 SlurmAnswer = tuple[parse.Answer, list[str]]
 
 
-def survey(plan: Plan, slurm_answer: SlurmAnswer | None = None) -> tuple[Pages, list[str]]:
+def current_pages(plan: Plan, slurm_answer: SlurmAnswer | None = None) -> tuple[Pages, list[str]]:
     """Return the pages of a plan with their present states, and notes on what is unknown."""
     answer, notes = slurm_answer or query_slurm_for([plan])
-    return present_pages(plan, answer, True), [*notes, *spool_notes(plan)]
+    return read_pages(plan, answer, True), [*notes, *spool_notes(plan)]
 
 
-def present_pages(plan: Plan, answer: parse.Answer, of_whole: bool) -> Pages:
+def read_pages(plan: Plan, answer: parse.Answer, include_done: bool) -> Pages:
     """Read the pages from the database again, after Slurm has been asked."""
     with connection():
         now = Plan.get_or_none(Plan.pk == plan.pk) or plan
-    return Pages(read_stored(now, of_whole), answer)
+    return Pages(read_stored(now, include_done), answer)
 
 
 def spool_notes(plan: Plan) -> list[str]:

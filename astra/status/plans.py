@@ -106,7 +106,7 @@ def _in_state(listed: list[PlanLine], state: PlanState) -> list[PlanLine]:
     }
     if state in (PlanState.WHOLE, PlanState.FAILED_ROWS):
         return [p for p in listed if ended.get(p.plan) is state]
-    current = statuses([p.plan for p in listed if p.plan not in ended], of_whole=False)
+    current = statuses([p.plan for p in listed if p.plan not in ended], include_done=False)
     chosen = {status.plan for status in current if status.state is state}
     return [p for p in listed if p.plan in chosen]
 

@@ -33,8 +33,8 @@ from astra.status.page_states import (
     Pages,
     StoredPlan,
     in_states,
-    present_pages,
     query_slurm,
+    read_pages,
     read_stored,
     slurm_jobs,
     spool_notes,
@@ -81,7 +81,7 @@ class PlanStatus:
 
 
 def status(
-    plan: int, ask_again: bool = True, of_whole: bool = True, recent_s: float = 0.0
+    plan: int, ask_again: bool = True, include_done: bool = True, recent_s: float = 0.0
 ) -> PlanStatus:
     """Return the status of a plan: its rows by outcome, its pages and elements by state.
 
@@ -92,7 +92,7 @@ def status(
     ask_again : bool
         If accounting lags behind, call squeue a second time; otherwise such elements are
         unknown until the next query.
-    of_whole : bool
+    include_done : bool
         Also find out how the elements of completed pages ended.
     recent_s : float
         Age up to which an earlier answer of Slurm to this user is used again [s].
@@ -114,11 +114,11 @@ def status(
     >>> plan.state.value, plan.rows["done"]
     ('whole', 4)
     """
-    return statuses([plan], ask_again, of_whole, recent_s)[0]
+    return statuses([plan], ask_again, include_done, recent_s)[0]
 
 
 def statuses(
-    plans: Sequence[int], ask_again: bool = True, of_whole: bool = True, recent_s: float = 0.0
+    plans: Sequence[int], ask_again: bool = True, include_done: bool = True, recent_s: float = 0.0
 ) -> list[PlanStatus]:
     """Return the status of several plans; Slurm is asked once for all of them.
 
@@ -126,7 +126,7 @@ def statuses(
     ----------
     plans : sequence of int
         Numbers of the plans.
-    ask_again, of_whole : bool
+    ask_again, include_done : bool
         As for :func:`status`.
     recent_s : float
         As for :func:`status` [s].
@@ -147,13 +147,15 @@ def statuses(
     >>> [plan.state.value for plan in statuses([1])]
     ['whole']
     """
-    stored_plans = [read_stored(get_plan(plan), of_whole) for plan in plans]
-    jobs = slurm_jobs(s for stored in stored_plans for s in stored.submissions_to_query(of_whole))
+    stored_plans = [read_stored(get_plan(plan), include_done) for plan in plans]
+    jobs = slurm_jobs(
+        s for stored in stored_plans for s in stored.submissions_to_query(include_done)
+    )
     answer, notes = query_slurm(jobs, ask_again, recent_s)
     inputs = {_input(stored.plan): stored.plan for stored in stored_plans}
     lost = {path: _lost_guard(plan) for path, plan in inputs.items()}
     return [
-        _status(stored, answer, [*notes, *lost[_input(stored.plan)]], of_whole)
+        _status(stored, answer, [*notes, *lost[_input(stored.plan)]], include_done)
         for stored in stored_plans
     ]
 
@@ -178,7 +180,7 @@ def _model_of(plan: Plan) -> type[Model] | None:
     return tracked_model(plan.input_table, plan.input_model)
 
 
-def _status(stored: StoredPlan, answer: Answer, notes: list[str], of_whole: bool) -> PlanStatus:
+def _status(stored: StoredPlan, answer: Answer, notes: list[str], include_done: bool) -> PlanStatus:
     """Combine what is stored with Slurm's answer; read the pages again if they may have changed.
 
     The first reading is enough for pages that were whole, and for elements that are alive. For an
@@ -187,7 +189,7 @@ def _status(stored: StoredPlan, answer: Answer, notes: list[str], of_whole: bool
     plan = stored.plan
     pages = Pages(stored, answer)
     if pages.any_ended:
-        pages = present_pages(plan, answer, of_whole)
+        pages = read_pages(plan, answer, include_done)
     steps, more = _next_steps(plan, pages)
     if pages.tally.keys() - {PageState.DONE, PageState.CANCELLED}:
         more = [*_controls(plan), *more]

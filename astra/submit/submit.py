@@ -51,7 +51,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class LeftPages:
+class GivenUpPages:
     """Pages that the policy does not submit again, and the command that does."""
 
     pages: tuple[int, ...]
@@ -79,7 +79,7 @@ class Submitted:
     profile: str | None = None  #: name of the profile
     unsubmitted: int = 0  #: pages left for later, because a limit of Slurm's was reached
     skipped: Mapping[str, int] = field(default_factory=dict)  #: pages that were skipped, by state
-    left: tuple[LeftPages, ...] = ()  #: pages that were given up
+    left: tuple[GivenUpPages, ...] = ()  #: pages that were given up
     message: str | None = None  #: why fewer pages were submitted than requested
     dry_run: bool = False  #: whether nothing was submitted
 

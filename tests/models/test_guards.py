@@ -15,7 +15,7 @@ from astra.models.schema import init_database
 from astra.plan.lookup import get_plan
 from astra.plan.plan import create_plan
 from astra.states import PageState
-from astra.status.page_states import survey
+from astra.status.page_states import current_pages
 from astra.status.status import status
 from astra.status.verify import verify
 from tests.sample_tasks import Measured, fill, measure
@@ -78,7 +78,7 @@ def test_an_element_looks_for_them_as_it_begins(url):
     with connection():
         drop_unique_indexes()
     run_here(planned.plan)
-    (page,) = survey(get_plan(planned.plan))[0]
+    (page,) = current_pages(get_plan(planned.plan))[0]
     assert page.state is PageState.BROKEN and page.pending == 4
     assert "no unique index on" in page.message and "astra initdb" in page.message
 

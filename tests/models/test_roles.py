@@ -25,7 +25,7 @@ from astra.models.plans import Page, Plan, Submission
 from astra.models.schema import init_database
 from astra.night.clean import clean
 from astra.night.finalizer import folder_of
-from astra.plan.lookup import find_modules, get_plan, task_of, trust, trust_no_longer
+from astra.plan.lookup import find_modules, get_plan, revoke_trust, task_of, trust
 from astra.plan.plan import create_plan
 from astra.processes import process_began
 from astra.resume.cancel import _end_processes, _running
@@ -397,7 +397,7 @@ def test_whatever_is_installed_is_no_task_of_anybody(of: Url, path: str, strange
         with pytest.raises(TaskError, match="is not a task: it lacks @task"):
             task_of(plan)
     finally:
-        trust_no_longer()
+        revoke_trust()
 
 
 def test_a_plan_in_the_place_of_another_is_not_the_one_that_was_submitted(of: Url) -> None:

@@ -62,7 +62,8 @@ def test_a_plan_of_an_earlier_night_that_cannot_be_seen_keeps_no_night_from_begi
     fill(4)
     (made,) = create_plan(measure, BossVisitSpectrum)
     monkeypatch.setattr(
-        "astra.night.plans.survey", lambda plan, asked: (_Unknown(), ["no cluster `old` here"])
+        "astra.night.plans.current_pages",
+        lambda plan, asked: (_Unknown(), ["no cluster `old` here"]),
     )
     entry = NightPlan(night=1, task="tests.sample_tasks.measure", plan_pk=made.plan, leftover=True)
     step = NightStep()

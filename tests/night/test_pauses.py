@@ -11,11 +11,11 @@ from astra.models.attempts import Attempt
 from astra.models.nights import Night, NightPlan
 from astra.models.plans import Plan, Submission
 from astra.night import nightly as nightly_module
-from astra.night.plans import _pause_left, again_s
+from astra.night.plans import _pause_left, next_check_s
 from astra.resume.controls import pause
 from astra.slurm.parse import Answer, Execution
 from astra.states import SlurmState
-from astra.status.page_states import present_pages
+from astra.status.page_states import read_pages
 from astra.submit.intent import new_submission
 from tests.nights import a_night, settings_of_tasks
 from tests.pools import plan_of, pool_of
@@ -42,7 +42,7 @@ def test_a_paused_night_is_looked_at_more_and_more_rarely(pg_url, monkeypatch):
     assert waits == [30, 60, 360, 600]
     pause([plan.pk])
     with connection():
-        assert again_s(Night.get()) == 30
+        assert next_check_s(Night.get()) == 30
 
 
 def test_what_slurm_refused_is_no_submission_in_which_no_row_ended(url):
@@ -52,12 +52,12 @@ def test_what_slurm_refused_is_no_submission_in_which_no_row_ended(url):
     with connection(), writing():
         claim_page(plan, 1, Submission.get(), 1, this_process("local", Path()))
         Submission.update(kind="slurm", job_id=7, job_name="j", elements=[1]).execute()
-    pages = present_pages(plan, Answer({("j", 1): Execution(SlurmState.TIMEOUT)}), True)
+    pages = read_pages(plan, Answer({("j", 1): Execution(SlurmState.TIMEOUT)}), True)
     assert 0 < _pause_left(plan, pages, 600) <= 600
     with connection(), writing():
         Attempt.update(n_done=1).execute()
         refused = new_submission(plan, [5], 0, 1, "slurm")
         refused.state = "refused"
         refused.save(force_insert=True)
-    pages = present_pages(plan, pages.answer, True)
+    pages = read_pages(plan, pages.answer, True)
     assert len(pages.stored.submissions) == 2 and _pause_left(plan, pages, 600) == 0

@@ -30,7 +30,7 @@ from astra.slurm.limits import default_time, partition_limits
 from astra.slurm.parse import Answer, Execution
 from astra.slurm.site import PartitionLimits, parse_partitions
 from astra.states import PageState, SlurmState
-from astra.status.page_states import present_pages
+from astra.status.page_states import read_pages
 from astra.status.status import status
 from astra.submit.intent import NOBODY, _describe, commit_intent, new_submission
 from astra.submit.submit import nodes_to_exclude, submit, to_exclude
@@ -193,7 +193,7 @@ def test_a_page_that_nobody_began_uses_up_no_retry(url, end_of_queued):
         Submission.update(kind="slurm", job_id=7, job_name="j", elements=[1, 2, 3]).execute()
     ends = SlurmState.TIMEOUT, SlurmState.FAILED, end_of_queued
     answer = Answer({("j", n): Execution(end) for n, end in enumerate(ends, 1)})
-    pages = present_pages(plan, answer, True)
+    pages = read_pages(plan, answer, True)
     assert [page.element for page in pages] == [1, 1, 3, 3]
     assert pages.states == [PageState.UNSUBMITTED] + [PageState.LOST] * 3
     left, ended, *queued = next_steps.next_steps(plan, pages)
@@ -204,7 +204,7 @@ def test_a_page_that_nobody_began_uses_up_no_retry(url, end_of_queued):
     with connection(), writing():
         Page.update(n_done=Page.n_rows).where(Page.number == 2).execute()
     answer.executions["j", 3] = Execution(SlurmState.COMPLETED)
-    tally = present_pages(plan, answer, True).tally
+    tally = read_pages(plan, answer, True).tally
     assert tally == {PageState.DONE: (1, 0), PageState.UNSUBMITTED: (3, 30)}
 
 
@@ -216,7 +216,7 @@ def test_an_element_that_fails_in_its_start_is_counted_at_its_page(url):
         Submission.update(kind="slurm", job_id=7, job_name="j", elements=[1, 2]).execute()
     ends = SlurmState.COMPLETED, SlurmState.FAILED
     answer = Answer({("j", n): Execution(end) for n, end in enumerate(ends, 1)})
-    pages = present_pages(plan, answer, True)
+    pages = read_pages(plan, answer, True)
     assert pages.states[1:] == [PageState.LOST] * 2
     steps = next_steps.next_steps(plan, pages)[1:]
     assert [n.end for n in steps] == [End("FAILED", None, IN_VAIN)] * 2
@@ -234,7 +234,7 @@ def test_pages_that_are_given_up_are_selected_by_the_state_that_the_remedy_names
     warned = Execution(SlurmState.FAILED, exit_code=75)
     ends = Execution(SlurmState.COMPLETED), Execution(SlurmState.OUT_OF_MEMORY), warned
     answer = Answer({("j", n): end for n, end in enumerate(ends, 1)}, queued=frozenset({"j"}))
-    pages = present_pages(plan, answer, True)
+    pages = read_pages(plan, answer, True)
     for page, step in zip(pages, next_steps.next_steps(plan, pages), strict=True):
         _, state, *_ = retry_policy.remedy(step.decision.state).split()
         chosen, _, _ = resume_module._choose(
@@ -254,9 +254,9 @@ def test_a_script_that_reports_the_kill_by_a_memory_limit(url, tmp_path, ends):
             kind="slurm", job_id=7, job_name="j", elements=[1], log_folder=str(tmp_path)
         ).execute()
     answer = Answer({("j", 1): Execution(SlurmState.FAILED, **ends)})
-    assert present_pages(plan, answer, True)[0].slurm_state == "FAILED"
+    assert read_pages(plan, answer, True)[0].slurm_state == "FAILED"
     (tmp_path / "7_1.log").write_text("slurmstepd-n1: error: Exceeded job memory limit\n")
-    assert present_pages(plan, answer, True)[0].slurm_state == "OUT_OF_MEMORY"
+    assert read_pages(plan, answer, True)[0].slurm_state == "OUT_OF_MEMORY"
 
 
 def test_a_page_that_slurm_took_no_element_for_gets_the_profile_of_the_others(url):
@@ -264,7 +264,7 @@ def test_a_page_that_slurm_took_no_element_for_gets_the_profile_of_the_others(ur
     plan = plan_of(40, 10)
     chosen = choose_profile("debug", {"mem": "123M"})
     commit_intent(new_submission(plan, [1, 2], 0, 1, "slurm", chosen), [1, 2], NOBODY)
-    steps = next_steps.next_steps(plan, present_pages(plan, Answer(), True))
+    steps = next_steps.next_steps(plan, read_pages(plan, Answer(), True))
     profiles = [n.profile for n in steps if n.page.number > 2]
     assert [(p.name, p.options["mem"]) for p in profiles] == [("debug", "123M")] * 2
 

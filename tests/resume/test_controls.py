@@ -22,7 +22,7 @@ from astra.resume.refill import withdraw_pages
 from astra.resume.resume import resume, resume_local
 from astra.slurm.parse import Answer, Execution, parse_squeue
 from astra.states import PageState, SlurmState
-from astra.status.page_states import Pages, present_pages
+from astra.status.page_states import Pages, read_pages
 from astra.status.status import status
 from astra.submit.submit import Submitted, submit
 from tests.nights import run_out
@@ -151,7 +151,7 @@ class TestRefill:
                 for n, s in enumerate(states, 1)
             }
             executions |= parse_squeue(queue, {7: ["j"]})
-            return present_pages(plan, Answer(executions), True)
+            return read_pages(plan, Answer(executions), True)
 
         return pages
 
