@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT))
 
 from astra.database.connection import bind, database, dialect  # noqa: E402
 from astra.models import BossVisitSpectrum  # noqa: E402
-from astra.models.plans import Page, Submission  # noqa: E402
+from astra.models.plans import Page, Plan, Submission  # noqa: E402
 from astra.models.schema import init_database  # noqa: E402
 from astra.plan.plan import create_plan  # noqa: E402
 from astra.status.verify import verify  # noqa: E402
@@ -49,7 +49,7 @@ def fill_many(n_rows: int) -> None:
 
 def end(plan: int) -> None:
     """All rows end: every 100th as a failure, the others with a result."""
-    now = dialect().now_sql
+    now = f"'{dialect().fetch_value(f'SELECT {dialect().now_sql}')}'"
     submission = Submission.create(
         plan=plan, token=f"b{plan}", kind="local", state="ended", job_name=f"b{plan}",
         host="here", elements=list(range(1, Page.select().count() + 1)), offset=0,
@@ -58,9 +58,9 @@ def end(plan: int) -> None:
     database.execute_sql(
         "INSERT INTO attempt (token, page_pk, submission_pk, number, element, state, host, pid, "
         "restarts, n_handed, n_found, n_checkpoints, t_task_s, t_read_s, t_write_s, n_done, "
-        f"n_failed, n_no_result) SELECT 'x' || pk, pk, {submission.pk}, 1, number, 'done', "
-        "'here', 1, 0, 0, 0, 1, 0, 0, "
-        "0, n_rows - n_rows / 100, n_rows / 100, 0 FROM page"
+        "n_failed, n_no_result, began, seen, ended) "
+        f"SELECT 'x' || pk, pk, {submission.pk}, 1, number, 'done', 'here', 1, 0, 0, 0, 1, 0, 0, "
+        f"0, n_rows - n_rows / 100, n_rows / 100, 0, {now}, {now}, {now} FROM page"
     )
     database.execute_sql(
         "UPDATE page SET attempt_pk = (SELECT a.pk FROM attempt a WHERE a.page_pk = page.pk), "
@@ -77,20 +77,21 @@ def end(plan: int) -> None:
             "ends", 1, lambda n: b"\1" * (n - n // 100) + b"\2" * (n // 100)
         )
         outcomes, keys, place = "ends(n_rows)", "json_each(p.keys) AS k", "k.key"
+    made_by = Plan.get_by_id(plan).made_by
     key = "k.key" if dialect().name == "postgresql" else "k.value"
     database.execute_sql(f"UPDATE page SET outcomes = {outcomes}")
     database.execute_sql(
-        "INSERT INTO measured (spectrum_pk, v_astra, tag, attempt_pk, input_modified, "
-        f"input_read, value) SELECT {key}, 8001, '', p.attempt_pk, s.modified, "
-        f"(SELECT max(began) FROM attempt), {key} FROM page p, {keys}, "
+        "INSERT INTO measured (spectrum_pk, v_astra, tag, attempt_pk, made_by, input_modified, "
+        f"input_read, value) SELECT {key}, 8001, '', p.attempt_pk, {made_by}, s.modified, "
+        f"{now}, {key} FROM page p, {keys}, "
         f"boss_visit_spectrum s WHERE s.spectrum_pk = {key} AND {place} < p.n_rows - p.n_rows / 100"
     )
     database.execute_sql(
         "INSERT INTO failure (task, input_table, key_text, v_astra_major_minor, exception, "
-        "message, times, refused, plan_pk, page, attempt_pk, input_modified) SELECT "
+        "message, times, refused, plan_pk, page, attempt_pk, made_by, input_modified) SELECT "
         f"'tests.sample_tasks.measure', 'boss_visit_spectrum', {key}, 8, 'ValueError', 'bad', 1, "
         "false, "
-        f"{plan}, p.number, p.attempt_pk, {now} FROM page p, {keys} "
+        f"{plan}, p.number, p.attempt_pk, {made_by}, {now} FROM page p, {keys} "
         f"WHERE {place} >= p.n_rows - p.n_rows / 100"
     )
     database.execute_sql("ANALYZE")
