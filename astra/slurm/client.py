@@ -20,6 +20,7 @@ from astra.processes import user_name
 from astra.slurm.command import Failed, run
 from astra.slurm.limits import shows_all_jobs, this_cluster
 from astra.slurm.parse import (
+    REVOKED,
     SACCT,
     SQUEUE,
     USAGE,
@@ -291,6 +292,8 @@ def _elements(jobs: Sequence[JobId], cluster: str | None, again: bool, recent_s:
 
     try:
         listed = queue(ids)
+        if f"|{REVOKED}|" in listed and cluster != "all":
+            return _elements(jobs, "all", again, recent_s)
         queued = parse_squeue(listed, names)
     except SlurmError as error:
         return Answer(

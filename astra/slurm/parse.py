@@ -129,6 +129,9 @@ def parse_submission(output: str) -> JobId | None:
     return JobId(int(matches[-1][0]), matches[-1][1] or None) if matches else None
 
 
+#: The state of a job in the clusters of a federation that do not run it, as another one does.
+REVOKED = "REVOKED"
+
 #: The columns to request. The name comes last, since it may hold any character.
 SQUEUE = "JobArrayID State exit_code NodeList Reason Name".split()
 
@@ -165,7 +168,7 @@ def parse_sacct(text: str, names: Names = MappingProxyType({})) -> dict[Key, Exe
 def _executions(text: str, names: Names) -> Iterator[tuple[str, list[Key], Execution]]:
     """Yield of each line the elements as Slurm writes them, their keys, and their execution."""
     for job, state, code, node, reason, name in _lines(text, len(SQUEUE)):
-        if keys := _keys(job, name, names):
+        if (keys := _keys(job, name, names)) and state != REVOKED:
             parsed, why = _state(state, _reason(reason))
             exit_code, signal = (
                 (None, None) if parsed is None or parsed.alive else _exit_and_signal(code)
@@ -372,7 +375,6 @@ _SLURM_WORDS = {
     "REQUEUE_HOLD": SlurmState.PENDING,
     "SPECIAL_EXIT": SlurmState.PENDING,
     "RESV_DEL_HOLD": SlurmState.PENDING,
-    "REVOKED": SlurmState.CANCELLED,
 }
 
 
