@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -60,8 +61,7 @@ def _supervised(work: Callable[[Board], int], board: Board, parent: "_Parent") -
     birth_s = born_s()
     while True:
         board.reset(birth_s)
-        sys.stdout.flush()
-        sys.stderr.flush()
+        _flush()
         gc.freeze()  # else the child's garbage collection would copy all shared memory pages
         own_pid = os.getpid()
         pid = os.fork()
@@ -71,7 +71,7 @@ def _supervised(work: Callable[[Board], int], board: Board, parent: "_Parent") -
         status = parent.wait(pid)
         birth_s = now_s()
         if board.finished and not parent.timed_out:
-            status = board.exit_status if parent.lingered else status
+            status = board.exit_status  # whatever happened to its process after that
             return OutOfHours.exit_status if parent.hours_are_over and status == 75 else status
         if (-status if status < 0 else status - 128) == signal.SIGKILL and not parent.timed_out:
             # Do not continue: a memory limit or a person ended the child on purpose.
@@ -101,9 +101,16 @@ def _child(work: Callable[[Board], int], board: Board, parent: int) -> int:
         status = work(board)
         return status
     finally:
-        sys.stdout.flush()
+        _flush()
         if not board.ran_out_of_memory:
             board.finish(status)
+
+
+def _flush() -> None:
+    """Write what was printed; the work of an element does not depend on the disk of its log."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
 
 
 class _StopRequests:

@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -163,8 +163,9 @@ class ActiveRuns:
     def flush(cls) -> None:
         """Store the yielded results of all runs."""
         if cls.pid == os.getpid():
-            for run in list(cls.runs):
-                run.writer.write_all()
+            with ExitStack() as all_runs:  # all of them, also if some cannot
+                for run in cls.runs:
+                    all_runs.callback(run.writer.write_all)
 
     @classmethod
     def are_computing(cls) -> bool:

@@ -184,8 +184,8 @@ class Run:
         try:
             self.clock.start()
             close()
-        except Exception as error:
-            if not self.is_page:
+        except BaseException as error:
+            if not self.is_page or self._ends_with(error):
                 raise
             log.error("%s raised as it was closed: %s", self.writer.target.task, error_text(error))
         finally:

@@ -234,6 +234,46 @@ def test_such_a_thread_does_not_keep_the_next_process_either(tmp_path):
     assert subprocess.run(run, cwd=ROOT, timeout=60, check=False).returncode == 75
 
 
+_FULL = """
+import sys
+from astra.element.supervisor import supervised
+
+def work(board):
+    with open(sys.argv[1], "a") as begun:
+        begun.write("x")
+    print("the last words of a page")
+    return 7
+
+sys.stdout = open("/dev/full", "w")
+status = supervised(work)
+sys.stdout = None
+sys.exit(status)
+"""
+
+
+def test_an_element_whose_log_is_on_a_full_disk_has_ended_all_the_same(tmp_path):
+    run = [sys.executable, "-c", _FULL, str(tmp_path / "begun")]
+    assert subprocess.run(run, cwd=ROOT, timeout=60, check=False).returncode == 7
+    assert (tmp_path / "begun").read_text() == "x"
+
+
+_CRASHES_AT_EXIT = """
+import atexit, os, signal, sys
+from astra.element.supervisor import supervised
+
+def work(board):
+    atexit.register(os.kill, os.getpid(), signal.SIGSEGV)
+    return 7
+
+sys.exit(supervised(work))
+"""
+
+
+def test_a_process_that_crashes_after_its_work_has_ended_it():
+    run = [sys.executable, "-c", _CRASHES_AT_EXIT]
+    assert subprocess.run(run, cwd=ROOT, timeout=60, check=False).returncode == 7
+
+
 _HANGING_CLEAN_UP = """
 import signal, sys, time
 from astra.config import settings

@@ -21,7 +21,7 @@ from astra.models.attempts import Attempt
 from astra.plan import spool
 from astra.results import writer
 from astra.results.rows import Checkpoint
-from astra.results.stopping import Stop
+from astra.results.stopping import ActiveRuns, Stop
 from astra.status.verify import verify
 from tests.conftest import ROOT
 from tests.pools import plan_of, pool_of, read_only_once
@@ -50,7 +50,7 @@ def test_an_interrupt_between_two_lines_loses_no_batch(pg_url, monkeypatch):
 
 @task
 def cleans_up(spectra: Iterable[BossVisitSpectrum], for_s: int = 0) -> Iterable[Measured]:
-    """Is asked to stop in its first row; when it is closed it takes some time, or raises."""
+    """Is asked to stop in its first row; when it is closed it takes some time, raises or exits."""
     try:
         for spectrum in spectra:
             signal.raise_signal(signal.SIGTERM)
@@ -59,11 +59,14 @@ def cleans_up(spectra: Iterable[BossVisitSpectrum], for_s: int = 0) -> Iterable[
     finally:
         if not for_s:
             raise ValueError("the clean-up fails")
+        if for_s < 0:
+            sys.exit("the clean-up fails")
         time.sleep(for_s)
 
 
-def test_a_page_is_not_broken_by_a_task_that_raises_as_it_is_closed(url):
-    plan = plan_of(5, 5, cleans_up)
+@pytest.mark.parametrize("for_s", [0, -1], ids=["raises", "exits"])
+def test_a_page_is_not_broken_by_a_task_that_raises_as_it_is_closed(url, for_s):
+    plan = plan_of(5, 5, cleans_up, for_s=for_s)
     with pytest.raises(Interrupted):
         run_here(plan.pk)
     with connection():
@@ -95,6 +98,29 @@ def test_a_fork_that_goes_on_as_the_task_writes_nothing(url, monkeypatch, return
     done = subprocess.run(run_page, capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == "page 1: done; 6 done + 0 failed + 0 no result of 6 rows\n"
     assert verify(plan.pk).whole
+
+
+def test_all_runs_store_their_results_as_the_process_ends_although_one_cannot(url, monkeypatch):
+    """As those of a program that takes some results of several tasks, and exits."""
+    fill(3)
+    with connection():
+        spectra = list(BossVisitSpectrum.select())
+    runs = [iter(call(spectra, live=True)) for call in (measure, costly, measure)]
+    for run in runs:
+        next(run)
+
+    def cannot() -> None:
+        raise DatabaseError("a trigger refuses it")
+
+    first, _, last = ActiveRuns.runs
+    with monkeypatch.context() as patched, pytest.raises(DatabaseError):
+        patched.setattr(first.writer, "write_all", cannot)
+        patched.setattr(last.writer, "write_all", cannot)
+        ActiveRuns.flush()
+    with connection():
+        assert (Measured.select().count(), Costs.select().count()) == (0, 1)
+    for run in runs:
+        run.close()
 
 
 def test_a_clean_up_that_takes_too_long_is_interrupted_like_a_row(url, tmp_path, monkeypatch):
