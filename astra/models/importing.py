@@ -1,6 +1,7 @@
 """Import a task or a model by its path, with a message that says what is wrong with it."""
 
 import importlib
+import os
 import pkgutil
 import re
 import traceback as tracebacks
@@ -59,20 +60,35 @@ def _import_error(error: BaseException) -> str:
 
 
 _PACKAGE = Path(__file__).resolve().parent.parent
+_STDLIB = Path(os.__file__).parent
+_INSTALLED = {"site-packages", "dist-packages"}
+_IMPORTS = re.compile(r"importlib|/pkgutil\.py$")
 
 
 def own_frame(error: BaseException) -> tracebacks.FrameSummary | None:
-    """Return the innermost frame of a traceback that is not in astra's own code.
+    """Return the innermost frame of a traceback that is the user's, not that of a library.
 
-    The pipelines that come with astra count as tasks, not as its own code.
+    The pipelines that come with astra count as the user's. If all frames are of libraries, as those
+    of a task that is installed, it is the innermost one that does not belong to astra.
     """
-    frames = tracebacks.extract_tb(error.__traceback__)
-    for frame in reversed(frames):
-        path = Path(frame.filename)
-        is_ours = path.is_relative_to(_PACKAGE) and not path.is_relative_to(_PACKAGE / "pipelines")
-        if not is_ours and "importlib" not in frame.filename and path.name != "pkgutil.py":
-            return frame
-    return None
+    frames = [
+        frame
+        for frame in tracebacks.extract_tb(error.__traceback__)
+        if not _belongs_to_astra(Path(frame.filename)) and not _IMPORTS.search(frame.filename)
+    ]
+    own = [frame for frame in frames if not _is_library(Path(frame.filename))]
+    return next(reversed(own or frames), None)
+
+
+def _belongs_to_astra(path: Path) -> bool:
+    return path.is_relative_to(_PACKAGE) and not path.is_relative_to(_PACKAGE / "pipelines")
+
+
+def _is_library(path: Path) -> bool:
+    """Return whether a file is of the standard library or of an installed package."""
+    if path.is_relative_to(_PACKAGE):
+        return False
+    return path.is_relative_to(_STDLIB) or not _INSTALLED.isdisjoint(path.parts)
 
 
 def import_path(thing: type | Callable[..., object]) -> str:

@@ -233,9 +233,12 @@ def _choose_row(path: Path, unit: "BinTableHDU", wanted: Wanted) -> int:
         if rows.size == 1:
             return int(rows[0])
         mismatch = f"{rows.size or 'none'} of MJD {wanted.mjd}"
-    else:
+    elif wanted.mjd is None:
         mismatch = "and the row has no MJD"
-    raise UsageError(f"{path} has {n} spectra in {unit.name}, {mismatch}: exactly one must match")
+    else:
+        mismatch = "and no column mjd"
+    table = unit.name or "its table"
+    raise UsageError(f"{path} has {n} spectra in {table}, {mismatch}: exactly one must match")
 
 
 def _from_header(

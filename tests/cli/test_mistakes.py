@@ -186,6 +186,14 @@ def test_what_is_no_result_is_shown_with_its_line_and_what_to_write(yielded, mod
     assert "astra status 1" in astra("failures", "1").output
 
 
+def test_an_exception_in_a_library_is_shown_at_the_line_that_calls_it(module, sqlite_url):
+    fill(1)
+    text = "        import json\n        yield Measured.from_spectrum(s, value=json.loads('{'))\n"
+    name = module(LOOP + text)
+    assert astra("run", f"{name}.f").exit_code == 8
+    assert f"{name}.py:11 in f" in astra("failures", "1").output
+
+
 def test_a_second_result_of_a_row_names_the_keyword_that_allows_it(module, sqlite_url):
     fill(1)
     name = module(f"{LOOP}        for _ in 'ab': yield Measured.from_spectrum(s, value=1.0)\n")
