@@ -294,7 +294,29 @@ def check_keys(model: type[Model]) -> None:
     _check_unique(model, key)
     if dialect().name == "sqlite":
         _check_types(model, key.fields, _UNFIT_IN_SQLITE)
+        _check_stored_types(model, key)
         _check_forms(model, key)
+
+
+def _check_stored_types(model: type[Model], key: Key) -> None:
+    """Refuse keys of other types than their columns: a column of SQLite may hold values of any."""
+    for field in key.fields:
+        if isinstance(field, peewee.AutoField):  # SQLite's own number of the row
+            continue
+        query = model.select(peewee.fn.TYPEOF(field), peewee.fn.MIN(field)).group_by(SQL("1"))
+        examples = dict(database.execute(query).fetchall())
+        is_whole = Key((getattr(field, "rel_field", field),)).is_whole
+        unfit = examples.keys() - {"integer", "null"} if is_whole else examples.keys() & {"blob"}
+        if len(key.fields) == 1 and len(examples) > 1 and not unfit:
+            texts = model.select(SQL("1")).group_by(key.text).having(peewee.fn.COUNT(SQL("*")) > 1)
+            unfit = set(examples) if database.execute(texts.limit(1)).fetchone() else unfit
+        if unfit:
+            raise TaskError(
+                f"{model.__name__}.{field.name} is a {type(field).__name__}, and the table holds "
+                f"keys of the type {' and '.join(sorted(unfit))}, such as "
+                f"{examples[min(unfit)]!r}: convert them, or declare another unique column as the "
+                "primary key of the model"
+            )
 
 
 def _check_forms(model: type[Model], key: Key) -> None:

@@ -482,3 +482,41 @@ def test_a_key_in_a_form_that_its_field_does_not_store_is_refused(sqlite_url, mo
         dialect().run(f"INSERT INTO {table} VALUES (?)", (bad,))
         with pytest.raises(TaskError, match=f"holds '{bad}', which a .* declare it as a TextField"):
             check_keys(model)
+
+
+class Loose(peewee.Model):
+    k = peewee.TextField(primary_key=True)
+
+    class Meta:
+        table_name = "others_loose"
+
+
+class LooseNumber(peewee.Model):
+    k = peewee.IntegerField(primary_key=True)
+
+    class Meta:
+        table_name = "others_loose"
+
+
+@pytest.mark.parametrize(
+    "model, kind, values, expected",
+    [
+        (Loose, "", "(2), ('2')", "of the type integer and text"),
+        (Loose, "TEXT", "('a'), (x'00ff')", "of the type blob"),
+        (LooseNumber, "REAL", "(1.5), (2.4)", "of the type real, such as 1.5"),
+        (LooseNumber, "TEXT", "('02')", "of the type text, such as '02'"),
+        (Loose, "", "(2), ('3')", None),
+        (LooseNumber, "INTEGER", "(2), (3)", None),
+    ],
+)
+def test_a_key_of_another_type_than_its_column_is_refused(
+    sqlite_url, model, kind, values, expected
+):
+    with connection():
+        dialect().run(f"CREATE TABLE others_loose (k {kind} PRIMARY KEY NOT NULL)")
+        dialect().run(f"INSERT INTO others_loose VALUES {values}")
+        if expected is None:
+            check_keys(model)
+            return
+        with pytest.raises(TaskError, match=expected):
+            check_keys(model)
