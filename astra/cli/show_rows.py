@@ -17,7 +17,7 @@ from astra.config.secrets import hide
 
 if TYPE_CHECKING:
     from astra.status.results import StoredResults
-    from astra.status.row_history import Making, PlanOfRow, RecordedEnd, RowHistory
+    from astra.status.row_history import PlanOfRow, Provenance, RecordedEnd, RowHistory
 
 #: Results that a table shows where nobody says how many.
 SHOWN = 20
@@ -110,18 +110,18 @@ def _who(attempt: int | None) -> str:
     return "a program" if attempt is None else f"attempt {attempt}"
 
 
-def _made_by(making: Making | None) -> None:
+def _made_by(provenance: Provenance | None) -> None:
     """Print the provenance of a result."""
-    if making is None:
+    if provenance is None:
         return
-    arguments = ", ".join(f"{name}={json.dumps(v)}" for name, v in making.arguments.items())
-    parts = [f"arguments: {arguments or 'none'} (digest {making.arguments_digest[:12]})"]
-    for name, files in making.files.items():
+    arguments = ", ".join(f"{name}={json.dumps(v)}" for name, v in provenance.arguments.items())
+    parts = [f"arguments: {arguments or 'none'} (digest {provenance.arguments_digest[:12]})"]
+    for name, files in provenance.files.items():
         parts += [f"{name}: {path} (SHA-256 {digest[:12]})" for path, digest in files.items()]
-    parts += [f"revision {making.revision}"] if making.revision is not None else []
-    if making.commit:
-        parts.append(f"code {making.commit[:12]}{'+' * making.commit.endswith('+')}")
-    where = "outside of plans" if making.plan is None else f"in plan {making.plan}"
+    parts += [f"revision {provenance.revision}"] if provenance.revision is not None else []
+    if provenance.commit:
+        parts.append(f"code {provenance.commit[:12]}{'+' * provenance.commit.endswith('+')}")
+    where = "outside of plans" if provenance.plan is None else f"in plan {provenance.plan}"
     show.line(f"    computed {where}; {'; '.join(parts)}")
 
 

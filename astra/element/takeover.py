@@ -202,7 +202,7 @@ class Watcher:
             local = [a for a in held if a.pk not in self.given_up]
             ended = [a for a in local if process_began(a.pid) != a.pid_began]
             alive = elements_here(self.submission.token) if ended else set()
-            # This element's own process crashed, and the one that watches has not got its page.
+            # An earlier process of this element crashed, and this one was not given its page.
             alive.discard(self.element)
             return [(a, "its process is gone") for a in ended if a.element not in alive]
         answer = self._query_slurm()

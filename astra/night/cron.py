@@ -68,9 +68,9 @@ _LAST_DAYS = dict(enumerate((31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31), 1)
 _PASSED_ON = ("SLURM_CONF", "SLURM_CONF_SERVER", "PGHOST", "PGPORT", "PGUSER", "PGDATABASE")
 
 #: The environment that cron gives to a command (crontab(5)).
-_BARE = {"SHELL": "/bin/sh", "PATH": "/usr/bin:/bin"}
+_CRON_ENVIRONMENT = {"SHELL": "/bin/sh", "PATH": "/usr/bin:/bin"}
 
-_LONGEST = 998  # Debian's cron takes no longer command
+_MAX_CHARACTERS = 998  # of a command, in Debian's cron
 
 
 @dataclass(frozen=True)
@@ -101,9 +101,9 @@ def entry(name: str, at: str, mailto: str | None = None, scron: bool = False) ->
     if scron:
         return Entry(name, (*_scron_lines(name, settings.profile), f"{at} {command}"))
     escaped = command.replace("%", "\\%")
-    if len(escaped) > _LONGEST:
+    if len(escaped) > _MAX_CHARACTERS:
         raise UsageError(
-            f"the entry would have {len(escaped)} characters, and cron accepts {_LONGEST}: "
+            f"the entry would have {len(escaped)} characters, and cron accepts {_MAX_CHARACTERS}: "
             f"{_longest_part(command)}"
         )
     to = mailto if mailto is not None else user_name()
@@ -213,20 +213,20 @@ def _marks(name: str) -> tuple[str, str]:
 def install(new: Entry, scron: bool = False) -> None:
     """Add an entry to the user's table; it replaces an earlier one of the same night."""
     program = _program(scron)
-    table = without(_table(program), new.name)
+    table = without_entry(_read_table(program), new.name)
     newline = "" if not table or table.endswith("\n") else "\n"
     # The entry is added at the end, as variables that it sets apply to all later lines.
-    _write(program, f"{table}{newline}{new.text}")
+    _write_table(program, f"{table}{newline}{new.text}")
 
 
 def remove(name: str, scron: bool = False) -> bool:
     """Remove a night's entry, and leave all other lines; return whether there was one."""
     program = _program(scron)
-    table = _table(program)
-    remaining = without(table, name)
+    table = _read_table(program)
+    remaining = without_entry(table, name)
     if remaining == table:
         return False
-    _write(program, remaining)
+    _write_table(program, remaining)
     return True
 
 
@@ -244,14 +244,14 @@ def has_entry(name: str) -> bool:
     tables = []
     for program in programs:
         try:
-            tables.append(_table(program))
+            tables.append(_read_table(program))
         except UsageError:
             if program == programs[-1] and not tables:
                 raise
-    return any(without(table, name) != table for table in tables)
+    return any(without_entry(table, name) != table for table in tables)
 
 
-def without(table: str, name: str) -> str:
+def without_entry(table: str, name: str) -> str:
     """Return a crontab without the entry of a night."""
     begin, end = map(re.escape, _marks(name))
     return re.sub(rf"^{begin}\n.*?^{end}\n?", "", table, flags=re.MULTILINE | re.DOTALL)
@@ -276,14 +276,14 @@ def _run(command: Iterable[str], text: str = "") -> subprocess.CompletedProcess[
     )  # fmt: skip
 
 
-def _table(program: str) -> str:
+def _read_table(program: str) -> str:
     process = _run([program, "-l"])
     if process.returncode and "no crontab" not in (process.stdout + process.stderr).lower():
         raise UsageError(f"{program} -l: {(process.stderr or process.stdout).strip()}")
     return "" if process.returncode else process.stdout
 
 
-def _write(program: str, table: str) -> None:
+def _write_table(program: str, table: str) -> None:
     process = _run([program, "-"], table) if table.strip() else _run([program, "-r"])
     if process.returncode:
         raise UsageError(
@@ -303,7 +303,7 @@ def check(name: str) -> str:
     user = {"HOME": os.environ.get("HOME", "/"), "LOGNAME": user_name()}
     command = command_of(name, "--check").partition("2>&1 >&3")[0].strip().removeprefix("{ ")
     process = subprocess.run(
-        ["/bin/sh", "-c", command], env={**_BARE, **user}, cwd=user["HOME"],
+        ["/bin/sh", "-c", command], env={**_CRON_ENVIRONMENT, **user}, cwd=user["HOME"],
         stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
     )  # fmt: skip
     if process.returncode:

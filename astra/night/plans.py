@@ -24,7 +24,7 @@ from astra.models.nights import Night, NightPlan
 from astra.models.plans import IS_LIVE, Page, Plan, Submission
 from astra.night import finalizer
 from astra.night.lock import is_temporary
-from astra.night.totals import pending_rows, plan_pks, refresh_totals, retries_of
+from astra.night.totals import n_pending_rows, plan_pks, refresh_totals, retries_of
 from astra.plan.plan import create_plan
 from astra.policy.next_steps import next_steps
 from astra.resume.resume import resume
@@ -195,7 +195,7 @@ def submit_due(night: Night, settings: NightSettings, step: NightStep) -> None:
             if due.leftover_entry is not None and began:
                 with connection():
                     due.leftover_entry.save(force_insert=True)
-                step.new.append((due.plan, pending_rows(due.plan)))
+                step.new.append((due.plan, n_pending_rows(due.plan)))
     step.due.clear()
 
 
@@ -274,7 +274,7 @@ def take_leftovers(night: Night, settings: NightSettings, step: NightStep) -> No
         with connection():
             entry.save(force_insert=True)
         plan = entry.plan_pk or 0  # they all have one
-        step.new.append((plan, pending_rows(plan)))
+        step.new.append((plan, n_pending_rows(plan)))
     submit_due(night, settings, step)  # before new plans, since they have waited longer
 
 
@@ -448,6 +448,11 @@ def live_state(night: Night) -> NightStep:
 def queue_finalizer(
     night: Night, settings: NightSettings, step: NightStep, wait_s: int = 0
 ) -> None:
+    """Queue the next finalizer of a night behind the arrays that are alive.
+
+    It begins no earlier than after `wait_s` seconds. If pages have to wait before they are
+    submitted again, it begins after that time, and does not wait for the arrays.
+    """
     if step.pause_s:
         finalizer.queue(night, settings, (), step.pause_s)
         return

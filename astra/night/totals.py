@@ -18,6 +18,7 @@ TOTALS = ("n_rows", "n_done", "n_failed", "n_no_result", "n_retries", "task_s", 
 
 
 def entries_of(night: Night) -> list[NightPlan]:
+    """Return the stored plans of a night, and its tasks without a plan, in their order."""
     with connection():
         return list(NightPlan.select().where(NightPlan.night == night.pk).order_by(NightPlan.pk))
 
@@ -26,7 +27,8 @@ def plan_pks(night: Night) -> list[int]:
     return [entry.plan_pk for entry in entries_of(night) if entry.plan_pk is not None]
 
 
-def pending_rows(plan: int) -> int:
+def n_pending_rows(plan: int) -> int:
+    """Count the rows of a plan that have not ended."""
     n_pending = fn.SUM(N_PENDING)
     with connection():
         return int(Page.select(n_pending).where(Page.plan == plan).scalar() or 0)

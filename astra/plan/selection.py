@@ -130,10 +130,10 @@ class Choice:
     def pending(self) -> ModelSelect:
         """Return the rows that a plan takes, before others are left out."""
         selection = self.selection
-        stands = None if selection.redo is None else self._is_kept
+        is_kept = None if selection.redo is None else self._is_kept
         also = ended(Failure, self.model, self.task) if selection.redo_kind == "failed" else None
         query = pending_rows(
-            self.model, self.output, self.group_by, selection.sdss_ids, stands, also
+            self.model, self.output, self.group_by, selection.sdss_ids, is_kept, also
         )
         if selection.where is not None:
             query = query.where(condition(self.model, selection.where))

@@ -73,10 +73,10 @@ def pause(plans: Iterable[int], reason: str | None = None) -> list[Control]:
     [False]
     """
     values = {"paused": SQL(dialect().now_sql), "pause_reason": reason or f"by {user_name()}"}
-    return [_changed(plan, values) for plan in plans]
+    return [_set_controls(plan, values) for plan in plans]
 
 
-def _changed(number: int, values: dict[str, object]) -> Control:
+def _set_controls(number: int, values: dict[str, object]) -> Control:
     plan = get_plan(number)
     refuse_cancelled(plan)
     with connection():
@@ -121,7 +121,7 @@ def throttle(plan: int, limit: int | None) -> Control:
             f"a throttle is at least 1, not {limit}; "
             f"to let no element take pages: astra pause {plan}"
         )
-    return _changed(plan, {"throttle": limit})
+    return _set_controls(plan, {"throttle": limit})
 
 
 def continue_plans(plans: Iterable[int]) -> list[Control]:
@@ -162,7 +162,7 @@ def continue_plans(plans: Iterable[int]) -> list[Control]:
 
 
 def _continue(plan: int) -> Control:
-    control = _changed(plan, {"paused": None, "pause_reason": None})
+    control = _set_controls(plan, {"paused": None, "pause_reason": None})
     with connection():
         kinds = Submission.select(Submission.kind).where(Submission.plan == plan)
         last = kinds.order_by(Submission.pk.desc()).limit(1).scalar()

@@ -30,8 +30,8 @@ from astra.version import CURRENT, Version
 
 
 @dataclass(frozen=True)
-class Making:
-    """The origin of a result: plan, arguments, files and versions."""
+class Provenance:
+    """What made a result: plan, arguments, files and versions."""
 
     plan: int | None  # None: the task was called by a program
     arguments: dict[str, object]
@@ -58,7 +58,7 @@ class StoredResult:
     modified: str
     input_read: str
     attempt: int | None
-    made_by: Making | None
+    made_by: Provenance | None
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class RecordedEnd:
     plan: int | None
     page: int | None
     attempt: int | None
-    made_by: Making | None
+    made_by: Provenance | None
     exception: str | None = None
     message: str | None = None
     times: int | None = None
@@ -311,7 +311,7 @@ class _Row:
         ):
             yield StoredResult(
                 pk, number, Version(version).text, bool(newest),
-                _time(created), _time(modified), _time(read), attempt, _making(made_by),
+                _time(created), _time(modified), _time(read), attempt, _provenance(made_by),
             )  # fmt: skip
 
     def _ends(self) -> Iterator[RecordedEnd]:
@@ -329,7 +329,7 @@ class _Row:
                 yield RecordedEnd(
                     what, Version.of_major_minor(row.v_astra_major_minor).major_minor_text,
                     _time(row.modified), row.plan_pk, row.page, row.attempt_pk,
-                    _making(row.made_by), *(getattr(row, name, None) for name in of_failure),
+                    _provenance(row.made_by), *(getattr(row, name, None) for name in of_failure),
                 )  # fmt: skip
 
     def _plans(self) -> Iterator[PlanOfRow]:
@@ -355,13 +355,13 @@ class _Row:
             )  # fmt: skip
 
 
-def _making(pk: int | None) -> Making | None:
+def _provenance(pk: int | None) -> Provenance | None:
     by = None if pk is None else MadeBy.get_or_none(MadeBy.pk == pk)
     if by is None:
         return None
     arguments = stored(by.arguments, dict, f"`arguments` of made_by {pk}")
     files = stored(by.files, dict, f"`files` of made_by {pk}")
-    return Making(
+    return Provenance(
         by.plan_pk, arguments, by.arguments_digest,
         {name: digests for name, digests in files.items() if isinstance(digests, dict)},
         by.revision, by.commit, Version(by.v_astra).text,

@@ -22,7 +22,7 @@ def kill_child(nemesis: Nemesis, fault: Fault) -> str | None:
 
 @kind(3, inside=True, kills=True)
 def kill_parent(nemesis: Nemesis, fault: Fault) -> str | None:
-    """Kill the process that watches the one that runs the task."""
+    """Kill the process that supervises the one that runs the task."""
     return nemesis.kill([parent for parent, _ in nemesis.chosen(fault)])
 
 

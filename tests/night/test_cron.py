@@ -13,7 +13,7 @@ from astra.config import settings
 from astra.database.connection import connection, reset
 from astra.errors import UsageError
 from astra.models.nights import Night
-from astra.night.cron import check_schedule, entry, has_entry, install, remove, without
+from astra.night.cron import check_schedule, entry, has_entry, install, remove, without_entry
 from tests import forks
 from tests.conftest import ROOT
 from tests.sample_tasks import Measured, fill
@@ -109,9 +109,9 @@ def test_other_lines_stay_as_they_are(night, monkeypatch):
     monkeypatch.chdir(ROOT)
     others = "# mine\n0 1 * * * /bin/true\n"
     made = entry("survey", "0 20 * * *")
-    assert without(f"{others}{made.text}X=1\n", "survey") == f"{others}X=1\n"
-    assert without(others, "survey") == others
-    assert without(made.text, "surve") == made.text
+    assert without_entry(f"{others}{made.text}X=1\n", "survey") == f"{others}X=1\n"
+    assert without_entry(others, "survey") == others
+    assert without_entry(made.text, "surve") == made.text
     with pytest.raises(UsageError, match="mailto"):
         entry("survey", "@daily", "a\nb")
 
