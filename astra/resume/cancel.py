@@ -8,7 +8,8 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 from peewee import SQL
@@ -171,17 +172,36 @@ def _running(plan: Plan, numbers: Iterable[int] | None = None) -> list[Attempt]:
 def _end_processes(attempts: Iterable[Attempt]) -> list[int]:
     """Ask the elements of the local executor on this machine to stop.
 
+    Those of another user are left out. In a cancelled plan, they end at their next checkpoint.
+    """
+    signalled = []
+    for pid in _processes(attempts):
+        with suppress(PermissionError, ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+            signalled.append(pid)
+    return signalled
+
+
+def _processes(attempts: Iterable[Attempt]) -> Iterator[int]:
+    """Yield the processes of elements of the local executor on this machine.
+
     Only the command line of a process identifies it as an element: the process ids in the database
     could be those of any process.
     """
-    signalled = []
     for attempt in attempts:
         is_local = attempt.job_id is None and attempt.host == socket.gethostname()
         if is_local and attempt.pid_began and process_began(attempt.pid) == attempt.pid_began:
             if is_element(command_of(attempt.pid), _token_of(attempt)):
-                os.kill(attempt.pid, signal.SIGTERM)
-                signalled.append(attempt.pid)
-    return signalled
+                yield attempt.pid
+
+
+def _may_signal(pid: int) -> bool:
+    try:
+        with suppress(ProcessLookupError):  # it has ended
+            os.kill(pid, 0)
+    except PermissionError:
+        return False
+    return True
 
 
 def _token_of(attempt: Attempt) -> str | None:
@@ -220,6 +240,11 @@ def _cancel_page(plan: Plan, number: int) -> Cancelled:
         raise UsageError(
             f"page {number} of plan {plan.pk} is run by a process of {page.node}: nothing was "
             "cancelled; type the command there"
+        )
+    if is_local and not all(map(_may_signal, _processes(_running(plan, [number])))):
+        raise UsageError(
+            f"page {number} of plan {plan.pk} is run by a process of another user: nothing was "
+            f"cancelled; the user who ran astra resume {plan.pk} --local can"
         )
     of_page = (Page.plan == plan.pk) & (Page.number == number)
     with connection():

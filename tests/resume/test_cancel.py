@@ -30,6 +30,7 @@ from astra.submit.intent import make_intent, new_submission
 from astra.submit.local import pages_to_run, start_local
 from tests.claims import somewhere
 from tests.conftest import ROOT
+from tests.pools import running
 from tests.sample_tasks import Measured, fill, measure
 from tests.servers import wait_for
 
@@ -150,6 +151,28 @@ def test_a_local_run_ends_and_frees_its_rows(url, tmp_path, monkeypatch):
         assert Submission.get().state in ("submitted", "ended")
     finally:
         runner.send_signal(signal.SIGINT)
+        runner.wait(60)
+
+
+def test_processes_of_another_user_end_at_their_next_checkpoint(url, tmp_path, monkeypatch):
+    plan = planned(6000, 3000, row_s=0.02)
+    words = [sys.executable, "-m", "astra", "submit", str(plan), "--local", "-j", "2"]
+    runner = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def refuse(pid: int, number: int) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    try:
+        running(2)
+        with monkeypatch.context() as patch:
+            patch.setattr("astra.resume.cancel.os.kill", refuse)
+            with pytest.raises(UsageError, match="process of another user: nothing was cancelled"):
+                cancel(plan, 1)
+            done = cancel(plan)
+        assert done.processes == ()
+        assert runner.wait(60) and Measured.select().count() < 6000
+    finally:
+        runner.terminate()
         runner.wait(60)
 
 
