@@ -59,7 +59,7 @@ def nights(listed: Sequence[NightStatus], as_csv: bool = False) -> None:
 
 
 def _moment(time: datetime | None) -> str:
-    return f"{time.astimezone():%Y-%m-%d %H:%M:%S}" if time else ""
+    return f"{time.astimezone():%Y-%m-%d %H:%M:%S %Z}" if time else ""
 
 
 def night(shown: NightStatus) -> None:

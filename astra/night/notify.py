@@ -77,9 +77,11 @@ def compose(night: NightStatus) -> tuple[str, str]:
     )
     lines = [f"{subject} (night {night.night}).", numbers]
     if night.ended:
-        began, ended = (t.astimezone() for t in (night.began, night.ended))
-        lines.append(f"It ran from {began:%Y-%m-%d %H:%M} to {ended:%Y-%m-%d %H:%M}, with "
-                     f"{night.retries:,} retries and {night.cpu_h:,.2f} CPU hours.")  # fmt: skip
+        began, ended = (f"{t.astimezone():%Y-%m-%d %H:%M %Z}" for t in (night.began, night.ended))
+        lines.append(
+            f"It ran from {began} to {ended}, with {night.retries:,} retries and "
+            f"{night.cpu_h:,.2f} CPU hours."
+        )
     lines += (night.message or "").split("; ") if night.message else []
     lines += [f"astra failures {plan.plan}" for plan in night.plans if plan.failures and plan.plan]
     lines.append(f"astra nights {night.name} {night.night}")

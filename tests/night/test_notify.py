@@ -2,13 +2,17 @@
 
 import json
 import threading
+import time
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from email import message_from_bytes
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 from aiosmtpd.controller import Controller
+from click.testing import CliRunner
 
+from astra.cli.group import main
 from astra.config import settings as config
 from astra.config.nights import checked
 from astra.database.connection import connection
@@ -16,7 +20,7 @@ from astra.errors import ConfigError
 from astra.models.nights import Night, NightPlan
 from astra.night.history import night_of
 from astra.night.nightly import _notify_of_earlier
-from astra.night.notify import NOTIFIED, notify
+from astra.night.notify import NOTIFIED, compose, notify
 from tests.servers.server import Ports
 
 
@@ -192,3 +196,21 @@ def test_a_password_is_never_in_the_configuration_or_shown(tmp_path):
         file.write_text(night + line)
         with pytest.raises(ConfigError, match=words):
             config.load(file)
+
+
+def test_a_night_in_which_the_clocks_go_back_says_which_time_is_meant(sqlite_url, monkeypatch):
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    time.tzset()
+    try:
+        began = datetime(2026, 10, 25, 0, 50, tzinfo=UTC)
+        made = a_night()
+        with connection():
+            moments = {"began": began, "ended": began + timedelta(minutes=20)}
+            Night.update(**moments, whole=True).where(Night.pk == made.pk).execute()
+        said = compose(night_of("survey"))[1]
+        assert "ran from 2026-10-25 02:50 CEST to 2026-10-25 02:10 CET, with" in said
+        shown = CliRunner().invoke(main, ["nights"]).output
+        assert "2026-10-25 02:50:00 CEST  2026-10-25 02:10:00 CET" in shown
+    finally:
+        monkeypatch.undo()
+        time.tzset()
