@@ -359,7 +359,8 @@ LOCK_AND_DESCRIBE = """
     LOCK TABLE {table} IN ROW EXCLUSIVE MODE;
     SELECT attname, atttypid::bigint, atttypmod, relkind <> 'r' OR relhasrules
         OR relrowsecurity OR EXISTS (
-            SELECT 1 FROM pg_trigger WHERE tgrelid = attrelid AND NOT tgisinternal)
+            SELECT 1 FROM pg_trigger WHERE tgrelid = attrelid AND NOT tgisinternal),
+        attgenerated <> '' OR attidentity = 'a'
     FROM pg_attribute JOIN pg_class ON pg_class.oid = attrelid
     WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped
     ORDER BY attnum"""

@@ -203,6 +203,8 @@ class Writing(Common):
     def _insert(self, batch: Batch) -> dict[int, int]:
         """Insert or replace a batch in one statement."""
         types = self.column_types(batch.table)
+        columns = self._seen_columns[batch.table]
+        writable = {name for name, *_, is_generated in columns if not is_generated}
         names = [self.quote(name) for name in batch.columns]
         arrays = _literals(batch.columns.values())
         casts = []
@@ -228,7 +230,7 @@ class Writing(Common):
             table=batch.table,
             names=", ".join(names),
             keys=", ".join(keys),
-            conflict=on_conflict(self, batch, set(types)),
+            conflict=on_conflict(self, batch, writable),
             key=key,
             primary=self.quote(batch.primary),
             same=same,

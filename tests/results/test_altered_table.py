@@ -53,6 +53,28 @@ def test_a_column_is_altered_between_two_batches(pg_url, kind, n):
         assert all(float(stored[key]) == pytest.approx(expected[key]) for key in stored)
 
 
+@pytest.mark.parametrize("n", [10, 200])
+@pytest.mark.parametrize(
+    "column",
+    [
+        "double precision GENERATED ALWAYS AS (value * 2) STORED",
+        "bigint GENERATED ALWAYS AS IDENTITY",
+    ],
+)
+def test_a_column_that_the_database_computes_is_added(url, n, column):
+    if dialect().name == "sqlite":
+        if "IDENTITY" in column:
+            pytest.skip("SQLite has no such columns")
+        column = column.replace("STORED", "VIRTUAL")
+    fill(n)
+    with connection():
+        database.execute_sql(f"ALTER TABLE measured ADD COLUMN extra {column}")
+    for redo in (None, "all"):
+        (planned,) = create_plan(measure, "BossVisitSpectrum", redo=redo)
+        run_here(planned.plan)
+        assert status(planned.plan).rows == {"done": n} and verify(planned.plan).sound
+
+
 def keep_out(condition: str, update: bool = False) -> None:
     """A trigger that lets the database take some rows without storing them."""
     event = "UPDATE" if update else "INSERT"
