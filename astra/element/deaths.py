@@ -39,7 +39,7 @@ def note_death(
 
     def work() -> bool:
         with writing():
-            page = Page.get_by_id(board.page_pk)
+            page = Page.get_or_none(Page.pk == board.page_pk)  # its plan may have been removed
             places = board.places()
             values = {
                 "message": clean(f"a row {death.cause}", 2000),
@@ -53,7 +53,7 @@ def note_death(
             is_open = (Attempt.pk == board.attempt_pk) & Attempt.state.in_(_OPEN)
             is_open &= Attempt.n_handed >= 0
             update = Attempt.update(values).where(is_open)
-            if page.attempt_pk == board.attempt_pk and update.execute():
+            if page and page.attempt_pk == board.attempt_pk and update.execute():
                 record_death(page.pk, places, death)
             return bool(places)
 
@@ -84,5 +84,8 @@ def give_up(board: Board, death: Death, waiting: Any = None) -> None:
             if broken.where((Attempt.pk == board.attempt_pk) & is_open).execute():
                 pause_if_all_break(Page.get_by_id(board.page_pk).plan_pk)
 
-    if board.attempt_pk:
-        retrying(work, waiting=waiting)
+    try:
+        if board.attempt_pk:
+            retrying(work, waiting=waiting)
+    except AstraError as error:
+        log.error("that the page is broken could not be recorded: %s", error)

@@ -47,8 +47,9 @@ def supervised(
     row_timeout_s : longest time that a task may take for each row in progress; 0 for no limit.
     stop_at : when the element is asked to stop, in seconds since the epoch.
     """
-    board = Board()
-    requests = _StopRequests()
+    # Who started this process may ignore it, so that nobody would learn how a process ended.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    board, requests = Board(), _StopRequests()
     try:
         return _supervised(work, board, _Parent(board, requests, row_timeout_s, stop_at))
     finally:

@@ -5,10 +5,12 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from peewee import OperationalError
 
 from astra.api import run_here
 from astra.config import settings
 from astra.database.connection import connection
+from astra.element import deaths
 from astra.element.board import Board
 from astra.element.claiming import claim_page, this_process
 from astra.element.deaths import give_up, note_death
@@ -152,6 +154,26 @@ def test_a_page_that_was_done_before_its_process_crashed_is_not_broken(url):
     give_up(board, Death("KilledProcess", "killed its process"))
     with connection():
         assert Attempt.get().state == "done"
+
+
+@pytest.mark.parametrize("lost", ["database", "plan"])
+def test_a_crash_that_cannot_be_recorded_does_not_end_the_element_by_a_bug(
+    url, tmp_path, monkeypatch, caplog, lost
+):
+    (tmp_path / "astra.toml").write_text("[database]\nretry_for_s = 0\n")
+    settings.reset()
+    board, death = Board(), Death("KilledProcess", "killed its process")
+    board.begin_page(1, 1, 4)
+    board.flags[0] = 1
+
+    def is_away() -> None:
+        raise OperationalError("database is locked")
+
+    if lost == "database":
+        monkeypatch.setattr(deaths, "writing", is_away)
+    assert note_death(board, death, 1.0, True) is (lost == "plan")
+    give_up(board, death)
+    assert ("could not be recorded" in caplog.text) is (lost == "database")
 
 
 def test_a_process_begins_with_no_row_in_progress():

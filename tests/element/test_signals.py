@@ -274,6 +274,20 @@ def test_a_process_that_crashes_after_its_work_has_ended_it():
     assert subprocess.run(run, cwd=ROOT, timeout=60, check=False).returncode == 7
 
 
+_WITHOUT_SIGCHLD = """
+import signal, sys
+from astra.element.supervisor import supervised
+sys.exit(supervised(lambda board: 7))
+"""
+
+
+def test_an_element_notices_the_end_of_its_process_whoever_started_it():
+    """Who ignores SIGCHLD leaves that to the processes that it starts."""
+    ignore = "trap '' CHLD; exec \"$@\""
+    run = ["bash", "-c", ignore, "bash", sys.executable, "-c", _WITHOUT_SIGCHLD]
+    assert subprocess.run(run, cwd=ROOT, timeout=60, check=False).returncode == 7
+
+
 _HANGING_CLEAN_UP = """
 import signal, sys, time
 from astra.config import settings
