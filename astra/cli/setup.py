@@ -78,6 +78,8 @@ def init(tables: tuple[str, ...], url: str | None, schema: str | None, module: s
     """Write a starting point: astra.toml, and mytasks.py with models of existing TABLEs."""
     for path in api.start_here(tables, url, schema, module):
         show.line(f"written: {path}")
+    if "primary_key = False" in path.read_text():
+        show.line(f"a table has no primary key, and so no task: name its key in {module}.py")
     show.line(f"next: look at {module}.py, then astra initdb {module}")
 
 

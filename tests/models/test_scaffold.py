@@ -81,6 +81,16 @@ def test_a_column_of_a_type_that_peewee_has_only_for_postgresql(pg_url, kind):
     assert "it = BareField(null=True)" in module_text("mine", None, ["sky"])
 
 
+def test_a_table_without_a_key_is_said_to_have_no_task(url, tmp_path):
+    with connection():
+        dialect().run("CREATE TABLE sky (a integer)")
+        dialect().run("CREATE TABLE keyed (a integer PRIMARY KEY)")
+    for table, is_said in (("sky", True), ("keyed", False)):
+        done = astra("init", table, "--module", f"of_{table}", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert ("has no primary key, and so no task" in done.stdout) == is_said
+
+
 def test_no_password_is_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for url in ("postgresql://me:geheim-1@host/db", "postgresql://host/db?password=geheim-2"):
