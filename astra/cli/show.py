@@ -436,6 +436,7 @@ def recovered(result: Recovered) -> None:
     line(
         f"plan {result.plan}: {count(result.rows, 'row')} stored from "
         f"{count(result.files, 'spool file')}, {result.passed_over:,} not needed"
+        + (f", {result.refused:,} refused: astra failures {result.plan}" if result.refused else "")
     )
     for path in result.set_aside:
         line(f"  no longer valid, its rows are computed again: {path}")

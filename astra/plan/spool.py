@@ -17,15 +17,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import date, datetime
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from uuid import UUID
 
 import peewee
 from peewee import Model
 
+from astra.config import settings as config
 from astra.config.run_folder import check_folder, spool_files, spool_folder, write_whole
 from astra.database.connection import database, dialect, writing
-from astra.errors import AstraError, Superseded
+from astra.errors import AstraError, BrokenElement, Superseded
 from astra.models.attempts import Attempt
 from astra.models.importing import load
 from astra.models.keys import RowKey, all_rows, key_of, moment_of
@@ -35,7 +37,7 @@ from astra.plan.lookup import find_modules
 from astra.results.checkpoint import write
 from astra.results.claim import Claim, claim_of
 from astra.results.rows import Checkpoint, HandedRow, Refusal, YieldedResult, target_of
-from astra.results.stopping import Stop
+from astra.results.stopping import Stop, Tally
 from astra.states import AttemptState, Outcome
 
 log = logging.getLogger(__name__)
@@ -74,9 +76,10 @@ class Recovered:
 
     plan: int  #: number of the plan
     files: int  #: files that were stored and removed
-    rows: int  #: rows that were stored from them
-    passed_over: int  #: rows that have ended since, or whose input was modified
+    rows: int  #: results, failures and records of no result that were stored from them
+    passed_over: int  #: those of rows that have ended since, or whose input was modified
     set_aside: tuple[str, ...] = ()  #: files of superseded attempts, and damaged files
+    refused: int = 0  #: results that the database refused, so that their rows have failed
 
 
 def save(
@@ -250,8 +253,14 @@ def recover(plan: Plan, page: int | None = None, stop: Stop | None = None) -> Re
     Results are valid if they are of the page's last attempt, and of rows that have not ended since
     and were not modified. A file of a superseded attempt, or a damaged one, is renamed and its rows
     are computed again. After a request to `stop`, an unavailable database is not waited for.
+
+    Raises
+    ------
+    BrokenElement
+        If the database refuses so many results that its table, and none of the rows, is to blame.
+        The file is kept.
     """
-    n_files = n_rows = n_passed = 0
+    n_files = n_rows = n_passed = n_refused = 0
     aside: list[str] = []
     if not (paths := spool_files(plan.folder, page)):
         return Recovered(plan.pk, 0, 0, 0)
@@ -262,16 +271,17 @@ def recover(plan: Plan, page: int | None = None, stop: Stop | None = None) -> Re
             header, checkpoint = load_file(path, output)
             if header.plan != plan.token:
                 raise BadSpool(f"{path} is of another plan (token {header.plan})")
-            stored = _store(plan, header, checkpoint, output, stop or Stop())
+            valid = _store(plan, header, checkpoint, output, stop or Stop())
         except (BadSpool, Superseded) as error:
             if path.exists():
                 log.warning("%s; it is renamed and not used", error)
                 aside += _set_aside(path)
             continue
         path.unlink(missing_ok=True)  # another process may have stored it at the same time
-        n_files, n_rows = n_files + 1, n_rows + stored
-        n_passed += header.rows - stored
-    return Recovered(plan.pk, n_files, n_rows, n_passed, tuple(aside))
+        n_files, n_refused = n_files + 1, n_refused + len(valid.refused)
+        n_rows += len(valid) - len(valid.refused)
+        n_passed += header.rows - len(valid)
+    return Recovered(plan.pk, n_files, n_rows, n_passed, tuple(aside), n_refused)
 
 
 def _set_aside(path: Path) -> list[str]:
@@ -289,8 +299,8 @@ def _store(
     checkpoint: Checkpoint,
     output: type[OutputModel],
     stop: Stop,
-) -> int:
-    """Store the rows of a file as its attempt would have; return their number."""
+) -> Checkpoint:
+    """Store the rows of a file as its attempt would have; return those that were still valid."""
     model = load(plan.input_model)
     link = link_of(output, model)
     for yielded in checkpoint.results if not link.is_whole else ():
@@ -301,7 +311,7 @@ def _store(
     if dialect().name == "postgresql":
         query = query.for_update()  # another process may be storing the same file
 
-    def work() -> int:
+    def work() -> Checkpoint:
         with writing():
             page = query.clone().first()
             attempt = Attempt.get_or_none(Attempt.token == header.attempt)
@@ -313,16 +323,32 @@ def _store(
             claim = claim_of(page, attempt)
             valid = _valid(model, claim, checkpoint)
             kinds = header.many, header.groups
-            write(valid, target_of(plan, model, output, page.number, *kinds), claim)
+            target = target_of(plan, model, output, page.number, *kinds)
+            write(valid, target, claim, partial(_judge, plan.task, valid))
             Attempt.update(
                 state=AttemptState.INTERRUPTED.value,
                 message="what the database did not take at its end was spooled and stored later",
             ).where(
                 (Attempt.pk == attempt.pk) & (Attempt.state == AttemptState.RUNNING.value)
             ).execute()
-            return len(valid)
+            return valid
 
     return stop.retrying(work)
+
+
+def _judge(task: str, spooled: Checkpoint, refused: list[Refusal]) -> BrokenElement | None:
+    """Return the error if the rows did not cause that their results are refused."""
+    element = config.current().element
+    rows = {yielded.handed.key for yielded in spooled.results if yielded.handed}
+    tally = Tally(element.max_failures, element.max_failures_after, n_ended=len(rows))
+    try:
+        tally.check(task, refused)
+        tally.count(refused)
+        tally.n_stored = len(rows) - tally.n_failed + len(spooled.no_results)
+        tally.check_end(task)
+    except BrokenElement as error:
+        return error
+    return None
 
 
 def _valid(model: type[Model], claim: Claim, checkpoint: Checkpoint) -> Checkpoint:

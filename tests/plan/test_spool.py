@@ -16,9 +16,10 @@ import pytest
 from astra import task
 from astra.api import run_here
 from astra.config import run_folder, settings
-from astra.database.connection import database
+from astra.database.connection import connection, database
 from astra.element.claiming import claim_page, this_process
 from astra.element.element import Element
+from astra.errors import BrokenElement
 from astra.models import BossVisitSpectrum
 from astra.models.attempts import Attempt, Suspect
 from astra.models.failures import Failure
@@ -69,6 +70,39 @@ def test_what_was_spooled_is_not_computed_again(url):
     assert found.sound and found.whole
     assert Measured.select().where(Measured.value == -1).count() == 6
     assert run_folder.spool_files(get_plan(plan).folder) == []
+
+
+@pytest.mark.parametrize("refuses", ["all", "some"])
+def test_a_table_that_refuses_what_was_spooled_costs_no_row(pg_url, refuses):
+    """The file is kept, unless rows are to blame."""
+    plan = spooled()
+    Page.update(submission_pk=None).execute()
+    which = (
+        "true"
+        if refuses == "all"
+        else "NEW.spectrum_pk = (SELECT keys[1] FROM page WHERE number = 1)"
+    )
+    with connection():
+        database.execute_sql(
+            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+            f"IF {which} THEN RAISE 'frozen'; END IF; RETURN NEW; END $$"
+        )
+        database.execute_sql(
+            "CREATE TRIGGER refuse BEFORE INSERT ON measured FOR EACH ROW EXECUTE FUNCTION refuse()"
+        )
+    if refuses == "some":
+        found = spool.recover(get_plan(plan))
+        assert (found.rows, found.refused, Failure.select().count()) == (5, 1, 1)
+        return
+    with pytest.raises(BrokenElement, match="frozen"):
+        spool.recover(get_plan(plan))
+    assert "failed" not in status(plan).rows and not Failure.select().exists()
+    with connection():
+        database.execute_sql("DROP TRIGGER refuse ON measured")
+    assert spool.recover(get_plan(plan)).rows == 6
+    run_here(plan)
+    assert verify(plan).sound and verify(plan).whole
+    assert Measured.select().where(Measured.value == -1).count() == 6
 
 
 def test_a_number_that_only_numpy_has_is_spooled(sqlite_url):
