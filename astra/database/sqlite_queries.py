@@ -47,8 +47,11 @@ ENABLED_TRIGGERS = """
     SELECT name, sql LIKE '%RAISE%(%IGNORE%)%', sql FROM sqlite_master
     WHERE type = 'trigger' AND tbl_name = ?"""
 
-#: A trigger of a table, or a view in its place, which may change what is written.
-TRIGGER_OR_VIEW = "SELECT 1 FROM sqlite_master WHERE tbl_name = ? AND type IN ('trigger', 'view')"
+#: A trigger of a table, a view in its place, or a constraint that replaces rows instead of refusing
+#: one: they may change what is written.
+MAY_CHANGE = """
+    SELECT 1 FROM sqlite_master WHERE tbl_name = ? AND (
+        type IN ('trigger', 'view') OR type = 'table' AND upper(sql) LIKE '%ON CONFLICT%')"""
 
 #: A change of any table, index, trigger or view changes this number.
 SCHEMA_VERSION = "PRAGMA schema_version"

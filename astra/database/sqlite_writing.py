@@ -35,8 +35,8 @@ class Writing(Common):
         if key not in self._targets:
             name, declared = batch.model._meta.table_name, batch.declared
             stored = dict(self.run(queries.COLUMN_TYPES, (name,)).fetchall())
-            has_trigger = bool(self.fetch_column(queries.TRIGGER_OR_VIEW, (name,)))
-            is_plain = not has_trigger and declared.items() <= stored.items()
+            may_change = bool(self.fetch_column(queries.MAY_CHANGE, (name,)))
+            is_plain = not may_change and declared.items() <= stored.items()
             self._targets[key] = _Target(set(stored), declared, is_plain)
         return self._targets[key]
 

@@ -56,19 +56,23 @@ class Written:
         """Whether nothing but a later statement of astra's can change what was written."""
         return not self.pks or dialect().is_plain(self.batch)
 
-    def check(self) -> None:
-        """Check that what is stored is what was yielded.
 
-        Called after the last statement for the same rows, as its triggers may change what an
-        earlier one has written.
+def check(written: Sequence[Written]) -> None:
+    """Check that what is stored is what was yielded, after the last statement for the same rows.
 
-        Raises
-        ------
-        NotStored
-            If it is not.
-        """
-        if not self.is_plain:
-            dialect().compare(self.batch, self.pks)
+    Its triggers may change what an earlier one has written.
+
+    Raises
+    ------
+    NotStored
+        If it is not.
+    """
+    replaced: set[int] = set()
+    for part in reversed(written):
+        if not part.is_plain:
+            kept = {place: pk for place, pk in part.pks.items() if pk not in replaced}
+            dialect().compare(part.batch, kept)
+            replaced.update(part.pks.values())
 
 
 def store_batch(

@@ -9,13 +9,14 @@ import peewee
 from peewee import ColumnBase, Query, Value
 
 from astra.database.connection import database, dialect, tuples, writing
+from astra.database.dialect import NotStored
 from astra.database.statements import statement
-from astra.errors import AstraError
+from astra.errors import AstraError, BrokenElement
 from astra.models.attempts import Attempt
 from astra.models.failures import Failure, NoResult, RowWithoutResult
 from astra.models.keys import Link, RowKey, as_key, key_of
 from astra.models.plans import Page
-from astra.results.batches import store_batch, write_or_halve
+from astra.results.batches import Written, check, store_batch, write_or_halve
 from astra.results.claim import Claim, Progress, Snapshot, hold_page
 from astra.results.columns import Group, by_columns, refused_by_database, row_by_row
 from astra.results.multiple_results import write_rows
@@ -130,8 +131,10 @@ def _write_results(
     results: list[YieldedResult], target: Target, claim: Claim | None
 ) -> tuple[list[YieldedResult], list[Refusal]]:
     refused: list[Refusal] = []
+    written: list[Written] = []
     if target.gathers:
-        stored = write_rows(results, target, claim, refused)
+        stored = write_rows(results, target, claim, refused, written)
+        _check_together(written)
         if target.page is None:
             _set_times(stored)
         return stored, refused
@@ -141,21 +144,42 @@ def _write_results(
         groups = row_by_row(results, target, claim, refused)
     stored = []
     for group in groups:
-        stored += _store(group, target, refused)
+        stored += _store(group, target, refused, written)
+    _check_together(written)
     if len(groups) > 1:
         order = {id(yielded): i for i, yielded in enumerate(results)}
         stored.sort(key=lambda yielded: order[id(yielded)])
     return stored, refused
 
 
-def _store(group: Group, target: Target, refused: list[Refusal]) -> list[YieldedResult]:
+def _check_together(written: list[Written]) -> None:
+    """Check that no result was changed or deleted as those of other rows were written.
+
+    Raises
+    ------
+    BrokenElement
+        If one was: none of these rows is to blame.
+    """
+    try:
+        check(written if len(written) > 1 else ())
+    except NotStored as error:
+        table = written[0].batch.model._meta.table_name
+        raise BrokenElement(
+            f"results of other rows were changed or deleted as a result was written: {error}; the "
+            f"rows stay pending: repair the table {table}, then astra resume"
+        ) from error
+
+
+def _store(
+    group: Group, target: Target, refused: list[Refusal], written: list[Written]
+) -> list[YieldedResult]:
     """Write results that set the same columns; return those that were stored."""
     link = target.link_for(group.results[0].result)
     if link is None:  # the model does not declare it, and its results were refused before
         return []
     stored = write_or_halve(
         range(len(group.results)),
-        lambda part, may_copy: _store_part(group.part(part), target, link, may_copy),
+        lambda part, may_copy: _store_part(group.part(part), target, link, may_copy, written),
         lambda place, error: refused.append(refused_by_database(group.results[place], error)),
     )
     if target.page is None:  # an element that runs a page does not use its results
@@ -163,14 +187,17 @@ def _store(group: Group, target: Target, refused: list[Refusal]) -> list[Yielded
     return stored
 
 
-def _store_part(group: Group, target: Target, link: Link, may_copy: bool) -> list[YieldedResult]:
+def _store_part(
+    group: Group, target: Target, link: Link, may_copy: bool, written: list[Written]
+) -> list[YieldedResult]:
     batch = store_batch(group.results, group.columns, link, may_copy)
-    batch.check()
+    check([batch])
+    written.append(batch)
     stored = batch.results
     if len(stored) < len(group.results):
-        written = set(stored)
+        kept = set(stored)
         for yielded in group.results:
-            if yielded not in written:
+            if yielded not in kept:
                 key = target.link_value_of(yielded.result)
                 log.warning("%s %s: a later result was kept", target.task, key)
     return stored

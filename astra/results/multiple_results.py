@@ -11,7 +11,7 @@ from peewee import ColumnBase
 
 from astra.database.dialect import NotStored
 from astra.models.keys import Link
-from astra.results.batches import Written, store_batch, write_or_halve
+from astra.results.batches import Written, check, store_batch, write_or_halve
 from astra.results.claim import Claim
 from astra.results.columns import (
     ResultRefused,
@@ -33,9 +33,16 @@ Row = list[YieldedResult]
 
 
 def write_rows(
-    results: list[YieldedResult], target: Target, claim: Claim | None, refused: list[Refusal]
+    results: list[YieldedResult],
+    target: Target,
+    claim: Claim | None,
+    refused: list[Refusal],
+    written: list[Written],
 ) -> list[YieldedResult]:
-    """Store the results of rows; refuse all results of a row if one of them cannot be stored."""
+    """Store the results of rows; refuse all results of a row if one of them cannot be stored.
+
+    The batches in which they were written are added to `written`.
+    """
     rows: dict[int, Row] = {}
     for yielded in results:
         # What is yielded after the end of its row is refused without the row's own results.
@@ -51,7 +58,7 @@ def write_rows(
             good.append(results)
     return write_or_halve(
         range(len(good)),
-        lambda part, may_copy: _write_together(good[part], target, may_copy),
+        lambda part, may_copy: _write_together(good[part], target, may_copy, written),
         lambda place, error: refused.append(refused_by_database(good[place][0], error)),
     )
 
@@ -98,11 +105,15 @@ def _check_row(row: Row, target: Target, claim: Claim | None) -> None:
         checked_row(yielded)
 
 
-def _write_together(rows: list[Row], target: Target, may_copy: bool) -> list[YieldedResult]:
+def _write_together(
+    rows: list[Row], target: Target, may_copy: bool, written: list[Written]
+) -> list[YieldedResult]:
     """Write all results of rows; return those of the rows whose results were stored."""
     stored: list[YieldedResult] = []
+    batches: list[Written] = []
     for part in _without_common_results(rows, target):
-        stored += _write_part(part, target, may_copy)
+        stored += _write_part(part, target, may_copy, batches)
+    written += batches
     return stored
 
 
@@ -123,21 +134,23 @@ def _without_common_results(rows: list[Row], target: Target) -> list[list[Row]]:
     return parts
 
 
-def _write_part(rows: list[Row], target: Target, may_copy: bool) -> list[YieldedResult]:
+def _write_part(
+    rows: list[Row], target: Target, may_copy: bool, written: list[Written]
+) -> list[YieldedResult]:
     """Write all results of rows that have none in common, as :func:`_write_together` does."""
     # The first result of a row decides whether the stored ones are older. If they are, further
     # statements replace the others.
     firsts = _upsert([row[0] for row in rows], target, may_copy)
     newer = {id(yielded.handed) for part in firsts for yielded in part.results}
-    written = [row for row in rows if id(row[0].handed) in newer]
+    rows = [row for row in rows if id(row[0].handed) in newer]
     if target.many:
-        _delete_further(written, target)
-    others = _upsert([yielded for row in written for yielded in row[1:]], target, may_copy)
-    for part in (*firsts, *others):
-        part.check()
+        _delete_further(rows, target)
+    others = _upsert([yielded for row in rows for yielded in row[1:]], target, may_copy)
+    check([*firsts, *others])
     if target.many and not all(part.is_plain for part in firsts):
-        _check_alone(written, target)
-    return [yielded for row in written for yielded in row]
+        _check_alone(rows, target)
+    written += [*firsts, *others]
+    return [yielded for row in rows for yielded in row]
 
 
 def _upsert(results: list[YieldedResult], target: Target, may_copy: bool) -> list[Written]:

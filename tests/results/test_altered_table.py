@@ -15,6 +15,7 @@ from astra.models.attempts import Attempt
 from astra.models.failures import Failure
 from astra.plan.lookup import get_plan
 from astra.plan.plan import create_plan
+from astra.resume.resume import resume_local
 from astra.status.status import status
 from astra.status.verify import verify
 from tests.sample_tasks import Measured, fill, measure
@@ -188,6 +189,51 @@ def test_what_is_stored_as_another_value_is_its_rows_failure(url, change, batch_
     if n_failed is not None:
         assert status(made.plan).rows.get("failed", 0) == n_failed == 60 - len(stored)
     assert verify(made.plan).sound
+
+
+@task
+def pairs(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
+    """Two spectra each have the same text, and every third sets other columns than the others."""
+    for spectrum in spectra:
+        key = spectrum.spectrum_pk
+        more = {} if key % 3 else {"small": 1}
+        yield Measured.from_spectrum(spectrum, value=1.0, text=str(key // 2), **more)
+
+
+def make_anew(of_text: str) -> None:
+    """Make the table of results of a SQLite file again, with another declaration of a column."""
+    with connection():
+        made = database.execute_sql(
+            "SELECT sql FROM sqlite_master WHERE tbl_name = 'measured' AND sql IS NOT NULL"
+        ).fetchall()
+        database.execute_sql("DROP TABLE measured")
+        for (sql,) in made:
+            database.execute_sql(re.sub('"text" TEXT[^,]*', f'"text" TEXT {of_text}', sql))
+
+
+@pytest.mark.parametrize("by", ["trigger", "REPLACE", "ROLLBACK"])
+def test_results_that_delete_those_of_other_rows_break_the_page(request, by):
+    """Of rows that a trigger or a constraint would have replace each other, none is to blame."""
+    url = "sqlite_url" if by != "trigger" else "pg_url"
+    request.getfixturevalue(url)
+    fill(30)
+    (made,) = create_plan(pairs, BossVisitSpectrum)
+    if by == "trigger":
+        alter(_TRIGGER.format("DELETE FROM measured WHERE text = NEW.text; RETURN NEW;", "BEFORE"))
+    else:
+        make_anew(f"UNIQUE ON CONFLICT {by}")
+    run_here(made.plan)
+    assert status(made.plan).rows == {"done": 0, "broken": 30}
+    with connection():
+        said = "results of other rows were" if by != "ROLLBACK" else "no transaction is active"
+        assert said in Attempt.get().message
+        assert not Measured.select().exists() and not Failure.select().exists()
+    if by == "trigger":
+        alter("DROP TRIGGER change ON measured")
+    else:
+        make_anew("")
+    resume_local(made.plan)
+    assert status(made.plan).state == "whole" and verify(made.plan).sound
 
 
 @pytest.mark.parametrize(
