@@ -18,9 +18,10 @@ READ_SCHEMA = "SELECT count(*) FROM sqlite_master"
 RELATIONS = "SELECT name FROM sqlite_master"
 
 #: Of each column, whether it is NOT NULL, and whether it is computed.
-COLUMNS = 'SELECT name, "notnull", hidden = 3 FROM pragma_table_xinfo(?)'
+COLUMNS = 'SELECT name, "notnull", hidden IN (2, 3) FROM pragma_table_xinfo(?)'
 
-COLUMN_TYPES = "SELECT name, type FROM pragma_table_xinfo(?)"
+#: Of each column that is not computed.
+COLUMN_TYPES = "SELECT name, type FROM pragma_table_xinfo(?) WHERE hidden = 0"
 
 KEY_COLUMNS = 'SELECT name, type, "notnull", pk FROM pragma_table_info(?)'
 
