@@ -436,6 +436,14 @@ def is_held(reason: str | None) -> bool:
     return _is_one_of(re.compile(_HELD, re.VERBOSE), reason)
 
 
+def is_group_limit(reason: str | None) -> bool:
+    """Return whether a job waits as others of its account or QOS use up what they may together.
+
+    Slurm gives the same reason to a job that requests more than that alone, and never starts it.
+    """
+    return _is_one_of(re.compile(r"(Assoc|QOS)Grp\w*"), reason)
+
+
 def _is_one_of(reasons: re.Pattern[str], reason: str | None) -> bool:
     """Return whether a reason is one of some; squeue lists those of elements in one line."""
     if reason is None:

@@ -26,7 +26,7 @@ from astra.plan.lookup import get_plan
 from astra.plan.pages import PageStatus
 from astra.policy import retry_policy
 from astra.policy.next_steps import NextStep, grouped, next_steps
-from astra.slurm.parse import CONTRADICTED, Answer
+from astra.slurm.parse import CONTRADICTED, Answer, is_group_limit
 from astra.states import ALIVE, COUNTED, ENDED, PageState, PlanState
 from astra.status.page_states import (
     UNEXPLAINED,
@@ -306,11 +306,7 @@ def _advice(plan: Plan, pages: Pages, rows: Mapping[str, int], steps: list[NextS
     died = next((p for p in in_states(pages, UNEXPLAINED) if p.exit_code), None)
     if died is not None:
         advice.append(f"astra logs {plan.pk} {died.page}   shows its log (exit {died.exit_code})")
-    for held in map(pages.__getitem__, pages.held[:1]):
-        advice.append(
-            f"scontrol show job {held.job}   Slurm holds it back ({held.reason}): fix that "
-            f"(scontrol release, scontrol update), or astra cancel {plan.pk}"
-        )
+    advice += _advice_on_waiting(plan, pages)
     unknown = {p.job is not None for p in in_states(pages, {PageState.UNKNOWN})}
     unclear = (p for p in in_states(pages, {PageState.UNKNOWN}) if p.reason)
     missed = next((p for p in unclear if str(p.reason).endswith(CONTRADICTED)), None)
@@ -328,3 +324,19 @@ def _advice(plan: Plan, pages: Pages, rows: Mapping[str, int], steps: list[NextS
     if states <= {PageState.DONE} and rows.get("failed"):
         advice.append(f"astra retry {plan.pk}{suffix}   processes these rows again")
     return advice
+
+
+def _advice_on_waiting(plan: Plan, pages: Pages) -> list[str]:
+    """Return what to do if pages wait for what may never come."""
+    for held in map(pages.__getitem__, pages.held[:1]):
+        return [
+            f"scontrol show job {held.job}   Slurm holds it back ({held.reason}): fix that "
+            f"(scontrol release, scontrol update), or astra cancel {plan.pk}"
+        ]
+    waiting = next(in_states(pages, {PageState.WAITING}), None)
+    if waiting and is_group_limit(waiting.reason) and PageState.RUNNING not in pages.tally:
+        return [
+            f"scontrol show assoc_mgr   shows the limit of the group ({waiting.reason}): an "
+            "element that requests more than that alone never starts"
+        ]
+    return []
