@@ -58,6 +58,10 @@ def supervised(
 
 
 def _supervised(work: Callable[[Board], int], board: Board, parent: "_Parent") -> int:
+    """Fork a child that works, and fork it again after each crash; return the exit status.
+
+    The child returns from this function, too, with the exit status of its work.
+    """
     in_vain = last_page = 0  # deaths with no row in progress, at the same page
     birth_s = born_s()
     while True:

@@ -144,6 +144,7 @@ def _nightly(settings: NightSettings) -> Nightly:
 
 
 def _begin(settings: NightSettings) -> Nightly:
+    """Create a night and submit its first tasks; delete it again if nothing is pending."""
     with connection():
         created = Night.create(
             name=settings.name,
@@ -164,6 +165,7 @@ def _begin(settings: NightSettings) -> Nightly:
 
 
 def _join(night: Night, settings: NightSettings) -> Nightly:
+    """Add what is pending now to a night that is open, and see that it has a finalizer."""
     step = live_state(night)
     _take_new(night, settings, step)
     if not finalizer_module.is_alive(night):
@@ -172,6 +174,7 @@ def _join(night: Night, settings: NightSettings) -> Nightly:
 
 
 def _leave(night: Night, settings: NightSettings) -> Nightly:
+    """Add nothing to a night that is open, but see that it has a finalizer."""
     heal(night, settings)
     message = "nothing was added to the running night: running = 'leave'"
     return _outcome(night, "running", NightStep(), message)
@@ -202,6 +205,7 @@ def proceed(name: str, pk: int, token: str | None = None) -> Nightly:
 
 
 def _proceed(settings: NightSettings, pk: int, token: str | None) -> Nightly:
+    """Check that the night is open and that the caller is its finalizer, and advance it."""
     check_version()
     with night_lock(settings.name, step=True):
         with connection():
@@ -218,6 +222,10 @@ def _proceed(settings: NightSettings, pk: int, token: str | None) -> Nightly:
 
 
 def _advance(night: Night, settings: NightSettings, pause_s: int) -> Nightly:
+    """Resume plans and begin tasks; then queue the next finalizer, or close the night.
+
+    Pages in which no row has ended are submitted again `pause_s` after their last submission.
+    """
     before, step = retries_of(plan_pks(night)), NightStep()
     rounds_left, begins = night.round < settings.rounds, hours_of(night).open()
     assess_plans(entries_of(night), settings, step, begins, rounds_left, pause_s)
@@ -365,6 +373,7 @@ def _close(
     entries: list[NightPlan],
     rounds_left: bool,
 ) -> Nightly:
+    """Close a night of which nothing is alive: store its state, write its report, notify people."""
     reason = "" if rounds_left else f" after {settings.rounds} rounds"
     if not hours_of(night).open():
         reason = f" because nothing begins after {settings.start_until or settings.drain_by}"

@@ -73,12 +73,12 @@ def condition(model: type[Model], text: str) -> ColumnBase:
         If the text is not a condition on the model's columns.
     """
     try:
-        return _Reader(model).condition(_parsed(text), 0)
+        return _Translator(model).condition(_parse(text), 0)
     except (_Refused, ValueError) as error:  # a number of too many digits cannot be shown
         raise TaskError(f"--where {text[:200]!r}: {error}") from None
 
 
-def _parsed(text: object) -> ast.expr:
+def _parse(text: object) -> ast.expr:
     if not isinstance(text, str) or len(text) > MAX_CHARACTERS:
         raise _Refused(
             f"write a text of at most {MAX_CHARACTERS:,} characters; for more rows, use --keys"
@@ -96,13 +96,20 @@ def _parsed(text: object) -> ast.expr:
         raise _Refused(f"it cannot be read; {_ALLOWED}") from None
 
 
-class _Reader:
+class _Translator:
+    """Translate the nodes of Python's parser into expressions on the columns of a model.
+
+    Every method raises `_Refused` for a node that a condition may not contain; `level` is the depth
+    of its nesting.
+    """
+
     def __init__(self, model: type[Model]) -> None:
         self.model = model
 
     # -- conditions -------------------------------------------------------------------------
 
     def condition(self, node: ast.expr, level: int) -> ColumnBase:
+        """Translate a node that is true or false of a row."""
         self._check_level(level)
         if isinstance(node, ast.BoolOp):
             join = operator.and_ if isinstance(node.op, ast.And) else operator.or_
@@ -112,7 +119,7 @@ class _Reader:
         if isinstance(node, ast.Compare):
             sides = [node.left, *node.comparators]
             pairs = zip(sides, node.ops, sides[1:], strict=False)
-            return _balanced([self._compared(*pair, level) for pair in pairs], operator.and_)
+            return _balanced([self._comparison(*pair, level) for pair in pairs], operator.and_)
         term = self.term(node, level)
         if term.kind != "true or false" or term.is_literal:
             raise _Refused(f"{_quoted(node)} is not a condition: compare it with something")
@@ -122,7 +129,10 @@ class _Reader:
         if level > MAX_LEVELS:
             raise _Refused(f"it has more than {MAX_LEVELS} levels")
 
-    def _compared(self, left: ast.expr, how: ast.cmpop, right: ast.expr, level: int) -> ColumnBase:
+    def _comparison(
+        self, left: ast.expr, how: ast.cmpop, right: ast.expr, level: int
+    ) -> ColumnBase:
+        """Translate one comparison: with None, with a list, or of two terms of the same kind."""
         if isinstance(how, ast.Is | ast.IsNot):
             term = self.term(left, level + 1)
             if term.is_literal or not (isinstance(right, ast.Constant) and right.value is None):
@@ -131,13 +141,13 @@ class _Reader:
                 )
             return term.sql.is_null(isinstance(how, ast.Is))
         if isinstance(how, ast.In | ast.NotIn):
-            return self._among(left, how, right, level)
+            return self._membership(left, how, right, level)
         first, second = self.term(left, level + 1), self.term(right, level + 1)
         if first.is_literal and second.is_literal:
             raise _Refused(
                 f"{_quoted(left)} and {_quoted(right)} are compared, but neither is a column"
             )
-        first, second = _fitted(first, second), _fitted(second, first)
+        first, second = _converted_for(first, second), _converted_for(second, first)
         if first.kind == "other" or first.kind != second.kind:
             raise _Refused(
                 f"{_quoted(left)} ({first.kind}) cannot be compared with {_quoted(right)} "
@@ -148,7 +158,10 @@ class _Reader:
             raise _Refused(f"{_quoted(left)} has no order: compare it by == or !=")
         return Expression(first.sql, _COMPARED[type(how)], second.sql)
 
-    def _among(self, left: ast.expr, how: ast.cmpop, right: ast.expr, level: int) -> ColumnBase:
+    def _membership(
+        self, left: ast.expr, how: ast.cmpop, right: ast.expr, level: int
+    ) -> ColumnBase:
+        """Translate ``in`` or ``not in``: a column, and a list of literals of its kind."""
         term = self.term(left, level + 1)
         if not isinstance(right, ast.List | ast.Tuple | ast.Set) or not right.elts:
             raise _Refused(f"{_quoted(left)} in {_quoted(right)}: write a list, such as in [1, 2]")
@@ -156,7 +169,7 @@ class _Reader:
             raise _Refused(f"{_quoted(left)} is not a column")
         values = []
         for item in right.elts:
-            value = _fitted(self.term(item, level + 1), term)
+            value = _converted_for(self.term(item, level + 1), term)
             if not value.is_literal or value.kind != term.kind:
                 raise _Refused(
                     f"{_quoted(item)} in the list for {_quoted(left)} is not of the type "
@@ -169,6 +182,7 @@ class _Reader:
     # -- terms ------------------------------------------------------------------------------
 
     def term(self, node: ast.expr, level: int) -> _Term:
+        """Translate a node that has a value: a literal, a column, or a computation."""
         self._check_level(level)
         if isinstance(node, ast.Constant):
             return _literal(node.value)
@@ -178,18 +192,19 @@ class _Reader:
             term = self.term(node.operand, level + 1)
             if not term.is_literal:  # a sign before a column is a computation
                 op = ast.Sub() if isinstance(node.op, ast.USub) else ast.Add()
-                return self._computed(_literal(0), op, term, node)
+                return self._computation(_literal(0), op, term, node)
             if term.kind != "number" or not isinstance(term.value, int | float):
                 raise _Refused(f"{_quoted(node)} is computed, but is not a number")
             return _literal(-term.value if isinstance(node.op, ast.USub) else term.value)
         if isinstance(node, ast.BinOp) and type(node.op) in _COMPUTED:
             sides = self.term(node.left, level + 1), self.term(node.right, level + 1)
-            return self._computed(sides[0], node.op, sides[1], node)
+            return self._computation(sides[0], node.op, sides[1], node)
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitAnd | ast.BitOr):
             raise _Refused(f"{_quoted(node)}: write `and`, `or` instead of & and |")
         raise _Refused(f"{_quoted(node)} is not allowed: {_ALLOWED}")
 
     def _column(self, name: str) -> _Term:
+        """Return the term of a column, by its own name or that of its field."""
         meta = self.model._meta
         if name not in meta.combined:
             raise _Refused(
@@ -205,7 +220,8 @@ class _Reader:
             return _Term(kind, dialect().as_moment(field))
         return _Term(kind, field)
 
-    def _computed(self, first: _Term, op: ast.operator, second: _Term, node: ast.expr) -> _Term:
+    def _computation(self, first: _Term, op: ast.operator, second: _Term, node: ast.expr) -> _Term:
+        """Translate + - * / or % of two numbers; a division by zero gives NULL."""
         if first.kind != "number" or second.kind != "number":
             raise _Refused(f"{_quoted(node)} is computed, but not only from numbers")
         if first.is_literal and second.is_literal:
@@ -226,8 +242,10 @@ class _Reader:
         if isinstance(op, ast.Mod):  # with the sign of the divisor, as in Python
             mark = peewee.SQL("%%" if dialect().name == "postgresql" else "%")
             rest = EnclosedNodeList([NodeList((left, mark, right))])
-            sum_ = EnclosedNodeList([NodeList((rest, peewee.SQL("+"), right))])
-            return _Term("number", EnclosedNodeList([NodeList((sum_, mark, right))]), is_whole=True)
+            shifted = EnclosedNodeList([NodeList((rest, peewee.SQL("+"), right))])
+            return _Term(
+                "number", EnclosedNodeList([NodeList((shifted, mark, right))]), is_whole=True
+            )
         return _Term("number", Expression(left, _COMPUTED[type(op)][0], right), is_whole=exact)
 
 
@@ -244,8 +262,8 @@ def _literal(value: object) -> _Term:
     raise _Refused(f"{str(value)[:50]!r} cannot be compared{hint}")
 
 
-def _fitted(term: _Term, other: _Term) -> _Term:
-    """Parse a text that is compared with a time or a UUID."""
+def _converted_for(term: _Term, other: _Term) -> _Term:
+    """Return a term; a text that is compared with a time or a UUID is converted to one."""
     if not term.is_literal or term.kind != "text" or other.kind not in ("time", "UUID"):
         return term
     try:

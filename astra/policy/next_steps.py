@@ -121,6 +121,7 @@ def _decide(
     limits_of: Callable[[str | None], PartitionLimits],
     on_request: bool,
 ) -> Decision:
+    """Apply the rules of a page's profile; query the partition only if memory or time may grow."""
     rules = retry_rules.rules(config.current().rules, base.policy)
     used = _used(submission, base)
     rule = None if end is None else rules.get(end.state)

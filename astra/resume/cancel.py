@@ -229,6 +229,7 @@ def _release_dead(plan: Plan) -> None:
 
 
 def _cancel_page(plan: Plan, number: int) -> Cancelled:
+    """Withdraw a free page, or terminate the element of a page and release its pages."""
     if not 1 <= number <= plan.n_pages:
         raise UsageError(f"plan {plan.pk} has pages 1 to {plan.n_pages}, not {number}")
     statuses, _ = current_pages(plan)

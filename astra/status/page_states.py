@@ -290,6 +290,7 @@ class Pages(Sequence[PageStatus]):
         return _RECORDED.get(recorded, otherwise)
 
     def _page(self, row: StoredPage, state: PageState) -> PageStatus:
+        """Return the status of a page with its element, from the database and Slurm."""
         attempt, present = self.stored.attempts.get(row.attempt_pk), self._attempt(row)
         submission = self.stored.submissions.get(row.submission_pk)
         execution = self._execution(row)

@@ -226,6 +226,7 @@ def _next_steps(plan: Plan, pages: Pages) -> tuple[list[NextStep], list[str]]:
 
 
 def _summary(plan: Plan, pages: Pages, notes: list[str], steps: list[NextStep]) -> PlanStatus:
+    """Count the rows and pages by state, and decide the state of the plan."""
     rows: Counter[str] = Counter()
     for name, column in zip(ENDED, COUNTED, strict=True):
         rows[name] = sum(map(attrgetter(column), pages.stored.rows))
@@ -274,6 +275,7 @@ def plan_state(
 
 
 def _advice(plan: Plan, pages: Pages, rows: Mapping[str, int], steps: list[NextStep]) -> list[str]:
+    """Return the commands to type next, each with its reason after three blanks."""
     states = set(pages.tally)
     if given_up := {number for step in steps if not step.retry for number in step.pages}:
         numbers = zip(pages.stored.rows, pages.states, strict=True)

@@ -128,6 +128,7 @@ class Holders:
 
     @classmethod
     def of(cls, pages: Iterable[Page]) -> "Holders":
+        """Return the holders of pages as these were read."""
         pages = list(pages)
         return cls(
             {page.submission_pk for page in pages},

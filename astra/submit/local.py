@@ -126,6 +126,7 @@ def _run_elements(
     n_processes: int,
     progress: Callable[[int, int], None],
 ) -> None:
+    """Start elements, `n_processes` at a time, until all have ended or no page is free."""
     queue = list(elements)
     shown = 0.0
     while (queue or processes.running) and not processes.stopped:
@@ -175,6 +176,7 @@ class _Processes:
         self.failed: dict[int, int] = {}  # element: exit status
 
     def start(self, element: int) -> None:
+        """Start the process of an element; its output goes to a log of its own."""
         log_path = self.logs / f"local-{self.token}_{element}.log"
         command = [*self.command, "--element", str(element)]
         environment = {**os.environ, "ASTRA_DATABASE_URL": url(), "PYTHONUNBUFFERED": "1"}
@@ -208,6 +210,7 @@ class _Processes:
         return succeeded
 
     def ask_to_stop(self) -> None:
+        """Send SIGTERM to all processes that run, and start no more."""
         self.stopped = True
         for process in self.running.values():
             if process.poll() is None:

@@ -18,6 +18,7 @@ from astra.submit.night_hours import ALWAYS, Hours
 
 
 def write_script(submission: Submission, text: str) -> Path:
+    """Write the script of a submission to the path that it has; only its owner may run it."""
     path = Path(submission.script or "")
     write_whole(path, text, 0o700)
     return path
@@ -39,6 +40,7 @@ def element_arguments(
 
 
 def render(plan: Plan, piece: Slice, profile: Profile, submission: Submission, hours: Hours) -> str:
+    """Render the script of the array that runs a slice of a plan's pages."""
     return script.render(
         profile.template,
         script.ElementScript(
