@@ -78,7 +78,8 @@ def brightness(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Brightness]:
 #: The fields of peewee that hold a key of PostgreSQL's types; others get a field of their own.
 _KEY_FIELDS = {
     "int2": "SmallIntegerField", "int4": "IntegerField", "int8": "BigIntegerField",
-    "text": "TextField", "varchar": "CharField", "uuid": "UUIDField", "bool": "BooleanField",
+    "text": "TextField", "varchar": "CharField", "bpchar": "FixedCharField",
+    "uuid": "UUIDField", "bool": "BooleanField",
     "date": "DateField", "time": "TimeField", "timestamp": "DateTimeField",
     "numeric": "DecimalField", "float4": "FloatField", "float8": "DoubleField",
     "bytea": "BlobField", "json": "JSONField", "jsonb": "BinaryJSONField",
@@ -86,7 +87,7 @@ _KEY_FIELDS = {
 
 _OWN_FIELD = '''
 
-class {name}(peewee.Field):
+class {name}({base}):
     """Of a type that peewee has no field for."""
 
     field_type = {kind!r}
@@ -143,7 +144,9 @@ def _model(tables: Introspector, table: str, schema: str | None) -> list[str]:
         own = None
         if column.name in primary and kind and (own := _own_field(kind)):
             declared = f'"{kind}"' if kind == "char" else kind if "." in kind else kind.upper()
-            own_fields.append(_OWN_FIELD.format(name=own, kind=declared))
+            # What is not of the server itself, such as an enum, is a text to the driver.
+            base = "TextField" if "." in kind else "peewee.Field"
+            own_fields.append(_OWN_FIELD.format(name=own, base=base, kind=declared))
         column.name = _identifier(tables, column.name, taken)
         lines.append(f"    {_field(column, kind, own)}")
     keys = [columns[name].name for name in primary]
@@ -189,6 +192,8 @@ def _field(column: Column, kind: str | None, own: str | None) -> str:
     if issubclass(column.field_class, peewee.AutoField):
         auto = "BigAutoField" if "Big" in column.field_class.__name__ else "AutoField"
         return f"{column.name} = {auto}()"
+    if kind == "bpchar":  # which peewee takes for a varchar
+        column.field_class = peewee.FixedCharField
     if column.field_class is UnknownField and kind is not None:  # a domain, or another type
         known = _KEY_FIELDS.get(kind, "")
         column.field_class = getattr(peewee, known, peewee.BareField)

@@ -215,7 +215,8 @@ class _Translator:
         kind_of = getattr(field, "rel_field", field)
         if Key((kind_of,)).is_whole:
             return _Term("number", field, is_whole=True)
-        kind = _KINDS.get(kind_of.field_type, "other")
+        is_text = isinstance(kind_of, peewee.TextField | peewee.CharField)  # as of an enum
+        kind = _KINDS.get(kind_of.field_type, "text" if is_text else "other")
         if kind == "time" and not isinstance(field, TimeField):
             return _Term(kind, dialect().as_moment(field))
         return _Term(kind, field)

@@ -189,6 +189,10 @@ def test_an_enum_is_a_key_if_it_is_declared_as_one(pg_url):
     assert status(planned.plan).rows == {"done": 2} and verify(planned.plan).sound
     (again,) = create_plan(of_typed_moods)
     assert again.plan is None
+    (again,) = create_plan(of_typed_moods, redo="all", where="mood in ['happy', 'ok']")
+    assert again.rows == 1
+    with pytest.raises(TaskError, match="bored"):
+        create_plan(of_typed_moods, redo="all", where="mood == 'bored'")
 
 
 def test_a_moment_of_this_kind_is_compared_by_where(pg_url):
