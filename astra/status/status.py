@@ -27,7 +27,7 @@ from astra.plan.pages import PageStatus
 from astra.policy import retry_policy
 from astra.policy.next_steps import NextStep, grouped, next_steps
 from astra.slurm.parse import CONTRADICTED, Answer, is_group_limit
-from astra.states import ALIVE, COUNTED, ENDED, PageState, PlanState
+from astra.states import ALIVE, COUNTED, ENDED, PageState, PlanState, SlurmState
 from astra.status.page_states import (
     UNEXPLAINED,
     Pages,
@@ -336,9 +336,11 @@ def _advice_on_waiting(plan: Plan, pages: Pages) -> list[str]:
             f"(scontrol release, scontrol update), or astra cancel {plan.pk}"
         ]
     waiting = next(in_states(pages, {PageState.WAITING}), None)
-    if waiting and is_group_limit(waiting.reason) and PageState.RUNNING not in pages.tally:
-        return [
-            f"scontrol show assoc_mgr   shows the limit of the group ({waiting.reason}): an "
-            "element that requests more than that alone never starts"
-        ]
-    return []
+    if waiting is None or not is_group_limit(waiting.reason):
+        return []
+    if any(e.state is SlurmState.RUNNING for e in pages.answer.executions.values()):
+        return []
+    return [
+        f"scontrol show assoc_mgr   shows the limit of the group ({waiting.reason}): an "
+        "element that requests more than that alone never starts"
+    ]
