@@ -31,7 +31,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "astra submit 17 --dry-run",
         "astra submit mytasks.measure --local -j 4",
     ),
-    "run": ("astra run mytasks.measure --limit 20", "astra run slam.slam --sdss-ids 101,102"),
+    "run": ("astra run mytasks.measure --max-rows 20", "astra run slam.slam --sdss-ids 101,102"),
     "try": ("astra try mytasks.measure 1007 --set threshold=3", "astra try 17 1007 --pdb"),
     "results": ("astra results slam.slam --limit 20", "astra results mytasks.measure --csv"),
     "why": ("astra why mytasks.measure 1007", "astra why slam.slam 102 --json"),

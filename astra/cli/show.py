@@ -121,8 +121,8 @@ def planned(plans: Iterable[Planned]) -> None:
             n = count(len(plan.unknown_keys), "key")
             line(f"  {n} without a row in {plan.input_model}: {api.listed(plan.unknown_keys)}")
         if plan.held:
-            which = ", ".join(map(str, plan.live_plans))
-            line(f"  left out: {count(plan.held, 'row')} of active plans ({which})")
+            text = f"{count(plan.held, 'row')} of active plans ({api.listed(plan.live_plans)})"
+            line(f"  left out: {text}: see astra status; astra cancel PLAN releases them")
         if plan.failed or plan.no_result:
             ended = f" ({plan.quarantined:,} by ending their process)" if plan.quarantined else ""
             parts = [f"{count(plan.failed, 'row')} that failed{ended}"] if plan.failed else []

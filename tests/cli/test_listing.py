@@ -97,6 +97,11 @@ def test_what_changes_something_wants_a_plan_and_names_the_last(plans, verb):
     assert "not the number of a plan" in astra(verb, "four").output
 
 
+def test_rows_of_active_plans_are_left_out_with_the_command_that_shows_them(plans):
+    done = astra("plan", "tests.sample_tasks.measure", "--redo", "all")
+    assert "of active plans (3): see astra status; astra cancel" in done.stdout, done.output
+
+
 def test_csv_is_whole_and_read_by_programs(plans):
     rows = list(csv.DictReader(io.StringIO(astra("plans", "--csv").stdout)))
     assert [row["plan"] for row in rows] == ["4", "3", "2", "1"]
