@@ -11,7 +11,7 @@ from typing import Any
 from astra.config import settings
 from astra.config.secrets import hide
 from astra.config.startup import printable, start_command
-from astra.element.board import Board
+from astra.element.progress_board import ProgressBoard
 from astra.element.supervisor import supervised
 from astra.errors import AstraError, OutOfMemory, UsageError
 from astra.processes import open_streams
@@ -52,7 +52,7 @@ def _parsed(arguments: Sequence[str]) -> dict[str, Any]:
     return options
 
 
-def _run(options: dict[str, Any], board: Board) -> int:
+def _run(options: dict[str, Any], board: ProgressBoard) -> int:
     """Run the element's pages, in the process that may die; return its exit status."""
     from astra.element.element import run_element
 

@@ -9,8 +9,8 @@ from typing import Any
 from peewee import SQL
 
 from astra.database.connection import dialect, retrying, writing
-from astra.element.board import Board
 from astra.element.controls import pause_if_all_break
+from astra.element.progress_board import ProgressBoard
 from astra.element.suspects import Death, record_death
 from astra.errors import AstraError
 from astra.models.attempts import Attempt
@@ -27,7 +27,7 @@ _OPEN = (AttemptState.RUNNING.value, AttemptState.INTERRUPTED.value)
 
 
 def note_death(
-    board: Board, death: Death, peak_mb: float, alive: bool, waiting: Any = None
+    board: ProgressBoard, death: Death, peak_mb: float, alive: bool, waiting: Any = None
 ) -> bool:
     """Record the rows in progress as suspects; return whether there were any.
 
@@ -66,7 +66,7 @@ def note_death(
     return had_rows
 
 
-def give_up(board: Board, death: Death, waiting: Any = None) -> None:
+def give_up(board: ProgressBoard, death: Death, waiting: Any = None) -> None:
     """Record a page as broken: its process died repeatedly with no row in progress.
 
     The task itself is to blame then, and not a row. `waiting` is as for :func:`retrying`.

@@ -19,13 +19,13 @@ from astra.database.connection import (
     writing,
 )
 from astra.database.statements import statement
-from astra.element.board import Board
 from astra.element.claiming import FIRST_IN_PROGRESS, claim_page, this_process
 from astra.element.controls import pause_if_all_break
 from astra.element.loaded_task import LoadedTask, load_task
 from astra.element.meter import Meter
 from astra.element.page_outcome import PageOutcome
 from astra.element.page_pool import claimed_page, close_pool, end_of_element, give_back
+from astra.element.progress_board import ProgressBoard
 from astra.element.reader import Reader
 from astra.element.signals import stop_on_signals
 from astra.errors import (
@@ -66,7 +66,7 @@ def run_element(
     element: int,
     token: str,
     stop: Stop | None = None,
-    board: Board | None = None,
+    board: ProgressBoard | None = None,
     planned_by: str | None = None,
 ) -> list[PageOutcome]:
     """Run the pages of one element of a submission, each until its rows have ended.
@@ -113,7 +113,7 @@ class Element:
     """
 
     def __init__(
-        self, plan: Plan, submission: Submission, stop: Stop, board: Board | None = None
+        self, plan: Plan, submission: Submission, stop: Stop, board: ProgressBoard | None = None
     ) -> None:
         self.plan, self.submission, self.stop, self.board = plan, submission, stop, board
         element = config.current().element

@@ -1,6 +1,6 @@
 """What an attempt measures of itself: its times, and its memory."""
 
-from astra.element.board import Board
+from astra.element.progress_board import ProgressBoard
 from astra.element.reader import Reader
 from astra.processes import now_s, peak_mb
 from astra.tasks.run import Run
@@ -9,7 +9,7 @@ from astra.tasks.run import Run
 class Meter:
     """Measure an attempt. The values are written with each checkpoint, and at its end."""
 
-    def __init__(self, since_s: float, board: Board | None) -> None:
+    def __init__(self, since_s: float, board: ProgressBoard | None) -> None:
         self.since_s, self.board = since_s, board  # when the start-up before the first row began
         self.first_s: float | None = None  # when the task was given its first row
         self.run: Run | None = None

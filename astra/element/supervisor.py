@@ -20,7 +20,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from astra.config import settings
-from astra.element.board import Board
+from astra.element.progress_board import ProgressBoard
 from astra.errors import OutOfHours
 from astra.processes import born_s, now_s
 from astra.states import KILLED, OUT_OF_MEMORY, TIMED_OUT
@@ -37,7 +37,7 @@ _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 def supervised(
-    work: Callable[[Board], int], row_timeout_s: float = 0.0, stop_at: float | None = None
+    work: Callable[[ProgressBoard], int], row_timeout_s: float = 0.0, stop_at: float | None = None
 ) -> int:
     """Run an element's `work` in a child process, again after each crash; return its exit status.
 
@@ -49,7 +49,7 @@ def supervised(
     """
     # Who started this process may ignore it, so that nobody would learn how a process ended.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    board, requests = Board(), _StopRequests()
+    board, requests = ProgressBoard(), _StopRequests()
     try:
         return _supervised(work, board, _Parent(board, requests, row_timeout_s, stop_at))
     finally:
@@ -57,7 +57,9 @@ def supervised(
         requests.unblock()
 
 
-def _supervised(work: Callable[[Board], int], board: Board, parent: "_Parent") -> int:
+def _supervised(
+    work: Callable[[ProgressBoard], int], board: ProgressBoard, parent: "_Parent"
+) -> int:
     """Fork a child that works, and fork it again after each crash; return the exit status.
 
     The child returns from this function, too, with the exit status of its work.
@@ -96,7 +98,7 @@ def _supervised(work: Callable[[Board], int], board: Board, parent: "_Parent") -
             return 77
 
 
-def _child(work: Callable[[Board], int], board: Board, parent: int) -> int:
+def _child(work: Callable[[ProgressBoard], int], board: ProgressBoard, parent: int) -> int:
     """Run the work in the child, which is killed if its parent ends."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:  # the parent died before the line above
@@ -176,7 +178,11 @@ class _Parent:
     """
 
     def __init__(
-        self, board: Board, requests: _StopRequests, row_timeout_s: float, stop_at: float | None
+        self,
+        board: ProgressBoard,
+        requests: _StopRequests,
+        row_timeout_s: float,
+        stop_at: float | None,
     ) -> None:
         self.board, self.requests = board, requests
         self.row_timeout_s, self.stop_at = row_timeout_s, stop_at

@@ -46,7 +46,7 @@ def verify(plan: int, max_listed: int = 20) -> Verdict:
     find_modules(frozen)
     output, is_grouped = load(frozen.output_model), _is_grouped(frozen)
     with connection(), dialect().snapshot([output] if dialect().columns(output) else []):
-        return Verifier(Plan.get_by_id(frozen.pk), max_listed, is_grouped).checked()
+        return Verifier(Plan.get_by_id(frozen.pk), max_listed, is_grouped).verdict()
 
 
 def _is_grouped(plan: Plan) -> bool:

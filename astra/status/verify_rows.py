@@ -37,7 +37,7 @@ OF_RESULTS = (
 #: whether a further result was refused; whether a time, a count or its provenance is impossible.
 OF_RECORDS = ("key", "of_plan", "refused", "attempt", "page", "bad")
 
-Kind = type[RowWithoutResult]
+RecordModel = type[RowWithoutResult]
 
 
 class Verifier:
@@ -60,30 +60,31 @@ class Verifier:
         self.numbers: dict[str, int] = {}
         self.breaches: list[Breach] = []
         self.checks: Counter[str] = Counter()
-        self.seen: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter()
         self.attempts = attempts_of(plan)
         pairs = sorted((a.pk, page) for page, attempts in self.attempts.items() for a in attempts)
         self.attempt_pks = np.array([pk for pk, _ in pairs], dtype=np.int64)
         self.attempt_pages = np.array([page for _, page in pairs], dtype=np.int64)
-        self.recorded: dict[Kind, bool] = {m: _any_of(plan, m) for m in (Failure, NoResult)}
+        self.recorded: dict[RecordModel, bool] = {m: _any_of(plan, m) for m in (Failure, NoResult)}
         self.records = RecordChecks(plan, self.model, self.output)
         self.latest = self.records.latest
         self.n_ours = 0  # results of the plan's attempts for the plan's rows
         # How many of its rows have a record of this kind that belongs to the plan.
-        self.n_recorded: Counter[Kind] = Counter()
+        self.n_recorded: Counter[RecordModel] = Counter()
 
-    def checked(self) -> Verdict:
+    def verdict(self) -> Verdict:
+        """Run all checks, inside a snapshot of the database, and return what they found."""
         for problem in self.records.values():
-            self._add("values", None, None, problem)
+            self._add_breach("values", None, None, problem)
         if not self.checks:  # the other checks cannot handle impossible values
             self._check()
-        n_rows = {outcome.name.lower(): self.seen[outcome.name] for outcome in Outcome}
+        n_rows = {outcome.name.lower(): self.counts[outcome.name] for outcome in Outcome}
         n_ended = sum(n_rows.values()) - n_rows["pending"]
         return Verdict(
             self.plan.pk, self.plan.task, self.plan.n_pages, self.plan.n_rows,
             sound=not self.checks, whole=n_ended == self.plan.n_rows, rows=n_rows,
-            n_attempts=len(self.attempt_pks), modified_since=self.seen["modified"],
-            of_others=self.seen["others"], inputs_gone=self.seen["gone"],
+            n_attempts=len(self.attempt_pks), modified_since=self.counts["modified"],
+            of_others=self.counts["others"], inputs_gone=self.counts["gone"],
             n_breaches=sum(self.checks.values()), breaches=tuple(self.breaches),
             checks=dict(self.checks),
         )  # fmt: skip
@@ -121,47 +122,48 @@ class Verifier:
         """Return the keys that these numbers represent."""
         return numbers if self.key.is_whole else [self.texts[number] for number in numbers]
 
-    def _add(self, check: str, page: int | None, number: int | None, problem: str) -> None:
+    def _add_breach(self, check: str, page: int | None, number: int | None, problem: str) -> None:
         """Count a breach, and list it unless enough breaches of this check are listed."""
         key = None if number is None else self._keys([number])[0]
         self.checks[check] += 1
         if self.checks[check] <= self.max_listed:
             self.breaches.append(Breach(check, page, key, problem))
 
-    def _add_each(self, check: str, rows: Rows, which: Flags, problem: str) -> None:
+    def _add_breaches(self, check: str, rows: Rows, which: Flags, problem: str) -> None:
+        """Count a breach for each of the rows that `which` marks."""
         for place in np.flatnonzero(which):
-            self._add(check, int(rows.page[place]), int(rows.key[place]), problem)
+            self._add_breach(check, int(rows.page[place]), int(rows.key[place]), problem)
 
     # -- the plan and its pages -------------------------------------------------------------
 
     def _check_records(self) -> None:
         """Check the tables, the plan, and that each of its records belongs to one of its rows."""
         for problem in self.records.guards():
-            self._add("guards", None, None, problem)
+            self._add_breach("guards", None, None, problem)
         for problem in orphans():
-            self._add("orphans", None, None, problem)
+            self._add_breach("orphans", None, None, problem)
         for number, problem in self.records.of_plan():
-            self._add("records", number, None, problem)
+            self._add_breach("records", number, None, problem)
         n = 0 if self.is_grouped or self.checks["shape"] else self.records.n_results()
         if n > self.n_ours:
             problem = f"{n} results name attempts of the plan, but only {self.n_ours} of them"
-            self._add("orphans", None, None, f"{problem} are results of its rows")
+            self._add_breach("orphans", None, None, f"{problem} are results of its rows")
         for kind in self.recorded:
             of_plan = self._of_task(kind) & (kind.plan_pk == self.plan.pk)
             if (n := kind.select().where(of_plan).count()) > self.n_recorded[kind]:
                 problem = f"{n} rows of the table {kind._meta.table_name} name the plan, but only "
                 problem += f"{self.n_recorded[kind]} of them name one of its rows"
-                self._add("orphans", None, None, problem)
+                self._add_breach("orphans", None, None, problem)
 
     def _check_page_numbers(self, numbers: list[int], n_rows: int) -> None:
         expected = set(range(1, self.plan.n_pages + 1))
         for number in sorted(expected - set(numbers)):
-            self._add("pages", number, None, "the page is missing")
+            self._add_breach("pages", number, None, "the page is missing")
         for number in sorted(set(numbers) - expected):
-            self._add("pages", number, None, f"the plan has only {self.plan.n_pages} pages")
+            self._add_breach("pages", number, None, f"the plan has only {self.plan.n_pages} pages")
         if n_rows != self.plan.n_rows:
             problem = f"the pages have {n_rows} rows, but the plan has {self.plan.n_rows}"
-            self._add("pages", None, None, problem)
+            self._add_breach("pages", None, None, problem)
 
     def _check_keys(self, keys: list[tuple[int, Sequence[int]]]) -> None:
         all_keys = np.concatenate([np.array(k, dtype=np.int64) for _, k in keys] or [np.array([])])
@@ -169,7 +171,7 @@ class Verifier:
         order = np.argsort(all_keys, kind="stable")
         for place in np.flatnonzero(np.diff(all_keys[order]) == 0):
             first, second = page[order[place]], page[order[place + 1]]
-            self._add(
+            self._add_breach(
                 "key-twice", int(first), int(all_keys[order[place]]), f"it is also in page {second}"
             )
 
@@ -177,51 +179,53 @@ class Verifier:
         """Check a page and its attempts; return whether its rows can be checked one by one."""
         number, outcomes = page.number, bytes(page.outcomes)
         if not self._has_keys(page):
-            self._add("shape", number, None, "it has no keys, or keys of another kind")
+            self._add_breach("shape", number, None, "it has no keys, or keys of another kind")
             return False
         if not len(page.row_keys) == len(outcomes) == page.n_rows or set(outcomes) - set(Outcome):
             problem = f"it has {page.n_rows} rows, {len(page.row_keys)} keys, "
             problem += f"{len(outcomes)} outcomes"
             if unknown := sorted(set(outcomes) - set(Outcome)):
                 problem += f", some of them unknown: {unknown[:5]}"
-            self._add("shape", number, None, problem)
+            self._add_breach("shape", number, None, problem)
             return False
         for name, outcome in COUNTED.items():
             recorded, counted = getattr(page, name), outcomes.count(outcome)
             if recorded != counted:
                 problem = f"{name} is {recorded}, but its outcomes add up to {counted}"
-                self._add("counts", number, None, problem)
+                self._add_breach("counts", number, None, problem)
         for outcome in Outcome:
-            self.seen[outcome.name] += outcomes.count(outcome)
+            self.counts[outcome.name] += outcomes.count(outcome)
         self._check_attempts(page)
         return True
 
     def _check_attempts(self, page: Page) -> None:
         attempts = self.attempts.get(page.number, [])
         for problem in self.records.of_page(page, attempts):
-            self._add("records", page.number, None, problem)
+            self._add_breach("records", page.number, None, problem)
         last = attempts[-1].pk if attempts else None
         if page.attempt_pk != last:
             problem = f"it belongs to attempt {page.attempt_pk}, but its last attempt is {last}"
-            self._add("attempts", page.number, None, problem)
+            self._add_breach("attempts", page.number, None, problem)
         for attempt in attempts[:-1]:
             if attempt.state == AttemptState.RUNNING:
                 problem = f"attempt {attempt.pk} is still running beside the last one, {last}"
-                self._add("attempts", page.number, None, problem)
+                self._add_breach("attempts", page.number, None, problem)
         ended = sum(a.n_done + a.n_found for a in attempts)
         if ended != page.n_done:
             problem = f"n_done is {page.n_done}, but its attempts add up to {ended}"
-            self._add("sums", page.number, None, problem)
+            self._add_breach("sums", page.number, None, problem)
         for name in ("n_failed", "n_no_result"):
             ended = sum(getattr(a, name) for a in attempts)
             # Attempts may have more of them than the page, if rows were processed again since.
             if ended < getattr(page, name):
                 problem = f"{name} is {getattr(page, name)}, but its attempts add up to {ended}"
-                self._add("sums", page.number, None, problem)
+                self._add_breach("sums", page.number, None, problem)
         pending = page.n_pending
         again = max(0, self._n_made_pending(page))
         if attempts and attempts[-1].state == AttemptState.DONE and pending > again:
-            self._add("done-too-early", page.number, None, f"{pending} rows are still pending")
+            self._add_breach(
+                "done-too-early", page.number, None, f"{pending} rows are still pending"
+            )
 
     def _n_made_pending(self, page: Page, *names: str) -> int:
         """Count the ended rows of a page that were made pending again."""
@@ -246,7 +250,7 @@ class Verifier:
                 raise
             if len(pages) == 1:
                 problem = f"it has keys that are not keys of its table: {dialect().message(error)}"
-                return self._add("shape", pages[0].number, None, problem)
+                return self._add_breach("shape", pages[0].number, None, problem)
         half = len(pages) // 2
         self._check_readable(pages[:half])
         self._check_readable(pages[half:])
@@ -267,29 +271,29 @@ class Verifier:
         elsewhere = (result.there & ~is_ours) | (failure.there & (failure["of_plan"] == 0))
         elsewhere |= nothing.there & (nothing["of_plan"] == 0)
 
-        note = self._add_each
-        note("result-missing", rows, is_done & ~result.there, "no result is stored")
+        add = self._add_breaches
+        add("result-missing", rows, is_done & ~result.there, "no result is stored")
         refused = failure.there & (failure["refused"] == 1)
         lost = failed & (~failure.there & ~elsewhere | refused & ~result.there)
-        note("failure-missing", rows, lost, "no failure is recorded")
+        add("failure-missing", rows, lost, "no failure is recorded")
         lost = empty & ~nothing.there & ~elsewhere
-        note("no-result-missing", rows, lost, "no record says that it has no result")
+        add("no-result-missing", rows, lost, "no record says that it has no result")
         both = "it counts as {}, but it also has a {} of this plan".format
         nothing_recorded = "record of no result"
-        note("ended-twice", rows, failed & is_ours, both("failed", "result"))
-        note("ended-twice", rows, empty & is_ours, both("without a result", "result"))
-        note("ended-twice", rows, is_done & our_failure, both("done", "failure"))
-        note("ended-twice", rows, is_done & our_nothing, both("done", nothing_recorded))
-        note("ended-twice", rows, failed & our_nothing, both("failed", nothing_recorded))
-        note("ended-twice", rows, empty & our_failure, both("without a result", "failure"))
+        add("ended-twice", rows, failed & is_ours, both("failed", "result"))
+        add("ended-twice", rows, empty & is_ours, both("without a result", "result"))
+        add("ended-twice", rows, is_done & our_failure, both("done", "failure"))
+        add("ended-twice", rows, is_done & our_nothing, both("done", nothing_recorded))
+        add("ended-twice", rows, failed & our_nothing, both("failed", nothing_recorded))
+        add("ended-twice", rows, empty & our_failure, both("without a result", "failure"))
         uncounted = pending & is_ours
-        note("not-counted", rows, uncounted, "its result is stored, but it counts as pending")
+        add("not-counted", rows, uncounted, "its result is stored, but it counts as pending")
         elsewhere_written = is_ours & (attempt_page != rows.page)
-        note("wrong-page", rows, elsewhere_written, "an attempt at another page wrote its result")
+        add("wrong-page", rows, elsewhere_written, "an attempt at another page wrote its result")
         early = is_ours & result.any_own(result.every["read_outside"] == 1)
-        note("read-too-early", rows, early, "its input was read before its attempt began")
+        add("read-too-early", rows, early, "its input was read before its attempt began")
         early = is_ours & result.any_own(result.every["stored_before"] == 1)
-        note("read-too-early", rows, early, "it was stored before its input was read")
+        add("read-too-early", rows, early, "it was stored before its input was read")
         self._check_origins(rows, result, attempt_page)
         for kind, record in ((Failure, failure), (NoResult, nothing)):
             self._check_records_of_rows(kind, rows, record)
@@ -301,26 +305,26 @@ class Verifier:
                 page, rows, on_page & pending & our_nothing, "n_no_result", "record"
             )
             self._check_written(page, written_by[on_page & is_ours])
-        self.seen["modified"] += int(np.sum(is_done & result.there & (result["input"] == 1)))
-        self.seen["gone"] += int(np.sum(is_done & result.there & (result["input"] == 2)))
+        self.counts["modified"] += int(np.sum(is_done & result.there & (result["input"] == 1)))
+        self.counts["gone"] += int(np.sum(is_done & result.there & (result["input"] == 2)))
         ends = (is_done & ~is_ours) | (failed & ~our_failure) | (empty & ~our_nothing)
-        self.seen["others"] += int(np.sum(ends & elsewhere))
+        self.counts["others"] += int(np.sum(ends & elsewhere))
 
     def _check_origins(self, rows: Rows, result: StoredRows, attempt_page: Numbers) -> None:
         """Check for results that no attempt of the plan can have written."""
-        note, is_ours = self._add_each, result.there & (attempt_page > 0)
+        add, is_ours = self._add_breaches, result.there & (attempt_page > 0)
         late = result.any_own(result.every["bad_time"] == 1)
-        note("moments", rows, late, "a time of its result is in the future or in the wrong order")
+        add("moments", rows, late, "a time of its result is in the future or in the wrong order")
         wrong = result.any_own(result.every["bad_source"] == 1)
-        note("wrong-source", rows, wrong, "its result has another source_pk than the row")
+        add("wrong-source", rows, wrong, "its result has another source_pk than the row")
         is_known = np.isin(result.every["made_by"], self.records.origins)
         wrong = is_ours & result.any_own(~is_known)
-        note("attempt-unknown", rows, wrong, "the made_by of its result belongs to another plan")
+        add("attempt-unknown", rows, wrong, "the made_by of its result belongs to another plan")
         twice = result.any_of(result.is_again)
-        note("result-twice", rows, twice, "it has two results of the same number")
+        add("result-twice", rows, twice, "it has two results of the same number")
         mixed = result.any_of(result.is_gap)
         problem = "its results are not numbered from 0 upwards, or are from two attempts"
-        note("result-mixed", rows, mixed, problem)
+        add("result-mixed", rows, mixed, problem)
         is_done = rows.ended(Outcome.RESULT) & result.there
         of_others = is_done & ~is_ours
         if of_others.any() and is_ours.any():
@@ -330,7 +334,7 @@ class Verifier:
             of_others[np.flatnonzero(of_others)] = forged
             problem = "its input was read together with the plan's rows, but its result names none "
             problem += "of the plan's attempts"
-            note("attempt-unknown", rows, of_others, problem)
+            add("attempt-unknown", rows, of_others, problem)
 
     def _moments_of_reading(self, keys: Sequence[RowKey]) -> tuple[set[object], dict[int, object]]:
         """Return when rows with our results were read and, by key, when the other rows were."""
@@ -344,7 +348,7 @@ class Verifier:
             {number: read for number, attempt, read in readings if attempt not in our_attempts},
         )
 
-    def _check_records_of_rows(self, kind: Kind, rows: Rows, record: StoredRows) -> None:
+    def _check_records_of_rows(self, kind: RecordModel, rows: Rows, record: StoredRows) -> None:
         """Check for records that name another plan or page than their attempt."""
         attempt_page, is_ours = self._pages_of(record["attempt"]), record["of_plan"] == 1
         self.n_recorded[kind] += int(np.sum(record.there & is_ours))
@@ -357,7 +361,7 @@ class Verifier:
         problem = f"its row of the table {name} does not match attempt {{}}, which it names"
         for place in np.flatnonzero(wrong):
             attempt = record["attempt"][place]
-            self._add(
+            self._add_breach(
                 "given-away", int(rows.page[place]), int(rows.key[place]), problem.format(attempt)
             )
 
@@ -366,7 +370,7 @@ class Verifier:
         n = int(np.sum(which))
         if n > (again := self._n_made_pending(page, name)):
             problem = f"its {kind} is stored, but it counts as pending; {again} rows of the page "
-            self._add_each("not-counted", rows, which, problem + "are being processed again")
+            self._add_breaches("not-counted", rows, which, problem + "are being processed again")
 
     def _check_written(self, page: Page, attempt_pks: Numbers) -> None:
         written = Counter(attempt_pks.tolist())
@@ -376,7 +380,7 @@ class Verifier:
                     f"attempt {attempt.pk} ({attempt.state}) counted {attempt.n_done} results, but "
                     f"{written[attempt.pk]} results name it"
                 )
-                self._add("written-unseen", page.number, None, problem)
+                self._add_breach("written-unseen", page.number, None, problem)
 
     def _pages_of(self, attempt_pks: Numbers) -> Numbers:
         """Return the page of this plan of each attempt; 0 where an attempt belongs to none."""
@@ -434,7 +438,7 @@ class Verifier:
         is_given = output.source_pk.is_null(False)
         return _flag(is_given & another & is_up_to_date(output, model))
 
-    def _of_task(self, kind: Kind) -> ColumnBase:
+    def _of_task(self, kind: RecordModel) -> ColumnBase:
         """Return the clause that a record belongs to the plan's task, table and version."""
         return (
             (kind.task == self.plan.task)
@@ -442,7 +446,7 @@ class Verifier:
             & (kind.v_astra_major_minor == self.plan.version.major_minor)
         )
 
-    def _records(self, kind: Kind, keys: Sequence[RowKey]) -> list[tuple[int, ...]]:
+    def _records(self, kind: RecordModel, keys: Sequence[RowKey]) -> list[tuple[int, ...]]:
         """Return the columns `OF_RECORDS` of each failure or record of no result."""
         if not self.recorded[kind]:
             return []
@@ -472,7 +476,7 @@ def _flag(clause: ColumnBase) -> ColumnBase:
     return peewee.Case(None, ((clause, 1),), 0)
 
 
-def _any_of(plan: Plan, kind: Kind) -> bool:
+def _any_of(plan: Plan, kind: RecordModel) -> bool:
     query = kind.select(kind.pk).where(
         (kind.task == plan.task) & (kind.input_table == plan.input_table)
     )

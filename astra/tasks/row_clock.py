@@ -9,8 +9,8 @@ from astra.results.histogram import RowTimes
 from astra.results.rows import HandedRow
 
 
-class Board(Protocol):
-    """The part of `astra.element.board.Board` that a run of a task writes."""
+class ProgressBoard(Protocol):
+    """The part of `astra.element.progress_board.ProgressBoard` that a run of a task writes."""
 
     def clear(self) -> None:
         """Note that no row is in progress."""
@@ -31,7 +31,7 @@ class RowClock:
     board : is notified when the task starts and stops computing.
     """
 
-    def __init__(self, n_rows: int | None, board: Board | None) -> None:
+    def __init__(self, n_rows: int | None, board: ProgressBoard | None) -> None:
         self.n_rows = n_rows
         self.shared: list[float] | memoryview[float] = [0.0] if board is None else board.since
         self.row_times = RowTimes()  # of the rows of a page that have ended

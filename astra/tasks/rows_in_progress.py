@@ -7,7 +7,7 @@ import peewee
 
 from astra.models.keys import as_key, moment_in, table_name
 from astra.results.rows import HandedRow, Target, YieldedResult
-from astra.tasks.row_clock import Board
+from astra.tasks.row_clock import ProgressBoard
 
 
 class RowsInProgress:
@@ -21,7 +21,9 @@ class RowsInProgress:
     board : is notified of the rows in progress.
     """
 
-    def __init__(self, target: Target, keeps_rows: bool, is_page: bool, board: Board | None):
+    def __init__(
+        self, target: Target, keeps_rows: bool, is_page: bool, board: ProgressBoard | None
+    ):
         self.target, self.key_name = target, target.key_name
         self.keeps_rows, self.is_page, self.board = keeps_rows, is_page, board
         #: By place in the page: 1 while a row is in progress.

@@ -29,7 +29,7 @@ from astra.results.rows import (
 from astra.results.stopping import INTERRUPTIONS, ActiveRuns, Terminated, end_forked
 from astra.results.writer import Writer
 from astra.tasks.blame import Blame
-from astra.tasks.row_clock import Board, RowClock, share_out
+from astra.tasks.row_clock import ProgressBoard, RowClock, share_out
 from astra.tasks.rows_in_progress import RowsInProgress
 
 log = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ class Run:
         n_rows: int | None = None,
         *,
         may_write_last_here: Callable[[], bool] = lambda: False,
-        board: Board | None = None,
+        board: ProgressBoard | None = None,
         outer_exceptions: tuple[type[BaseException], ...] = (MemoryError,),
     ) -> None:
         self.call, self.writer, self.n_rows, self.may_write_last_here, self.board = (

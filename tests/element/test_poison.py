@@ -11,10 +11,10 @@ from astra.api import run_here
 from astra.config import settings
 from astra.database.connection import connection
 from astra.element import deaths
-from astra.element.board import Board
 from astra.element.claiming import claim_page, this_process
 from astra.element.deaths import give_up, note_death
 from astra.element.element import Element
+from astra.element.progress_board import ProgressBoard
 from astra.element.suspects import Death
 from astra.models import BossVisitSpectrum
 from astra.models.attempts import Attempt, Suspect
@@ -121,7 +121,7 @@ def test_rows_that_end_soon_after_their_timeout_do_not_break_their_page(url, tmp
 
 @pytest.mark.parametrize("timed_out", [True, False])
 def test_a_page_is_given_back_unless_a_row_of_it_has_timed_out(url, timed_out):
-    plan, board, stop = plan_of(3, 3), Board(), Stop()
+    plan, board, stop = plan_of(3, 3), ProgressBoard(), Stop()
     if timed_out:
         board.time_out()
     stop.ask("SIGTERM")
@@ -137,7 +137,7 @@ def test_a_death_counts_once_although_its_record_was_not_acknowledged(url, alive
     plan = plan_of(10, 10)
     claim = claim_page(plan, 1, pool_of(plan), 1, this_process("local", Path()))
     assert claim is not None
-    board = Board()
+    board = ProgressBoard()
     board.begin_page(claim.page.pk, claim.attempt.pk, claim.page.n_rows)
     board.flags[0] = 1
     for _ in range(2):  # what is committed, and repeated as the answer was lost
@@ -146,7 +146,7 @@ def test_a_death_counts_once_although_its_record_was_not_acknowledged(url, alive
 
 
 def test_a_page_that_was_done_before_its_process_crashed_is_not_broken(url):
-    plan, board = plan_of(4, 4), Board()
+    plan, board = plan_of(4, 4), ProgressBoard()
     run_here(plan.pk)
     with connection():
         attempt = Attempt.get()
@@ -162,7 +162,7 @@ def test_a_crash_that_cannot_be_recorded_does_not_end_the_element_by_a_bug(
 ):
     (tmp_path / "astra.toml").write_text("[database]\nretry_for_s = 0\n")
     settings.reset()
-    board, death = Board(), Death("KilledProcess", "killed its process")
+    board, death = ProgressBoard(), Death("KilledProcess", "killed its process")
     board.begin_page(1, 1, 4)
     board.flags[0] = 1
 
@@ -178,7 +178,7 @@ def test_a_crash_that_cannot_be_recorded_does_not_end_the_element_by_a_bug(
 
 def test_a_process_begins_with_no_row_in_progress():
     """The board is reset, although the crash of the process before may not be recorded."""
-    board = Board()
+    board = ProgressBoard()
     for _ in range(2):
         board.reset(0.0)
         if (pid := os.fork()) == 0:

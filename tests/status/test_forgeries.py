@@ -412,7 +412,7 @@ def assert_named(check: str, *statements: str) -> None:
             forge(statement)
         found = Verifier(
             Plan.get_by_id(1), max_listed=20, is_grouped=False
-        ).checked()  # as `verify` does in a snapshot
+        ).verdict()  # as `verify` does in a snapshot
         transaction.rollback()
     assert not found.sound and found.exit_status == 4
     assert check in found.checks, found.breaches
@@ -444,7 +444,7 @@ def test_what_may_be_is_sound(archive):
         audit("page")
         found = Verifier(
             Plan.get_by_id(1), max_listed=20, is_grouped=False
-        ).checked()  # as `verify` does in a snapshot
+        ).verdict()  # as `verify` does in a snapshot
         transaction.rollback()
     assert found.sound, found.breaches
     assert (found.of_others, found.modified_since) == (2, 1)

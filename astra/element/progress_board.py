@@ -1,4 +1,4 @@
-"""The board: which rows are in progress, in memory that an element's two processes share."""
+"""Which rows are in progress, in memory that the two processes of an element share."""
 
 import mmap
 
@@ -10,7 +10,7 @@ _HEADER = 64
 _PAGE, _ATTEMPT, _SINCE, _FINISHED, _N_ROWS, _MEMORY, _START, _TIMED_OUT = range(8)
 
 
-class Board:
+class ProgressBoard:
     """Track the rows in progress: those that the task was given and that have not ended.
 
     The child writes the board, and its parent reads it after the child has crashed.
