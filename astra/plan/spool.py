@@ -14,6 +14,7 @@ import logging
 import os
 import stat
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import date, datetime
 from decimal import Decimal
@@ -121,7 +122,7 @@ def _lines(checkpoint: Checkpoint) -> Iterator[str]:
             values = {k: _plain(v) for k, v in yielded.result.__data__.items()}
             line = json.dumps({"result": values, **_handed(yielded.handed)})
             results.setdefault(key, []).append(line)
-        except (TypeError, ValueError, AttributeError) as error:
+        except Exception as error:  # a value of the task's own may raise anything
             log.warning("row %s is not written to the spool file: %s", key, error)
             unfit.add(key)
     for key, lines in results.items():  # all results of a row, or none
@@ -277,7 +278,8 @@ def recover(plan: Plan, page: int | None = None, stop: Stop | None = None) -> Re
                 log.warning("%s; it is renamed and not used", error)
                 aside += _set_aside(path)
             continue
-        path.unlink(missing_ok=True)  # another process may have stored it at the same time
+        with _unless_gone(path):
+            path.unlink()
         n_files, n_refused = n_files + 1, n_refused + len(valid.refused)
         n_rows += len(valid) - len(valid.refused)
         n_passed += header.rows - len(valid)
@@ -286,11 +288,21 @@ def recover(plan: Plan, page: int | None = None, stop: Stop | None = None) -> Re
 
 def _set_aside(path: Path) -> list[str]:
     renamed = path.with_suffix(".aside")
-    try:
+    with _unless_gone(path):
         os.replace(path, renamed)
-    except FileNotFoundError:  # another process renamed it at the same time
-        return []
-    return [str(renamed)]
+        return [str(renamed)]
+    return []
+
+
+@contextmanager
+def _unless_gone(path: Path) -> Iterator[None]:
+    """Go on if a file cannot be renamed or removed: another process has done it, or nobody may."""
+    try:
+        yield
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        log.warning("%s cannot be renamed or removed: %s", path, error.strerror)
 
 
 def _store(

@@ -1,5 +1,6 @@
 """Spool files: stored by whoever comes first, from wherever they are recovered."""
 
+import errno
 import hashlib
 import json
 import os
@@ -123,12 +124,17 @@ def test_a_further_result_of_a_row_is_not_spooled(sqlite_url):
     assert list(spool._lines(Checkpoint([further]))) == []
 
 
-def test_all_results_of_a_row_are_spooled_or_none(sqlite_url):
+_ENDLESS: list[object] = []
+_ENDLESS.append(_ENDLESS)
+
+
+@pytest.mark.parametrize("unfit", [object(), _ENDLESS], ids=["object", "endless"])
+def test_all_results_of_a_row_are_spooled_or_none(sqlite_url, unfit):
     """The row would end with the others, and the one that cannot be spooled would be missing."""
     fill(2)
     one, two = BossVisitSpectrum.select().order_by(BossVisitSpectrum.spectrum_pk)
     checkpoint = Checkpoint()
-    for row, texts in ((one, [None, object(), None]), (two, [None, None])):
+    for row, texts in ((one, [None, unfit, None]), (two, [None, None])):
         handed = HandedRow(row.spectrum_pk, None)
         for text in texts:
             result = Measured.from_spectrum(row, value=1.0, text=text)
@@ -272,3 +278,17 @@ def test_foreign_files_in_the_spool_folder_are_skipped(sqlite_url):
     assert found.files == 0 and len(found.set_aside) == 5
     resume_local(plan.pk)
     assert verify(plan.pk).whole and (folder / "notes.txt").exists()
+
+
+def test_a_folder_in_which_nothing_can_be_changed_keeps_no_element_from_its_page(url, monkeypatch):
+    """As one of another member of the group, or on a disk that is read-only by now."""
+    plan = get_plan(spooled())
+    (path,) = run_folder.spool_files(plan.folder)
+    (path.parent / "page-2-attempt-7.spool").write_text("no header")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    monkeypatch.setattr(os, "replace", refuse)
+    assert [spool.recover(plan).rows for _ in range(2)] == [6, 0]
