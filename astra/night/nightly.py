@@ -38,7 +38,7 @@ from astra.config.run_folder import check_folder, write_whole
 from astra.config.settings import settings_of
 from astra.config.units import time_limit_s
 from astra.database.connection import connection, dialect
-from astra.errors import BusyError, ConfigError, SlurmError, Superseded, UsageError
+from astra.errors import AstraError, BusyError, ConfigError, SlurmError, Superseded, UsageError
 from astra.models.checks import check_version
 from astra.models.nights import Night, NightPlan
 from astra.night import finalizer as finalizer_module
@@ -301,7 +301,8 @@ def heal_all(name: str | None = None) -> list[Nightly]:
                 if fresh is not None and heal(fresh, _settings_of_begun(night.name)):
                     healed.append(_outcome(fresh, "running", NightStep(), "it has a new finalizer"))
         except Exception as error:  # a night that cannot be healed must not stop the others
-            log.error("the night %s (%d) has no finalizer: %r", night.name, night.pk, error)
+            if not isinstance(error, AstraError):  # its message does not say what it is about
+                log.error("the night %s (%d) has no finalizer: %r", night.name, night.pk, error)
             healed.append(_outcome(night, "without a finalizer", NightStep(), str(error)))
     return healed
 
@@ -374,7 +375,7 @@ def _close(
     rounds_left: bool,
 ) -> Nightly:
     """Close a night of which nothing is alive: store its state, write its report, notify people."""
-    reason = "" if rounds_left else f" after {settings.rounds} rounds"
+    reason = "" if rounds_left else f" after the last round ({settings.rounds})"
     if not hours_of(night).open():
         reason = f" because nothing begins after {settings.start_until or settings.drain_by}"
     missing = [*step.problems, *_missing(entries, settings, reason)]
