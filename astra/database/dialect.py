@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 import peewee
 
 from astra.database import queries
-from astra.errors import DatabaseError
+from astra.errors import DatabaseError, TaskError
 
 #: The dialect of each database.
 dialects: WeakKeyDictionary[peewee.Database, Any] = WeakKeyDictionary()
@@ -74,6 +74,15 @@ class NotStored(ValueError):
             effect = f"stored {value} in the column {column}: its type, a trigger or a rule of the "
             effect += f"table {table} changed what was yielded"
         super().__init__(f"the database took the result and {effect}")
+
+
+def no_moment(field: Any, kind: str | None) -> TaskError:
+    """Return the error to raise about a column that cannot hold when a row was modified."""
+    problem = f"is of the type {kind}, which says no moment" if kind else "is not in its table"
+    return TaskError(
+        f"{field.model.__name__}.{field.name} {problem}: class Meta: modified names a column of "
+        "dates or times"
+    )
 
 
 @dataclass(frozen=True)

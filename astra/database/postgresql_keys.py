@@ -13,8 +13,8 @@ from psycopg2.errors import UndefinedFunction
 
 from astra.database import postgresql_queries as queries
 from astra.database.array_text import array_literal
+from astra.database.dialect import no_moment
 from astra.database.postgresql_writing import Writing
-from astra.errors import TaskError
 
 _ZONED = "pg_catalog.timestamptz"
 
@@ -150,11 +150,7 @@ class Keys(Writing):
             return field
         if kind in ("timestamp", "date"):
             return fn.timezone("UTC", field.cast("timestamp"))
-        problem = f"is of the type {kind}, which says no moment" if kind else "is not in its table"
-        raise TaskError(
-            f"{field.model.__name__}.{field.name} {problem}: class Meta: modified names a column "
-            "of dates or times"
-        )
+        raise no_moment(field, kind)
 
     def nearest_moment(self, moment: Any) -> Any:
         """Replace moments that Python does not know by its first or last one, as reading does."""

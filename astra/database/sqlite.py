@@ -22,10 +22,16 @@ from astra.database.dialect import (
     adding_column,
     dialects,
     is_condition,
+    no_moment,
 )
 from astra.database.sqlite_writing import Writing
 from astra.database.values import FORMED
 from astra.database.values import check as check_value
+
+#: Types of columns that may hold dates, with their times.
+_DATED = frozenset(
+    {"DATE", "DATETIME", "MOMENT", "TIMESTAMP", "TIMESTAMPTZ", "TEXT", "VARCHAR", "CHAR"}
+)
 
 #: Parts of the messages of temporary errors. "locking protocol" is that of a transaction that lost
 #: a race with others for a log which a dead process has left.
@@ -275,7 +281,12 @@ class SQLite(Writing):
         return None
 
     def as_moment(self, field: Any) -> Any:
-        """Convert a column of dates or times to the format in which moments are compared."""
+        """Convert a column of dates or times to the format in which moments are compared.
+
+        A number would be taken for a Julian day.
+        """
+        if field.field_type not in _DATED:
+            raise no_moment(field, field.field_type)
         return fn.strftime("%Y-%m-%d %H:%M:%f", field).concat("000")
 
     def nearest_moment(self, moment: Any) -> Any:

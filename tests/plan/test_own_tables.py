@@ -313,6 +313,34 @@ def test_a_model_that_lacks_a_key_or_link_is_reported(others):
     assert StarPeriod.link_to(SurveyStar).row == ("uid",) and of_bright.__name__
 
 
+class Epoch(peewee.Model):
+    changed = peewee.TimestampField(null=True, default=None)
+    begin = peewee.TimeField(null=True)
+
+    class Meta:
+        table_name = "others_epoch"
+
+
+class OfEpoch(OutputModel):
+    epoch = result_of(Epoch)
+
+
+@as_task
+def of_epochs(rows: Iterable[Epoch]) -> Iterable[OfEpoch]:
+    for row in rows:
+        yield OfEpoch.from_row(row)
+
+
+@pytest.mark.parametrize("column", ["changed", "begin"])
+def test_a_number_or_a_time_of_day_says_not_when_a_row_was_modified(url, column, monkeypatch):
+    monkeypatch.setattr(Epoch._meta, "modified", column, raising=False)
+    with connection():
+        adopted(Epoch).create_table()
+        OfEpoch.create_table()
+    with pytest.raises(TaskError, match=f"Epoch.{column} is of the type .*, which says no moment"):
+        create_plan(of_epochs)
+
+
 class BySize(peewee.Model):
     size = peewee.DoubleField(primary_key=True)
 
