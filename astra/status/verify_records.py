@@ -241,6 +241,13 @@ def _contradictions(attempt: Attempt, submission: Submission) -> Iterator[str]:
         yield f"has the element {attempt.element}, but the array index {index}"
 
 
+def was_released(plan: Plan, page: Page, attempts: list[Attempt]) -> bool:
+    """Return whether a page was taken from its last attempt, which can write nothing more, since
+    the plan was cancelled."""
+    is_of_none = plan.cancelled is not None and page.attempt_pk is None
+    return is_of_none and attempts[-1].state == AttemptState.SUPERSEDED
+
+
 def attempts_of(plan: Plan) -> dict[int, list[Attempt]]:
     """Return the attempts of each page, in their order."""
     query = (

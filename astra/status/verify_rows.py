@@ -19,7 +19,7 @@ from astra.plan.pending import is_up_to_date
 from astra.states import COUNTED, AttemptState, Outcome
 from astra.status.verdict import Breach, Verdict
 from astra.status.verify_columns import OF_ANOTHER_KEY, Flags, Numbers, Rows, StoredRows
-from astra.status.verify_records import RecordChecks, attempts_of, orphans
+from astra.status.verify_records import RecordChecks, attempts_of, orphans, was_released
 
 #: Rows that are checked together.
 ROWS_AT_ONCE = 200_000
@@ -203,7 +203,7 @@ class Verifier:
         for problem in self.records.of_page(page, attempts):
             self._add_breach("records", page.number, None, problem)
         last = attempts[-1].pk if attempts else None
-        if page.attempt_pk != last:
+        if page.attempt_pk != last and not was_released(self.plan, page, attempts):
             problem = f"it belongs to attempt {page.attempt_pk}, but its last attempt is {last}"
             self._add_breach("attempts", page.number, None, problem)
         for attempt in attempts[:-1]:

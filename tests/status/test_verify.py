@@ -1,6 +1,8 @@
 """Verifying: sound plans are called sound, and whatever is broken by hand is found by its key."""
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import peewee
 import pytest
@@ -8,7 +10,8 @@ from click.testing import CliRunner
 
 from astra.api import run_here
 from astra.cli.group import main
-from astra.database.connection import database, dialect
+from astra.database.connection import connection, database, dialect, writing
+from astra.element.claiming import claim_page, this_process
 from astra.element.element import Element
 from astra.models import BossVisitSpectrum, Source
 from astra.models.attempts import Attempt
@@ -22,6 +25,7 @@ from astra.resume.cancel import cancel
 from astra.resume.resume import resume_local
 from astra.status.verdict import CHECKS
 from astra.status.verify import verify
+from astra.submit.local import pages_to_run, start_local
 from astra.tasks.made_by import arguments_of, digest_of, making_of, note_making
 from tests.sample_tasks import Measured, OfSource, fill, measure, on_sources
 
@@ -132,6 +136,20 @@ def test_a_cancelled_plan_whose_rows_another_takes(url):
     found = assert_sound(first, pending=30)
     assert found.of_others == 0
     assert_sound(second, result=30)
+
+
+def test_a_cancelled_plan_whose_element_had_been_killed(url):
+    """Its page was taken from the attempt, which recorded nothing; an attempt without a page is
+    a breach in any other plan."""
+    plan = plan_of(30)
+    submission = start_local(get_plan(plan), pages_to_run(get_plan(plan)))
+    killed = replace(this_process("local", Path()), pid_began="gone")
+    with connection(), writing():
+        claim_page(get_plan(plan), 1, submission, 1, killed)
+    assert cancel(plan).rows_held == 0
+    assert_sound(plan, pending=30)
+    Plan.update(cancelled=None).execute()
+    assert not verify(plan).sound
 
 
 def test_rows_modified_since_and_computed_again(url):
