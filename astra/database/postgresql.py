@@ -219,10 +219,10 @@ class PostgreSQL(Keys):
 
     @staticmethod
     def is_triggers(error: BaseException) -> bool:
-        """Return whether a trigger refused the row, whatever SQLSTATE it used."""
+        """Return whether a trigger refused the row, whatever SQLSTATE it used, or a policy did."""
         cause = _driver_error(error)
         source = cause.diag.source_function if isinstance(cause, psycopg2.Error) else None
-        return source in ("exec_stmt_raise", "exec_stmt_assert")
+        return source in ("exec_stmt_raise", "exec_stmt_assert", "ExecWithCheckOptions")
 
     def denied(self, error: BaseException) -> Denied | None:
         """Return which right the role lacks, if the error is about one."""

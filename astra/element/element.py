@@ -5,6 +5,7 @@ rows and writing a checkpoint each use a short one; everything between two pages
 """
 
 import logging
+from contextlib import suppress
 
 from peewee import SQL, Model, Query, Value
 
@@ -34,10 +35,12 @@ from astra.errors import (
     BusyError,
     DatabaseError,
     Interrupted,
+    NotAllowed,
     OutOfMemory,
     PlanPaused,
     PlanThrottled,
     Superseded,
+    TaskError,
     UsageError,
 )
 from astra.models.archive import check_archive
@@ -280,9 +283,13 @@ class Element:
             self.has_loaded = True
             collect_as_usual()
         stop = self.stop
-        reader = Reader(
-            task.model, task.output, claim, stop, meter.note_first_row, bool(self.plan.redo)
-        )
+        try:
+            reader = Reader(
+                task.model, task.output, claim, stop, meter.note_first_row, bool(self.plan.redo)
+            )
+        except TaskError as error:  # the table has changed since the plan was made
+            self._record_end(claim, AttemptState.BROKEN, str(error))
+            raise BrokenElement(str(error)) from error
         writer = self._writer(claim, task)
         run = Run(
             reader, task.call, writer, writer.n_rows, board=self.board,
@@ -297,7 +304,7 @@ class Element:
         except OutOfMemory:
             raise
         except DatabaseError as error:
-            raise _save_to_spool(self.plan, claim, writer, error) from error
+            raise self._keep_unwritten(claim, writer, error) from error
         except AstraError as error:
             if isinstance(error, BrokenElement) and not self.tally.n_stored:
                 stop.retrying(lambda: take_back_failures(claim))
@@ -317,8 +324,17 @@ class Element:
             if not claim.has_ended:
                 self._record_end(claim, AttemptState.DONE, run.blame.note)
         except DatabaseError as error:
-            raise _save_to_spool(self.plan, claim, writer, error) from error
+            raise self._keep_unwritten(claim, writer, error) from error
         return run.blame.note
+
+    def _keep_unwritten(self, claim: Claim, writer: Writer, error: DatabaseError) -> AstraError:
+        """Save what the database did not store in a file; return the error to raise."""
+        interrupted = _save_to_spool(self.plan, claim, writer, error)
+        if not isinstance(error, NotAllowed):
+            return interrupted
+        with suppress(NotAllowed):  # the database is there, and can be told why nothing is stored
+            self._record_end(claim, AttemptState.BROKEN, clean(str(interrupted), 2000))
+        return BrokenElement(str(interrupted))
 
     def _load(self, claim: Claim) -> LoadedTask:
         """Import the task and its tables, and bind the arguments of the plan.

@@ -27,11 +27,13 @@ from astra.night.clean import clean
 from astra.night.finalizer import folder_of
 from astra.plan.lookup import find_modules, get_plan, revoke_trust, task_of, trust
 from astra.plan.plan import create_plan
+from astra.plan.spool import recover
 from astra.processes import process_began
 from astra.resume.cancel import _end_processes, _running
 from astra.status.failures import failures
 from astra.status.plans import all_plans
 from astra.status.status import status
+from astra.status.verify import verify
 from astra.submit.intent import make_intent, new_submission
 from tests import forks
 from tests.conftest import ROOT, fresh_database
@@ -254,6 +256,27 @@ def test_the_element_replaces_the_results_of_a_row_that_has_fewer(of: Url) -> No
         assert run.state == "done"
         with connection():
             assert Peak.select().count() == rows
+
+
+@pytest.mark.parametrize("table", ["measured", "failure"])
+def test_a_page_is_broken_while_the_element_may_not_store(of: Url, table: str) -> None:
+    """Its rows are kept in a file, and stored once it may."""
+    plan = planned(of, raise_every=7)
+    token = submitted(of, plan)
+    role = '"{}"'.format(ROLES["writes"])
+    as_role(of, "owner")
+    database.execute_sql(f"REVOKE INSERT ON {table} FROM {role}")
+    as_role(of, "writes")
+    (run,) = run_element(plan, 1, token, planned_by=ROLES["plans"])
+    assert run.state == "broken" and f"permission denied for table {table}" in str(run.message)
+    as_role(of, "owner")
+    with connection():
+        attempt = Attempt.get()
+    assert attempt.state == "broken" and "rows are kept in" in attempt.message
+    database.execute_sql(f"GRANT INSERT ON {table} TO {role}")
+    as_role(of, "writes")
+    assert recover(get_plan(plan)).rows == 20
+    assert verify(plan).sound
 
 
 def test_the_element_pauses_a_plan_whose_pages_all_break(of: Url) -> None:

@@ -16,6 +16,7 @@ from astra.database.connection import bind, connection, dialect, reset
 from astra.element.trial import trial_of_plan
 from astra.errors import DatabaseError, TaskError, UsageError
 from astra.models import OutputModel, result_of
+from astra.models.attempts import Attempt
 from astra.models.failures import Failure, NoResult
 from astra.models.given_keys import find_keys
 from astra.models.keys import adopted, check_keys, key_of
@@ -470,3 +471,16 @@ def test_a_page_whose_keys_cannot_be_read_is_named(others, task):
     assert ("shape", 2) in {(breach.check, breach.page) for breach in found.breaches} or (
         dialect().name == "sqlite" and task is of_stars  # where any text may be a UUID
     )
+
+
+@pytest.mark.parametrize("others", ["postgresql"], indirect=True)
+def test_a_column_of_times_that_is_gone_breaks_the_page(others, postgres):
+    """The attempt says why, and is not taken for one whose process died."""
+    (planned,) = create_plan(of_stars)
+    dropped = "ALTER TABLE survey.star DROP COLUMN updated_at"
+    postgres.sql(dropped, database=urlsplit(others).path[1:])
+    bind(others)  # as an element in another process, which has not seen the column
+    run_here(planned.plan)
+    assert status(planned.plan).rows == {"done": 0, "broken": N}
+    with connection():
+        assert "SurveyStar.updated_at is not in its table" in Attempt.get().message

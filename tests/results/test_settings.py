@@ -56,22 +56,34 @@ def test_an_error_that_would_come_at_commit_is_its_rows(pg_url):
         assert Measured.select().count() == 59
 
 
-def test_row_level_security_is_no_obstacle(pg_url, postgres, monkeypatch):
+@pytest.mark.parametrize(
+    ("policy", "refused"),
+    [
+        ("true", []),
+        ("spectrum_pk <> 7", ["7"]),
+        ("spectrum_pk % 8 > 0", [str(8 * n) for n in range(1, 16)]),
+    ],
+)
+def test_row_level_security_is_no_obstacle(pg_url, postgres, monkeypatch, policy, refused):
     """COPY raises where policies hold: results are written in another way, as they allow."""
     fill(120)
     name = pg_url.partition("?")[0].rpartition("/")[2]
     with connection():
         database.execute_sql("ALTER TABLE measured ENABLE ROW LEVEL SECURITY")
         database.execute_sql("ALTER TABLE measured FORCE ROW LEVEL SECURITY")
-        database.execute_sql("CREATE POLICY everything ON measured USING (true) WITH CHECK (true)")
+        database.execute_sql(
+            f"CREATE POLICY allowed ON measured USING (true) WITH CHECK ({policy})".replace(
+                "%", "%%"
+            )
+        )
     url = postgres.url(name, user="astra")
     monkeypatch.setenv("ASTRA_DATABASE_URL", url)
     reset()
     bind(url)
     failures = run_all()
-    assert not failures
+    assert sorted(failures, key=int) == refused
     with connection():
-        assert Measured.select().count() == 120
+        assert Measured.select().count() == 120 - len(refused)
 
 
 def test_checkpoints_are_on_the_disk_whatever_a_role_is_set_to(pg_url):
