@@ -81,6 +81,10 @@ class Keys(Writing):
             values.append(f"timezone('UTC', {text}::timestamp)" if is_zoned else f"{text}::{kind}")
         return values
 
+    def may_change_keys(self, fields: Sequence[Any], stored: Sequence[Any]) -> bool:
+        """Return whether :meth:`changed_keys` has to be asked."""
+        return not _EXACT.issuperset(map(self._kind_of, [*fields, *stored]))
+
     def changed_keys(
         self,
         fields: Sequence[Any],
@@ -93,8 +97,6 @@ class Keys(Writing):
         `values` are the keys as the fields of the results, `stored`, write them: Python has no
         interval of months and no infinite date, and a type may have fewer digits.
         """
-        if _EXACT.issuperset(map(self._kind_of, [*fields, *stored])):
-            return []
         names = [field.column_name for field in stored]
         table = self.table(stored[0].model)
         types = dict(self.run(queries.EXACT_TYPES, (table, array_literal(names))).fetchall())

@@ -261,6 +261,10 @@ class SQLite(Writing):
             clauses.append(peewee.Expression(field, "=", SQL(text)))
         return SQL(queries.WANTED_KEYS, (self.pack_texts(keys),)), reduce(and_, clauses)
 
+    def may_change_keys(self, fields: Sequence[Any], stored: Sequence[Any]) -> bool:
+        """Return whether :meth:`changed_keys` has to be asked."""
+        return any(field.field_type in FORMED for field in stored)
+
     def changed_keys(
         self,
         fields: Sequence[Any],
@@ -270,8 +274,6 @@ class SQLite(Writing):
     ) -> list[int]:
         """Return the places of keys that results would store in another form."""
         formed = [n for n, field in enumerate(stored) if field.field_type in FORMED]
-        if not formed:
-            return []
         parts = [[key] if len(fields) == 1 else json.loads(key) for key in keys]
         pairs = enumerate(zip(parts, values, strict=True))
         return [n for n, (part, row) in pairs if any(str(part[i]) != str(row[i]) for i in formed)]

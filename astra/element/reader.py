@@ -31,7 +31,7 @@ from astra.database.threads import in_background
 from astra.element.suspects import CERTAIN
 from astra.errors import AstraError
 from astra.models.attempts import Attempt
-from astra.models.keys import FALSE, RowKey, all_rows, changed_keys, key_of, moment_of
+from astra.models.keys import FALSE, RowKey, all_rows, changed_keys, key_of, may_change, moment_of
 from astra.models.pipeline import OutputModel, link_of
 from astra.models.spectrum import pixel_columns
 from astra.plan.pending import has_result
@@ -229,19 +229,20 @@ class Reader:
 
     def _note_changed(self, rows: dict[RowKey, tuple[Model, object]]) -> set[RowKey]:
         """Record rows that results could not point to as failures, and remove them from `rows`."""
-        if self.key.is_whole:
+        stored = self.link.key(self.output)
+        if not may_change(self.key, stored):
             return set()
         names = [field.name for field in self.key.fields]
         values = {k: [row.__data__[name] for name in names] for k, (row, _) in rows.items()}
-        changed = set(changed_keys(self.key, self.link.key(self.output), values))
+        changed = set(changed_keys(self.key, stored, values))
         for k in changed:
-            _, stored = rows.pop(k)
+            _, moment = rows.pop(k)
             message = (
                 f"Python has the key as {', '.join(map(repr, values[k]))}, which "
                 f"{self.output.__name__} stores as another key: its result would not be found"
             )
             if self.writer is not None:
-                modified = OutputModel.input_modified.python_value(stored)
+                modified = OutputModel.input_modified.python_value(moment)
                 self.writer.add(failures=[Refusal(k, "KeyChanged", message, modified)])
         return changed
 

@@ -11,7 +11,7 @@ from astra.database.connection import connection, database, dialect, url
 from astra.errors import DatabaseError, TaskError
 from astra.models.base import BaseModel, missing_columns
 from astra.models.importing import import_path
-from astra.models.keys import changed_keys, key_of, modified_field
+from astra.models.keys import changed_keys, key_of, may_change, modified_field
 from astra.models.pipeline import OutputModel, link_of
 from astra.models.plans import Schema
 from astra.models.tracked_tables import is_tracked
@@ -133,8 +133,8 @@ def _check_first_keys(output: type[OutputModel], model: type[Model]) -> None:
 
     Single rows with such keys fail when they are read.
     """
-    key, link = key_of(model), link_of(output, model)
-    if key.is_whole:
+    key, stored = key_of(model), link_of(output, model).key(output)
+    if not may_change(key, stored):
         return
     query = model.select(key.text, *key.fields).limit(100)
     try:
@@ -144,7 +144,7 @@ def _check_first_keys(output: type[OutputModel], model: type[Model]) -> None:
         }
     except ValueError:  # a moment that Python does not know
         return
-    if rows and len(changed_keys(key, link.key(output), rows)) == len(rows):
+    if rows and len(changed_keys(key, stored, rows)) == len(rows):
         text, values = next(iter(rows.items()))
         names = ", ".join(field.name for field in key.fields)
         raise TaskError(

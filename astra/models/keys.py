@@ -343,6 +343,11 @@ def _check_forms(model: type[Model], key: Key) -> None:
                 )
 
 
+def may_change(key: Key, stored: Key) -> bool:
+    """Return whether results may not store some keys unchanged, by the types of the columns."""
+    return not key.is_whole and bool(dialect().may_change_keys(key.fields, stored.fields))
+
+
 def changed_keys(key: Key, stored: Key, rows: Mapping[RowKey, Sequence[object]]) -> list[RowKey]:
     """Return the keys that results would not store unchanged, so that they would be of other rows.
 
@@ -351,8 +356,6 @@ def changed_keys(key: Key, stored: Key, rows: Mapping[RowKey, Sequence[object]])
     stored : the columns of the results that hold the key.
     rows : the values that Python has of the columns of each key.
     """
-    if key.is_whole:
-        return []
     values: dict[RowKey, list[object]] = {}
     for row_key, row in rows.items():
         try:
