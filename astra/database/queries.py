@@ -19,7 +19,7 @@ ON_CONFLICT = """
 
 DROP_VIEW = "DROP VIEW IF EXISTS {view}"
 
-CREATE_VIEW = "CREATE VIEW {view} AS SELECT stored.* FROM {table} AS stored WHERE {condition}"
+CREATE_VIEW = "{create} {view} AS SELECT stored.* FROM {table} AS stored WHERE {condition}"
 
 #: A condition: no later version has a result for the same row.
 IS_CURRENT = """

@@ -78,10 +78,32 @@ def make_views(models: Iterable[type[BaseModel]]) -> list[str]:
             queries.IS_CURRENT.format(table=table, same_row=_same_row(model, link))
             for link, _ in links
         )
-        engine.run(queries.DROP_VIEW, view=view)
-        engine.run(queries.CREATE_VIEW, view=view, table=table, condition=current)
+        _replace_view(view, table, current)
         views.append(name)
     return views
+
+
+def _replace_view(view: str, table: str, condition: str) -> None:
+    """Create or replace a view; PostgreSQL keeps its grants, and others' views of it.
+
+    Raises
+    ------
+    DatabaseError
+        If its columns are not the first ones of its table, as after one was renamed.
+    """
+    engine, create = dialect(), "CREATE OR REPLACE VIEW"
+    if engine.name == "sqlite":
+        create = "CREATE VIEW"
+        engine.run(queries.DROP_VIEW, view=view)
+    try:
+        engine.run(queries.CREATE_VIEW, create=create, view=view, table=table, condition=condition)
+    except peewee.ProgrammingError as error:
+        if engine.denied(error):
+            raise
+        raise DatabaseError(
+            f"the view {view} cannot be replaced: {engine.message(error)}; nothing was changed; "
+            f"drop it (DROP VIEW {view}), and run this again"
+        ) from error
 
 
 def _name_beside(model: type[Model], name: str) -> str:

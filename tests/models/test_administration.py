@@ -113,6 +113,32 @@ def test_a_view_shows_the_results_of_the_last_version_of_each_row(url):
 
 
 @pytest.mark.postgres
+def test_a_view_is_replaced_with_its_grants_and_the_views_of_it(pg_url):
+    def views():
+        return CliRunner().invoke(main, ["initdb", MODULE, "--views"])
+
+    def run(statement: str) -> None:
+        with connection():
+            database.execute_sql(statement)
+
+    assert views().exit_code == 0
+    run("GRANT SELECT ON measured_current TO PUBLIC")
+    run("CREATE VIEW of_somebody AS SELECT value FROM measured_current")
+    run("ALTER TABLE measured ADD COLUMN own integer")
+    again = views()
+    assert again.exit_code == 0, again.output
+    with connection():
+        assert database.execute_sql(
+            "SELECT relacl::text LIKE '%%=r/%%' FROM pg_class WHERE relname = 'measured_current'"
+        ).fetchone() == (True,)
+        assert database.execute_sql("SELECT own FROM measured_current").fetchall() == []
+    run("ALTER TABLE measured RENAME COLUMN own TO owned")
+    renamed = views()
+    assert renamed.exit_code == 5 and "DROP VIEW" in renamed.output, renamed.output
+    assert "measured_current" in renamed.output and "Traceback" not in renamed.output
+
+
+@pytest.mark.postgres
 def test_initdb_recovers_from_a_deadlock_with_an_element(pg_url, monkeypatch):
     """A checkpoint locks tables in another order than initdb."""
     for module in ("administration", "schema"):  # however busy the machine is
