@@ -18,7 +18,7 @@ from astra.models.keys import Link, RowKey, as_key, key_of
 from astra.models.plans import Page
 from astra.results.batches import Written, check, store_batch, write_or_halve
 from astra.results.claim import Claim, Progress, Snapshot, hold_page
-from astra.results.columns import Group, by_columns, refused_by_database, row_by_row
+from astra.results.columns import Group, by_columns, refused_by_database
 from astra.results.multiple_results import write_rows
 from astra.results.rows import (
     Checkpoint,
@@ -139,9 +139,6 @@ def _write_results(
             _set_times(stored)
         return stored, refused
     groups = by_columns(results, target, claim, refused)
-    if groups is None:
-        refused.clear()
-        groups = row_by_row(results, target, claim, refused)
     stored = []
     for group in groups:
         stored += _store(group, target, refused, written)

@@ -42,36 +42,19 @@ _PLAIN: dict[type, type] = {
 }  # fmt: skip
 
 
-class BadColumn(Exception):
-    """A value cannot be stored in the database; ``__cause__`` is the error of its conversion."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
+class BadColumn(ValueError):
+    """A column holds a value that cannot be stored; :func:`check_values` finds and refuses it."""
 
 
-def as_row(result: OutputModel) -> dict[str, object]:
-    """Return the values that a result sets, by column.
+def as_columns(results: Sequence[OutputModel]) -> dict[str, Sequence[object]]:
+    """Return the values that results set, by column.
+
+    All results are of one model and set the same columns in the same order.
 
     Raises
     ------
     BadColumn
         If a value cannot be stored.
-    """
-    fields, row = result._meta.fields, {}
-    for name, value in result.__data__.items():
-        if name in BY_DATABASE:
-            continue
-        try:
-            row[fields[name].column_name] = _converted(fields[name], value)
-        except Exception as error:  # a field of the user's own may raise anything
-            raise BadColumn(name) from error
-    return row
-
-
-def as_columns(results: Sequence[OutputModel]) -> dict[str, Sequence[object]] | None:
-    """Return the values that results set, by column; None if one of them cannot be stored.
-
-    All results are of one model and set the same columns in the same order.
     """
     fields, names = results[0]._meta.fields, list(results[0].__data__)
     columns: dict[str, Sequence[object]] = {}
@@ -89,8 +72,8 @@ def as_columns(results: Sequence[OutputModel]) -> dict[str, Sequence[object]] | 
                 values = [stored[value] for value in values]
             elif not _are_plain(field, values, types):
                 values = [_converted(field, value) for value in values]
-        except Exception:  # the caller then finds the bad value and its error row by row
-            return None
+        except Exception as error:  # a field of the user's own may raise anything
+            raise BadColumn(name) from error
         columns[field.column_name] = values
     return columns
 
@@ -143,18 +126,25 @@ class Group:
 
 def by_columns(
     results: list[YieldedResult], target: Target, claim: Claim | None, refused: list[Refusal]
-) -> list[Group] | None:
-    """Group results by the columns that they set; return None if a value cannot be stored."""
+) -> list[Group]:
+    """Group results by the columns that they set; refuse those that cannot be stored."""
+    storable = results
     if not _are_all_storable(results, target, claim):
-        results = _storable(results, target, claim, refused)
+        storable = _storable(results, target, claim, refused)
+    try:
+        return _groups(storable, target, claim)
+    except BadColumn:
+        refused.clear()
+        storable = _storable(results, target, claim, refused, checks_values=True)
+        return _groups(storable, target, claim)
+
+
+def _groups(results: list[YieldedResult], target: Target, claim: Claim | None) -> list[Group]:
     set_origin(results, target, claim)
-    groups = []
-    for members in group_alike(results):
-        columns = as_columns([yielded.result for yielded in members])
-        if columns is None:
-            return None
-        groups.append(Group(members, columns))
-    return groups
+    return [
+        Group(members, as_columns([yielded.result for yielded in members]))
+        for members in group_alike(results)
+    ]
 
 
 def group_alike(results: list[YieldedResult]) -> Iterable[list[YieldedResult]]:
@@ -166,29 +156,6 @@ def group_alike(results: list[YieldedResult]) -> Iterable[list[YieldedResult]]:
     for yielded in results:
         groups.setdefault((type(yielded.result), *yielded.result.__data__), []).append(yielded)
     return groups.values()
-
-
-def row_by_row(
-    results: list[YieldedResult], target: Target, claim: Claim | None, refused: list[Refusal]
-) -> list[Group]:
-    """Group results like :func:`by_columns`; refuse those with a value that is not storable."""
-    seen: set[object] = set()
-    groups: dict[tuple[object, frozenset[str]], list[tuple[YieldedResult, dict[str, object]]]] = {}
-    for yielded in results:
-        try:
-            key = _key_to_store(yielded, target, claim, seen)
-            set_origin([yielded], target, claim)
-            row = checked_row(yielded)
-        except ResultRefused as error:
-            refused.append(error.refusal)
-            continue
-        seen.add(key)
-        kind = type(yielded.result), frozenset(row)
-        groups.setdefault(kind, []).append((yielded, row))
-    return [
-        Group([y for y, _ in members], {n: [row[n] for _, row in members] for n in members[0][1]})
-        for members in groups.values()
-    ]
 
 
 def _are_all_storable(results: list[YieldedResult], target: Target, claim: Claim | None) -> bool:
@@ -230,27 +197,39 @@ def _are_pending(keys: list[object], claim: Claim) -> bool:
 
 
 def _storable(
-    results: list[YieldedResult], target: Target, claim: Claim | None, refused: list[Refusal]
+    results: list[YieldedResult],
+    target: Target,
+    claim: Claim | None,
+    refused: list[Refusal],
+    checks_values: bool = False,
 ) -> list[YieldedResult]:
+    """Return the results that may be stored, and refuse the others; a refused one takes no key."""
     seen: set[object] = set()
     good = []
     for yielded in results:
         try:
-            seen.add(_key_to_store(yielded, target, claim, seen))
+            key = _key_to_store(yielded, target, claim, seen)
+            if checks_values:
+                check_values(yielded)
         except ResultRefused as error:
             refused.append(error.refusal)
         else:
+            seen.add(key)
             good.append(yielded)
     return good
 
 
-def checked_row(yielded: YieldedResult) -> dict[str, object]:
-    try:
-        return as_row(yielded.result)
-    except BadColumn as bad:
-        error = bad.__cause__ or bad
-        message = clean(f"column {bad.name}: {error_text(error)}", MESSAGE_LIMIT)
-        raise ResultRefused(yielded, type(error).__name__, message) from error
+def check_values(yielded: YieldedResult) -> None:
+    """Refuse a result with a value that cannot be stored."""
+    result = yielded.result
+    for name, value in result.__data__.items():
+        if name in BY_DATABASE:
+            continue
+        try:
+            _converted(result._meta.fields[name], value)
+        except Exception as error:  # a field of the user's own may raise anything
+            message = clean(f"column {name}: {error_text(error)}", MESSAGE_LIMIT)
+            raise ResultRefused(yielded, type(error).__name__, message) from error
 
 
 class ResultRefused(Exception):

@@ -17,7 +17,7 @@ from astra.results.columns import (
     ResultRefused,
     as_columns,
     check_model,
-    checked_row,
+    check_values,
     group_alike,
     key_problem,
     refused_by_database,
@@ -102,7 +102,7 @@ def _check_row(row: Row, target: Target, claim: Claim | None) -> None:
         numbers[link, link_value] += 1
         if numbers[link, link_value] > 1 and not target.many:
             raise ResultRefused(yielded, "DuplicateResult", second_result(link_value))
-        checked_row(yielded)
+        check_values(yielded)
 
 
 def _write_together(
@@ -163,8 +163,6 @@ def _upsert(results: list[YieldedResult], target: Target, may_copy: bool) -> lis
     for link, members in by_link.items():
         for alike in group_alike(members):
             columns = as_columns([yielded.result for yielded in alike])
-            if columns is None:
-                raise ValueError("a value that cannot be stored in the database")
             written.append(store_batch(alike, columns, link, may_copy))
     return written
 
