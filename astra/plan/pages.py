@@ -46,7 +46,15 @@ def page_of(plan: Plan, number: int) -> Page:
 def key_reader(plan_pk: int) -> Callable[[str], RowKey]:
     """Return the function that converts the text of a failure's key to the key of a plan's row."""
     numbers = Page.select(Page.keys.is_null(False)).where(Page.plan == plan_pk).limit(1).scalar()
-    return int if numbers else str
+    return _as_number if numbers else str
+
+
+def _as_number(text: str) -> RowKey:
+    """Return the whole number that a text is; a forged one stays a text."""
+    try:
+        return int(text)
+    except ValueError:
+        return text
 
 
 def is_cancelled(plan_pk: int) -> bool:

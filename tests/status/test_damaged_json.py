@@ -9,6 +9,7 @@ from click.testing import CliRunner
 from astra.api import run_here
 from astra.cli.group import main
 from astra.database.connection import bind, connection, database, reset
+from astra.models.failures import Failure
 from astra.models.nights import Night, NightPlan
 from astra.models.plans import MadeBy, Page, Plan, Submission
 from astra.night.notify import NOTIFIED
@@ -89,6 +90,23 @@ def test_a_list_of_keys_that_is_none_is_named(sqlite_url):
         database.execute_sql("UPDATE submission SET elements = 'nonsense'")
     done = CliRunner().invoke(main, ["status", str(planned.plan)])
     assert done.exit_code == 5 and "submission.elements holds 'nonsense'" in done.output
+
+
+def test_a_forged_key_of_a_failure_is_shown_as_it_is(url, tmp_path):
+    """Without the signs that a terminal would obey."""
+    fill(10)
+    (planned,) = create_plan(measure, "BossVisitSpectrum", arguments={"raise_every": 7})
+    run_here(planned.plan)
+    with connection():
+        Failure.update(key="7\x1b[2J").execute()
+    for command in (
+        "failures 1",
+        "failures 1 --json",
+        f"report 1 -o {tmp_path}/r.html",
+        "verify 1",
+    ):
+        done = CliRunner().invoke(main, command.split())
+        assert done.exit_code in (0, 4) and "\x1b" not in done.output, (command, done.output)
 
 
 @pytest.mark.parametrize("text", ["{", "[7]", '{"options": 7}'])
