@@ -75,7 +75,8 @@ def queue(night: Night, settings: NightSettings, after: Iterable[JobId], wait_s:
     """
     profile = _profile(settings)
     profile = profile.with_more(exclude=nodes_to_exclude(profile))
-    cluster = str(profile.options.get("clusters") or "") or None
+    if cluster := _cluster(profile, after):
+        profile = profile.with_options(clusters=cluster)
     before, earlier = night.finalizer, _identity(night)
     night.finalizer, night.finalizer_job = secrets.token_hex(6), None
     night.finalizer_cluster, night.finalizer_home = cluster, cluster or limits.this_cluster().name
@@ -109,6 +110,13 @@ def queue(night: Night, settings: NightSettings, after: Iterable[JobId], wait_s:
             error.args = (f"{error}; {remedy}",)
         raise
     _adopt(night, job)
+
+
+def _cluster(profile: Profile, after: Iterable[JobId]) -> str | None:
+    """Return where a finalizer may run; of several clusters, on that of all jobs it waits for."""
+    clusters = str(profile.options.get("clusters") or "")
+    took = {job.cluster for job in after}
+    return took.pop() if len(took) == 1 and took <= {*clusters.split(",")} else clusters or None
 
 
 def _identity(night: Night) -> dict[str, object]:

@@ -12,9 +12,11 @@ from astra.plan.plan import create_plan
 from astra.resume.cancel import cancel
 from astra.resume.resume import resume
 from astra.slurm import limits
+from astra.slurm.parse import JobId
 from astra.status.status import status
 from astra.status.verify import verify
 from astra.submit.submit import submit
+from tests.nights import a_night, write
 from tests.sample_tasks import fill, measure
 from tests.servers import wait_for
 
@@ -82,3 +84,19 @@ def test_a_finalizer_is_known_by_its_cluster(slurm, other_cluster, at_login):
     wait_for(slurm.idle, "the end of the finalizer")
     wait_for(lambda: not finalizer.is_alive(night), "the end to be accounted", 60)
     assert other_cluster.states(made.strip()) == {made.strip(): "PENDING"}
+
+
+def test_a_finalizer_goes_to_the_cluster_that_took_its_arrays(
+    slurm, other_cluster, at_login, tmp_path, monkeypatch
+):
+    """A job can depend only on jobs of its own cluster."""
+    write(tmp_path, '[profiles.both]\nextends = "general"\nclusters = "test,other"\n', monkeypatch)
+    at_login(slurm)
+    with connection():
+        night = a_night("n")
+    made = other_cluster.run("sbatch", "--parsable", "--hold", "--wrap=:", "-o", "/dev/null")
+    array = JobId(int(made), "other")
+    finalizer.queue(night, NightSettings("n", (), profile="both"), {array})
+    assert (night.finalizer_cluster, night.finalizer_home) == ("other", "other")
+    waits = other_cluster.run("squeue", "-h", "-j", night.finalizer_job, "-o", "%E")
+    assert f"afterany:{array.job_id}" in waits
