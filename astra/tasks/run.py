@@ -178,13 +178,14 @@ class Run:
 
         The clock runs, so that a clean-up that takes too long is interrupted like a row.
         """
-        close = getattr(generator, "close", None)
-        if close is None:
-            return
         try:
             self.clock.start()
-            close()
+            getattr(generator, "close", lambda: None)()
+            if os.getpid() != self.pid:
+                ActiveRuns.check()
         except BaseException as error:
+            if os.getpid() != self.pid:
+                end_forked(error)
             if not self.is_page or self._ends_with(error):
                 raise
             log.error("%s raised as it was closed: %s", self.writer.target.task, error_text(error))

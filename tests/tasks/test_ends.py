@@ -123,6 +123,34 @@ def test_all_runs_store_their_results_as_the_process_ends_although_one_cannot(ur
         run.close()
 
 
+@task
+def forks_as_it_cleans_up(
+    spectra: Iterable[BossVisitSpectrum], raises: bool = False
+) -> Iterable[Measured]:
+    """Is asked to stop in its first row; when it is closed it forks a process that goes on."""
+    try:
+        for spectrum in spectra:
+            signal.raise_signal(signal.SIGTERM)
+            time.sleep(0.2)
+            yield Measured.from_spectrum(spectrum, value=1.0)
+    finally:
+        if (fork := os.fork()) == 0 and raises:
+            raise ValueError("the clean-up fails")
+        if fork:
+            os.waitpid(fork, 0)
+
+
+@pytest.mark.parametrize("raises", [True, False])
+def test_a_fork_that_goes_on_after_the_clean_up_is_ended(url, monkeypatch, raises):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    plan = plan_of(6, 6, forks_as_it_cleans_up, raises=raises)
+    words = ["--plan", str(plan.pk), "--job", pool_of(plan).token, "--element", "1"]
+    run_page = [sys.executable, "-m", "astra", "run-page", *words]
+    done = subprocess.run(run_page, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout.count("page 1: ")) == (75, 1), done.stdout
+    assert verify(plan.pk).rows["result"] == 1
+
+
 def test_a_clean_up_that_takes_too_long_is_interrupted_like_a_row(url, tmp_path, monkeypatch):
     (tmp_path / "astra.toml").write_text("[element]\ngrace_s = 0.5\n")
     monkeypatch.setenv("ASTRA_CONFIG", str(tmp_path / "astra.toml"))
