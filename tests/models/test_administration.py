@@ -226,7 +226,7 @@ def test_the_page_for_administrators_shows_who_is_connected_and_who_holds_a_plan
     fill(10)
     for _ in range(2):  # the lock of the first was held, and is free
         (made,) = create_plan(measure, BossVisitSpectrum, limit=5, max_rows=5)
-        with plan_lock(get_plan(made.plan)):
+        with plan_lock(get_plan(made.plan)), connection():
             with closing(psycopg2.connect(pg_url)) as administrator:
                 with administrator.cursor() as cursor:
                     cursor.execute(holders)
