@@ -117,8 +117,10 @@ class Keys(Writing):
         except (peewee.DataError, peewee.ProgrammingError, peewee.InternalError, TypeError):
             if len(keys) == 1:  # the type does not know the value that Python has of it
                 return [0]
-        one_by_one = enumerate(zip(keys, values, strict=True))
-        return [n for n, (k, v) in one_by_one if self.changed_keys(fields, stored, [k], [v])]
+        half = len(keys) // 2
+        first = self.changed_keys(fields, stored, keys[:half], values[:half])
+        second = self.changed_keys(fields, stored, keys[half:], values[half:])
+        return first + [half + place for place in second]
 
     def unlike_types(self, one: Any, other: Any) -> tuple[str, str] | None:
         """Return the types of two columns if a value of one, stored in the other, may differ.
