@@ -216,7 +216,7 @@ def connection() -> Iterator[None]:
     """Use a connection within a block: an open one, or one that is opened and closed."""
     bound = database.bound()
     if not bound.is_closed():
-        with bounded(long_s()), errors_explained():
+        with bounded(long_s()), _errors_explained():
             yield
         return
     try:
@@ -238,7 +238,7 @@ def connection() -> Iterator[None]:
             "ASTRA_DATABASE_URL, or [database] url"
         ) from error
     try:
-        with bounded(long_s()), errors_explained():
+        with bounded(long_s()), _errors_explained():
             yield
     finally:
         if not bound.is_closed():
@@ -271,7 +271,7 @@ def connected() -> bool:
 
 
 @contextmanager
-def errors_explained() -> Iterator[None]:
+def _errors_explained() -> Iterator[None]:
     """Turn errors about missing rights and unusable texts into ones that say what to do."""
     try:
         yield
@@ -405,14 +405,15 @@ def _statement_limit_s(left_s: float) -> float:
     return min(config.current().database.answer_timeout_s, max(left_s, HURRY_S))
 
 
-def writing(waits: bool = False) -> Any:
+def writing(waits: bool = False, is_durable: bool = True) -> Any:
     """Return a context manager for a transaction that writes.
 
     Others wait for its locks, so the server ends it if its client is silent for too long. One that
     `waits` for locks sees what their last holders stored, whatever the default isolation level is.
+    One that is not durable may be lost if the server crashes, and does not wait for its disk.
     """
     silence_s = config.current().database.answer_timeout_s
-    return database.atomic(**dialect().begin_to_write(silence_s, waits))
+    return database.atomic(**dialect().begin_to_write(silence_s, waits, is_durable))
 
 
 def in_transaction() -> bool:

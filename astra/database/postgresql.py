@@ -375,9 +375,10 @@ class PostgreSQL(Keys):
         return status in (TRANSACTION_STATUS_INTRANS, TRANSACTION_STATUS_INERROR)
 
     @staticmethod
-    def begin_to_write(silence_s: float, waits: bool) -> dict[str, Any]:
+    def begin_to_write(silence_s: float, waits: bool, is_durable: bool) -> dict[str, Any]:
         """Return the arguments with which ``atomic()`` begins a transaction that takes locks."""
-        return {"isolation_level": "READ COMMITTED" if waits else None, "silence_s": silence_s}
+        level = "READ COMMITTED" if waits else None
+        return {"isolation_level": level, "silence_s": silence_s, "is_durable": is_durable}
 
     def place(self, schema: str | None = None) -> str:
         """Identify the server, the database, and the tables in a schema, the same for every role.

@@ -32,7 +32,12 @@ class PostgresqlDatabase(peewee.PostgresqlDatabase):
         self.codec = encodings.get(connection.get_parameter_status("server_encoding"), "utf_8")
         return connection
 
-    def begin(self, isolation_level: str | None = None, silence_s: float | None = None) -> None:
+    def begin(
+        self,
+        isolation_level: str | None = None,
+        silence_s: float | None = None,
+        is_durable: bool = True,
+    ) -> None:
         """Begin a transaction; with `silence_s`, one that ends if its client is silent for so long.
 
         Settings of the transaction work behind PgBouncer too, and are sent in the same message.
@@ -43,6 +48,8 @@ class PostgresqlDatabase(peewee.PostgresqlDatabase):
         with peewee_errors:
             level = f" ISOLATION LEVEL {isolation_level}" if isolation_level else ""
             begin = f"BEGIN{level}; {queries.WRITE_SETTINGS}; {ends_after(silence_s)}"
+            if not is_durable:
+                begin += f"; {queries.NOT_DURABLE}"
             self.cursor().execute(begin)
 
 

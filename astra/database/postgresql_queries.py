@@ -34,6 +34,9 @@ LOCK_SHARED = "LOCK TABLE {table} IN ACCESS SHARE MODE"
 #: One process at a time completes tables, until its transaction ends; this lock needs no table.
 LOCK_INITDB = "SELECT pg_advisory_xact_lock(hashtextextended('astra initdb', 0))"
 
+#: Do not wait for the disk at the end of the transaction.
+NOT_DURABLE = "SET LOCAL synchronous_commit = off"
+
 LIMIT_WAITING = "SET LOCAL lock_timeout = '{seconds}s'"
 
 # -- the server -----------------------------------------------------------------------------

@@ -202,7 +202,7 @@ class SQLite(Writing):
         return bool(self.database.connection().in_transaction)
 
     @staticmethod
-    def begin_to_write(silence_s: float, waits: bool) -> dict[str, Any]:
+    def begin_to_write(silence_s: float, waits: bool, is_durable: bool) -> dict[str, Any]:
         """Take the lock at the beginning: a transaction that has read cannot wait for it."""
         return {"lock_type": "IMMEDIATE"}
 

@@ -6,17 +6,19 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import peewee
-from peewee import SQL, IntegerField, TextField
+from peewee import SQL, ColumnBase, IntegerField, TextField
 
 from astra.config import settings
-from astra.database.connection import connection, dialect, writing
+from astra.database.connection import connection, dialect, drop_connection, writing
 from astra.database.memory import start_thread
 from astra.database.statement_timeout import bounded
 from astra.database.threads import in_background
@@ -37,7 +39,7 @@ class Lock(BaseModel):
     purpose = TextField()
     since = TimeField(now=True, null=False)
     until = TimeField(null=True)  # NULL if nobody holds it
-    token = TextField(null=True)  # of the holder, see _token()
+    token = TextField(null=True)  # of the holder, see _process()
 
     class Meta:
         table_name = "astra_lock"
@@ -75,19 +77,18 @@ def hold(name: str, activity: str, see: str, purpose: str = "") -> Iterator[None
         return
     lease = _Lease(name, purpose)
     try:
-        if other := in_background(lease.take)():
+        if other := lease.other.result():
             message = f"{_who(other)} {activity}; see {see}, and try again"
             raise LockHeld(message, other.purpose)
-        start_thread(lease.renew, "astra lock")
         yield
     finally:
-        in_background(lease.release)()
+        lease.end()
 
 
 def is_held(name: str) -> bool:
     """Return whether a process holds the lock of a name."""
     with connection():
-        lock = Lock.get_or_none((Lock.name == name) & (Lock.until >= dialect().now()))
+        lock = Lock.get_or_none((Lock.name == name) & (Lock.until >= SQL(dialect().now_sql)))
     return lock is not None and not _is_dead(lock)
 
 
@@ -106,61 +107,100 @@ def lock_row(name: str, activity: str) -> None:
 class _Lease:
     """A lock that ends after ``answer_timeout_s``, unless it is renewed, four times as often.
 
-    No transaction is open meanwhile. A holder that was stopped or cut off for longer continues
-    without the lock if another process has taken it: the lock only keeps processes from interfering
-    with each other, and no invariant depends on it.
+    A thread does this, as the caller's connection may be lost, or in a transaction. No transaction
+    is open meanwhile. A holder that was stopped or cut off for longer continues without the lock if
+    another process has taken it: the lock only keeps processes from interfering with each other,
+    and no invariant depends on it.
     """
 
     def __init__(self, name: str, purpose: str) -> None:
         self._name, self._purpose, self._token = name, purpose, f"{_process()} {uuid4().hex}"
         self._lasts_s = max(settings.current().database.answer_timeout_s, 4.0)
         self._is_over = threading.Event()
+        self.other: Future[Lock | None] = Future()  # the lock, if another process holds it
+        self._thread = start_thread(self._run, "astra lock")
 
-    def take(self) -> Lock | None:
-        """Take the lock, or return it as another process holds it."""
-        with bounded(self._lasts_s), connection(), writing(waits=True):
-            holder = _holder(self._purpose)
-            Lock.insert(name=self._name, **holder).on_conflict_ignore().execute()
-            lock: Lock = Lock.get_by_id(self._name)
-            is_free = Lock.until.is_null() | (Lock.until < dialect().now())
-            if _is_dead(lock):
-                is_free |= Lock.token == lock.token
-            holder |= {"token": self._token, "until": self._end()}
-            taking = Lock.update(holder).where(Lock.name == self._name, is_free)
-            return None if taking.execute() else Lock.get_by_id(self._name)
-
-    def renew(self) -> None:
-        """Renew the lock until its release, or until another process has taken it."""
-        while not self._is_over.wait(self._lasts_s / 4):
-            try:
-                with bounded(self._lasts_s / 4), connection():
-                    is_ours = self._update(until=self._end())
-            except (peewee.PeeweeException, AstraError) as error:
-                log.info("the lock %r cannot be renewed now: %s", self._name, error)
-                continue
-            if not is_ours and not self._is_over.is_set():
-                log.warning("the lock %r was lost, and another process holds it now", self._name)
-            if not is_ours:
-                return
-
-    def release(self) -> None:
+    def end(self) -> None:
+        """Release the lock, if the database answers in time; otherwise it ends by itself."""
         self._is_over.set()
+        self._thread.join(_RELEASE_S)
+
+    def _run(self) -> None:
         try:
-            with bounded(_RELEASE_S), connection():
-                self._update(until=None, token=None)  # without the token, nothing renews it
-        except (peewee.PeeweeException, AstraError) as error:
-            log.info("the lock %r ends by itself, as the database is away: %s", self._name, error)
+            with bounded(self._lasts_s), connection():
+                other = self._take()
+                is_kept = other is None
+                # Commands mostly end so soon that the same connection serves for the release. One
+                # of SQLite must not be open while this process forks.
+                if is_kept and dialect().name == "postgresql":
+                    self.other.set_result(None)
+                    is_kept = self._renew()
+        except BaseException as error:
+            self.other.set_exception(error)
+            return
+        if not self.other.done():
+            self.other.set_result(other)
+        while is_kept:
+            is_kept = self._renew()
+
+    def _take(self) -> Lock | None:
+        """Take the lock, or return it as another process holds it."""
+        with _writing():
+            if self._take_if(Lock.until.is_null() | (Lock.until < SQL(dialect().now_sql))):
+                return None
+            lock: Lock = Lock.get_by_id(self._name)  # that statement has locked it against changes
+            return None if _is_dead(lock) and self._take_if(Lock.token == lock.token) else lock
+
+    def _take_if(self, is_free: ColumnBase) -> bool:
+        """Take the lock if it is new, or meets the condition; return whether it was taken."""
+        holder = {"name": self._name, "token": self._token, "until": self._end()}
+        taking = Lock.insert(**holder, **_holder(self._purpose)).on_conflict(
+            conflict_target=[Lock.name],
+            preserve=[field for field in Lock._meta.sorted_fields if field is not Lock.name],
+            where=is_free,
+        )
+        return bool(taking.as_rowcount().execute())
+
+    def _renew(self) -> bool:
+        """Renew the lock after a while, or release it at its end; return whether it is still ours.
+
+        Without its token, nothing renews it.
+        """
+        is_over = self._is_over.wait(self._lasts_s / 4)
+        columns: dict[str, object] = {"token": None, "until": None}
+        bound_s = _RELEASE_S if is_over else self._lasts_s / 4
+        for _ in range(2):  # the connection that is open may be lost
+            try:
+                with bounded(bound_s), connection():
+                    is_ours = self._update(columns if is_over else {"until": self._end()})
+            except (peewee.PeeweeException, AstraError) as error:
+                log.info("the lock %r cannot be renewed or released now: %s", self._name, error)
+                drop_connection()
+                continue
+            if not is_ours and not is_over:
+                log.warning("the lock %r was lost, and another process may hold it now", self._name)
+            return is_ours and not is_over
+        return not is_over
 
     def _end(self) -> datetime:
         return dialect().now() + timedelta(seconds=self._lasts_s)
 
-    def _update(self, **columns: object) -> int:
+    def _update(self, columns: dict[str, object]) -> bool:
         ours = (Lock.name == self._name) & (Lock.token == self._token)
-        return int(Lock.update(columns).where(ours).execute())
+        with _writing():
+            return bool(Lock.update(columns).where(ours).execute())
 
 
-#: How long each statement may take that releases a lock: without it, the lock ends by itself.
+#: How long a command waits for the release of its lock: without it, the lock ends by itself.
 _RELEASE_S = 5.0
+
+
+def _writing() -> Any:
+    """Begin a transaction that does not wait for the server's disk.
+
+    If the server crashes at once, a lock ends early, or ends by itself.
+    """
+    return writing(waits=True, is_durable=False)
 
 
 def _holder(purpose: str) -> dict[str, object]:
@@ -190,12 +230,13 @@ def _is_dead(lock: Lock) -> bool:
 
 def _sign(name: str) -> bool:
     """Store who is about to lock the row of a name; return False if another process has."""
-    with connection(), writing(waits=True):
-        Lock.insert(name=name, **_holder("")).on_conflict_ignore().execute()
-        row = Lock.select().where(Lock.name == name)
-        if is_free := row.for_update(skip_locked=True).first() is not None:
-            Lock.update(_holder("")).where(Lock.name == name).execute()
-        return is_free
+    row = Lock.select(Lock.name).where(Lock.name == name)
+    with connection(), _writing():
+        signing = Lock.update(_holder("")).where(Lock.name.in_(row.for_update(skip_locked=True)))
+        if signing.execute():
+            return True
+        new = Lock.insert(name=name, **_holder("")).on_conflict_ignore()
+        return bool(new.as_rowcount().execute())
 
 
 def _who(lock: Lock) -> str:

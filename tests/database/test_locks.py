@@ -16,6 +16,7 @@ import psycopg2
 import pytest
 
 from astra.database.connection import bind, connection, writing
+from astra.database.postgresql_connection import PostgresqlDatabase
 from astra.errors import BusyError
 from astra.models import BossVisitSpectrum
 from astra.models.locks import Lock, LockHeld, hold, lock_row
@@ -112,7 +113,7 @@ def test_whoever_is_stopped_holds_it_no_longer(url, tmp_path):
         wait_for(is_free, "the lock of a process that is stopped", 20)
         with hold("plan 1", "submits plan 1", "astra status 1"):
             holder.process.send_signal(signal.SIGCONT)
-            holder.wait_for("was lost, and another process holds it now")
+            holder.wait_for("was lost, and another process may hold it now")
             holder.process.communicate(timeout=60)
             assert not is_free()  # its release is none of ours
 
@@ -123,7 +124,7 @@ def test_it_is_kept_while_the_server_does_not_answer(postgres, pg_url, tmp_path)
         way = proxy.way(postgres.url(name, user="astra"))
         with other(tmp_path, way, 12) as holder:
             proxy.silence()
-            holder.wait_for("cannot be renewed now")
+            holder.wait_for("cannot be renewed or released now")
             proxy.heal()
             end = time.monotonic() + 13
             while time.monotonic() < end:
@@ -144,6 +145,27 @@ def test_a_lock_that_was_released_is_free_at_once(url):
     for _ in range(100):
         with hold("plan 1", "submits plan 1", "astra status 1"):
             pass
+
+
+def test_a_short_command_needs_one_connection_for_its_lock(pg_url, postgres, monkeypatch):
+    opened, connect = [], PostgresqlDatabase._connect
+    monkeypatch.setattr(
+        PostgresqlDatabase, "_connect", lambda own: opened.append(own) or connect(own)
+    )
+    with hold("plan 1", "submits plan 1", "astra status 1"):
+        pass
+    assert len(opened) == 1
+
+
+def test_one_whose_connection_is_lost_is_released_all_the_same(pg_url, postgres):
+    name = urlsplit(pg_url).path.strip("/")
+    with hold("plan 1", "submits plan 1", "astra status 1"):
+        postgres.sql(
+            "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity "
+            f"WHERE datname = '{name}' AND usename = 'astra'"
+        )
+    with connection():
+        assert Lock.get().until is None
 
 
 def test_names_do_not_hinder_each_other(url):
