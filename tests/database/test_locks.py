@@ -160,10 +160,11 @@ def test_a_short_command_needs_one_connection_for_its_lock(pg_url, postgres, mon
 def test_one_whose_connection_is_lost_is_released_all_the_same(pg_url, postgres):
     name = urlsplit(pg_url).path.strip("/")
     with hold("plan 1", "submits plan 1", "astra status 1"):
-        postgres.sql(
+        ended = postgres.sql(
             "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity "
-            f"WHERE datname = '{name}' AND usename = 'astra'"
+            f"WHERE datname = '{name}'"
         )
+        assert ended == [(True,)]
     with connection():
         assert Lock.get().until is None
 
