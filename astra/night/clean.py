@@ -61,6 +61,8 @@ def clean(
 ) -> Cleaned:
     """Remove old plans that are whole or cancelled, and their logs and scripts.
 
+    A folder that cannot be removed or packed is kept with its plan; the other plans are removed.
+
     Parameters
     ----------
     keep_days : float, optional
@@ -75,8 +77,10 @@ def clean(
     Cleaned
         What was removed, or would be.
 
-    A folder that cannot be removed or packed, as one of another user, is kept with its plan, and
-    keeps no other plan from being removed.
+    Raises
+    ------
+    DatabaseError
+        If the tables are of another version, or the archive was moved.
 
     Examples
     --------

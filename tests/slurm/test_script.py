@@ -264,8 +264,9 @@ class TestRunning:
         file.write_text(render("own.sh.j2", self.site(tmp_path), python=(str(python),)))
         environment = {"PATH": os.environ["PATH"], "SLURM_ARRAY_TASK_ID": "7", "STATUS": "0"}
         with subprocess.Popen(
-            ["bash", file], env={**environment, "WAITS": "1"}, stdout=subprocess.PIPE, text=True,
-            start_new_session=True,
+            # A shell cannot trap a signal that was ignored when it started, as HUP is under nohup.
+            ["env", "--default-signal=HUP", "bash", file], env={**environment, "WAITS": "1"},
+            stdout=subprocess.PIPE, text=True, start_new_session=True,
         ) as process:  # fmt: skip
             try:
                 assert process.stdout is not None
