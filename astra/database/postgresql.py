@@ -211,8 +211,8 @@ class PostgreSQL(Keys):
         diag = cause.diag
         if diag.column_name is not None:
             return diag.column_name not in columns
-        if diag.constraint_name is None:
-            return diag.table_name is not None
+        if diag.constraint_name is None or diag.table_name is None:
+            return diag.table_name is not None  # a partition is missing; or a domain's constraint
         names = (diag.schema_name, diag.table_name, diag.constraint_name, self.table(model))
         constrained = self.fetch_column(queries.CONSTRAINED_COLUMNS, names)
         return bool(constrained) and columns.isdisjoint(constrained)

@@ -115,6 +115,15 @@ def test_a_missing_partition_is_the_tables(pg_url):
     assert status(made.plan).rows == {"done": 29, "failed": 1}
 
 
+def test_a_value_that_its_domain_does_not_have_is_that_rows(pg_url):
+    """The server names no table for such a constraint."""
+    with connection():
+        database.execute_sql("CREATE DOMAIN few AS bigint CHECK (VALUE <> 5)")
+        database.execute_sql("ALTER TABLE measured ALTER spectrum_pk TYPE few")
+    plan = run(limit=30)
+    assert status(plan).rows == {"done": 29, "failed": 1}
+
+
 def freeze() -> None:
     """A trigger that refuses whatever is written."""
     with connection():
