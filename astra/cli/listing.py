@@ -109,8 +109,8 @@ class Listing:
     def fitted(self, width: int) -> tuple[Table, list[str]]:
         """Return a table that is at most so wide, and the names of columns that are left out."""
         columns, left_out = list(self.columns), []
-        last = columns[-1].width
-        may_be_cut = 0 if self.enough is None else max(last - self.enough, 0)
+        last_width = columns[-1].width
+        may_be_cut = 0 if self.enough is None else max(last_width - self.enough, 0)
         for name in self.out:
             if _width(columns) <= width + may_be_cut:
                 break
@@ -120,7 +120,7 @@ class Listing:
         for column in columns:
             justify: JustifyMethod = "right" if column.is_number else "left"
             table.add_column(column.head, justify=justify, no_wrap=True)
-        room = max(last - max(_width(columns) - width, 0), _LEAST)
+        room = max(last_width - max(_width(columns) - width, 0), _LEAST)
         for *cells, last in zip(*(column.cells for column in columns), strict=True):
             table.add_row(*cells, _cut(last, room))
         return table, left_out

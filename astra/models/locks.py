@@ -230,10 +230,9 @@ def _is_dead(lock: Lock) -> bool:
 
 def _sign(name: str) -> bool:
     """Store who is about to lock the row of a name; return False if another process has."""
-    row = Lock.select(Lock.name).where(Lock.name == name)
+    free = Lock.select(Lock.name).where(Lock.name == name).for_update(skip_locked=True)
     with connection(), _writing():
-        signing = Lock.update(_holder("")).where(Lock.name.in_(row.for_update(skip_locked=True)))
-        if signing.execute():
+        if Lock.update(_holder("")).where(Lock.name == free).execute():
             return True
         new = Lock.insert(name=name, **_holder("")).on_conflict_ignore()
         return bool(new.as_rowcount().execute())
