@@ -200,6 +200,13 @@ def slurm(
     cluster.restore()
 
 
+@pytest.fixture
+def job_limit(slurm: Slurm) -> Iterator[Callable[[int | None], None]]:
+    """Limit the jobs of the user, and wait until the limit applies; None lifts it."""
+    yield slurm.set_max_submit
+    slurm.set_max_submit(None)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Deal the modules to the workers: those that wait for Slurm or for faults beside the others.
 

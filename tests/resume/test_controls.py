@@ -210,12 +210,6 @@ def test_elements_that_have_left_are_replaced(slurm: Slurm, tmp_path):
     assert is_whole(plan)
 
 
-@pytest.fixture
-def job_limit(slurm: Slurm):
-    yield slurm.set_max_submit
-    slurm.set_max_submit(None)
-
-
 @pytest.mark.slurm
 @pytest.mark.postgres
 def test_a_pool_that_a_limit_cut_grows_when_it_is_lifted(slurm: Slurm, job_limit, tmp_path):

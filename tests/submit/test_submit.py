@@ -94,14 +94,12 @@ def test_the_next_intent_is_committed_while_sbatch_runs(slurm, small_arrays, tmp
     assert counts() == (20, 20)
 
 
-def test_a_limit_is_reached_with_the_next_intent_made(slurm, small_arrays):
+def test_a_limit_is_reached_with_the_next_intent_made(slurm, small_arrays, job_limit):
     """Room for 3 elements: the second array has one for its two pages, the third has none."""
     plan = plan_of(30, 5)
-    slurm.run("sacctmgr", "-i", "modify", "user", "root", "set", "MaxSubmitJobs=3")
-    try:
-        done = submit(plan, options={"hold": True})
-    finally:
-        slurm.run("sacctmgr", "-i", "modify", "user", "root", "set", "MaxSubmitJobs=-1")
+    job_limit(3)
+    done = submit(plan, options={"hold": True})
+    job_limit(None)
     assert done.pages == 4 and done.unsubmitted == 2 and "resume" in done.message
     assert "intent" not in states()
     mine = {s.pk for s in Submission.select() if s.state == "submitted"}
@@ -114,21 +112,20 @@ def test_a_limit_is_reached_with_the_next_intent_made(slurm, small_arrays):
     assert counts() == (30, 30) and status(plan).state == "whole"
 
 
-def test_a_resumed_plan_reaches_a_limit(slurm, small_arrays):
+def test_a_resumed_plan_reaches_a_limit(slurm, small_arrays, job_limit):
     """Pages that belonged to a submission before are taken back and given anew."""
     plan = plan_of(30, 5)
     for job in submit(plan, options={"hold": True}).jobs:
         slurm.run("scancel", str(job.job_id))
-    slurm.run("sacctmgr", "-i", "modify", "user", "root", "set", "MaxSubmitJobs=3")
-    try:
-        done = resume(plan, only=["CANCELLED"], options={"hold": True})
-    finally:
-        slurm.run("sacctmgr", "-i", "modify", "user", "root", "set", "MaxSubmitJobs=-1")
+    job_limit(3)
+    done = resume(plan, only=["CANCELLED"], options={"hold": True})
+    job_limit(None)
     assert done.pages == 4 and done.unsubmitted == 2 and "resume" in done.message
     assert "intent" not in states()
+    # Before any element runs: a resume would add elements to a pool that lacks them.
+    assert resume(plan, options={"hold": False}).pages == 2
     for job in done.jobs:
         slurm.run("scontrol", "release", str(job.job_id))
-    assert resume(plan, options={"hold": False}).pages == 2
     run_out(slurm)
     assert counts() == (30, 30) and status(plan).state == "whole"
 
