@@ -235,7 +235,8 @@ def _advance(night: Night, settings: NightSettings, pause_s: int) -> Nightly:
     entries = store_totals(night)
     # Pages whose elements begin none of them must not be submitted again without end.
     in_vain = step.resubmitted_unbegun and sum(map(n_ended, entries)) <= n_ended(night)
-    if in_vain or retries_of(plan_pks(night)) > before:
+    # A limit of Slurm or the throttle may leave pages for a later step of the same round.
+    if in_vain or (retries_of(plan_pks(night)) > before and not step.postponed):
         with connection():
             Night.update(round=Night.round + 1).where(Night.pk == night.pk).execute()
     if not step.open:

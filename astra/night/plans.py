@@ -73,6 +73,7 @@ class NightStep:
     n_elements: int = 0  # how many elements they may run at once
     anything_alive: bool = False  # even if it is not an array
     resubmitted_unbegun: bool = False  # pages were submitted again that no element had begun
+    postponed: bool = False  # pages that could be submitted again wait for a later step
     pause_s: int = 0  # until pages may be submitted again whose elements ended at once
     due: list[DuePlan] = field(default_factory=list)
     new: list[tuple[int, int]] = field(default_factory=list)  # plans that were begun, their rows
@@ -192,6 +193,7 @@ def submit_due(night: Night, settings: NightSettings, step: NightStep) -> None:
                     step.n_elements += share
             else:
                 began = step.anything_alive = True
+                step.postponed |= bool(due.ended)
             if due.leftover_entry is not None and began:
                 with connection():
                     due.leftover_entry.save(force_insert=True)
@@ -219,9 +221,10 @@ def _submit(
             options = {"throttle": parts.pop(0)}
             again = resume(due.plan, options=options, hours=hours, slurm_answer=due.slurm_answer)
             step.resubmitted_unbegun |= bool(due.unbegun and again.pages)
+            step.postponed |= bool(again.unsubmitted)
             began |= _note_arrays(again, step)
         elif due.ended:
-            began = step.anything_alive = True
+            began = step.anything_alive = step.postponed = True
     except BusyError:
         began = step.anything_alive = True  # another process submits or cancels it
     except AstraError as error:

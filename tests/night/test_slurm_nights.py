@@ -9,17 +9,20 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from astra import generate_queries_for_task
-from astra.database.connection import database, reset
+from astra.database.connection import connection, database, reset
 from astra.errors import SlurmError
 from astra.models import BossVisitSpectrum
 from astra.models.attempts import Attempt
+from astra.models.nights import NightPlan
 from astra.models.plans import Page, Plan, Submission
 from astra.models.schema import init_database
+from astra.night import nightly
 from astra.plan.plan import create_plan
 from astra.resume.resume import resume
 from astra.slurm.limits import configuration
@@ -27,7 +30,7 @@ from astra.status.failures import failures
 from astra.status.status import status
 from astra.submit.submit import submit
 from tests.conftest import ROOT
-from tests.nights import counts, plan_of, run_out
+from tests.nights import a_night, counts, last, plan_of, run_out, settings_of_tasks
 from tests.pools import running
 from tests.sample_tasks import Measured, fill, measure
 from tests.servers import Postgres, Slurm, folder, wait_for
@@ -131,14 +134,12 @@ def test_a_refusal_shows_slurms_words_and_leaves_the_plan(slurm):
     assert status(plan).state == "whole"
 
 
-def test_a_submit_limit_leaves_the_rest_for_resume(slurm):
+def test_a_submit_limit_leaves_the_rest_for_resume(slurm, job_limit):
     """Where each page needs an element of its own."""
     plan = plan_of(40, 5, row_s=0.01)
-    slurm.run("sacctmgr", "-i", "modify", "user", "root", "set", "MaxSubmitJobs=5")
-    try:
-        done = submit(plan, options={"pull": False, "mem": "123M"})
-    finally:
-        slurm.run("sacctmgr", "-i", "modify", "user", "root", "set", "MaxSubmitJobs=-1")
+    job_limit(5)
+    done = submit(plan, options={"pull": False, "mem": "123M"})
+    job_limit(None)
     assert 1 <= done.pages <= 5 and done.unsubmitted == 8 - done.pages and "resume" in done.message
     rest = resume(plan)  # with the options that were given for the plan
     assert rest.pages == 8 - done.pages and "--mem=123M" in Path(rest.jobs[0].script).read_text()
@@ -146,13 +147,28 @@ def test_a_submit_limit_leaves_the_rest_for_resume(slurm):
     assert counts() == (40, 40)
 
 
-def test_within_a_submit_limit_fewer_elements_take_all_pages(slurm):
+def test_pages_that_a_limit_leaves_are_submitted_within_the_same_round(
+    slurm, job_limit, monkeypatch
+):
+    """A night's resume takes one of three pages at the limit, and its next step the others."""
+    night, plan = a_night(), plan_of(30, 10)
+    with connection():
+        NightPlan.create(night=night.pk, task="tests.sample_tasks.measure", plan_pk=plan)
+    (job,) = submit(plan, options={"hold": True, "pull": False}).jobs
+    slurm.run("scancel", str(job.job_id))
+    monkeypatch.setattr(nightly, "queue_finalizer", lambda *of_night: None)
+    limited = replace(settings_of_tasks("measure"), rounds=1)
+    for limit, pages, n_rounds in ((1, {"waiting": 1, "lost": 2}, 0), (None, {"waiting": 3}, 1)):
+        job_limit(limit)
+        nightly._advance(last(), limited, 0)
+        assert status(plan).pages == pages and last().round == n_rounds
+
+
+def test_within_a_submit_limit_fewer_elements_take_all_pages(slurm, job_limit):
     plan = plan_of(40, 5, row_s=0.01)
-    slurm.run("sacctmgr", "-i", "modify", "user", "root", "set", "MaxSubmitJobs=3")
-    try:
-        done = submit(plan)
-    finally:
-        slurm.run("sacctmgr", "-i", "modify", "user", "root", "set", "MaxSubmitJobs=-1")
+    job_limit(3)
+    done = submit(plan)
+    job_limit(None)
     (job,) = done.jobs
     assert job.array.startswith("1-2%") and (done.pages, done.unsubmitted, done.message) == (
         8,
