@@ -7,6 +7,7 @@ are not pending. The record of a night with its totals is kept for longer.
 import secrets
 import shutil
 import tarfile
+from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -61,7 +62,7 @@ def clean(
 ) -> Cleaned:
     """Remove old plans that are whole or cancelled, and their logs and scripts.
 
-    A folder that cannot be removed or packed is kept with its plan; the other plans are removed.
+    A folder that cannot be removed or packed is kept with its plan or night; all others go.
 
     Parameters
     ----------
@@ -97,25 +98,35 @@ def clean(
         old, remaining = _old_plans(before)
         closed = _old_nights(before)
         expired = _old_nights(now - timedelta(days=settings.keep_nights_days))
-        numbers = [plan.pk for plan in old]
-        pages = Page.select().where(Page.plan.in_(numbers or [0])).count()
-        attempts = Attempt.select().join(Page).where(Page.plan.in_(numbers or [0])).count()
+    packed = _to_pack(now, settings.compress_days, {plan.pk for plan in old})
     folders = _existing(chain(*map(_paths_of, old), (run_folder(n.folder) for n in closed)))
-    packed = _to_pack(now, settings.compress_days, set(numbers))
-    size = sum(map(_size, folders))
+    sizes = {folder: _size(folder) for folder in folders}
+    gone, records = old, _n_records(old)
     if not dry_run:
-        numbers = [p.pk for p in _each(old, partial(_remove_plan, before=before), remaining)]
+        gone = _each(old, partial(_remove_plan, before=before), remaining)
+        records.subtract(_n_records(old))
         ended = now - timedelta(days=settings.compress_days)
         packed = _each(packed, partial(_pack, before=ended), remaining)
         _each([f for f in folders if f.name.startswith("night-")], _remove, remaining)
-        with connection(), writing():
-            Night.delete().where(Night.pk.in_([night.pk for night in expired] or [0])).execute()
-            Exclusion.delete().where(Exclusion.until < before).execute()
+        sizes = {folder: size for folder, size in sizes.items() if not folder.exists()}
+        expired = [night for night in expired if not _existing([run_folder(night.folder)])]
+        _forget(expired, before)
     return Cleaned(
-        before, tuple(numbers), pages, attempts, tuple(night.pk for night in expired),
-        tuple(map(str, folders)), round(size / 1e6, 3),
+        before, tuple(plan.pk for plan in gone), records["pages"], records["attempts"],
+        tuple(night.pk for night in expired), tuple(map(str, sizes)),
+        round(sum(sizes.values()) / 1e6, 3),
         tuple(str(run_folder(plan.folder)) for plan in packed), tuple(remaining), dry_run,
     )  # fmt: skip
+
+
+def _n_records(plans: Iterable[Plan]) -> Counter[str]:
+    """Count the pages and attempts of some plans that are in the database."""
+    of_plans = Page.plan.in_([plan.pk for plan in plans] or [0])
+    with connection():
+        return Counter(
+            pages=Page.select().where(of_plans).count(),
+            attempts=Attempt.select().join(Page).where(of_plans).count(),
+        )
 
 
 def _paths_of(plan: Plan) -> list[Path]:
@@ -233,6 +244,13 @@ def _old_nights(before: datetime) -> list[Night]:
     query = Night.select(Night.pk, Night.token)
     query = query.where(Night.ended.is_null(False) & (Night.ended < before))
     return list(query.order_by(Night.pk))
+
+
+def _forget(nights: Iterable[Night], before: datetime) -> None:
+    """Remove the records of some nights, and of nodes that were excluded until long ago."""
+    with connection(), writing():
+        Night.delete().where(Night.pk.in_([night.pk for night in nights] or [0])).execute()
+        Exclusion.delete().where(Exclusion.until < before).execute()
 
 
 def _remove_plan(plan: Plan, before: datetime) -> str | None:

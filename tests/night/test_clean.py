@@ -123,6 +123,7 @@ def test_a_folder_that_cannot_be_removed_keeps_no_other(sqlite_url, tmp_path, mo
         night = Night.create(**night, ended="2026-01-02 00:00:00")
     run_folder(night.folder).mkdir()
     others = {run_folder(get_plan(plans[0]).folder), run_folder(night.folder)}
+    gone = run_folder(get_plan(plans[1]).folder)
 
     def refuse(folder):
         if folder in others:
@@ -134,6 +135,8 @@ def test_a_folder_that_cannot_be_removed_keeps_no_other(sqlite_url, tmp_path, mo
         (tmp_path / "astra.toml").write_text("[clean]\ncompress_days = 10\n")
         settings.use(settings.load(tmp_path / "astra.toml"))
     later = datetime.now(UTC) + timedelta(days=30 if does == "packs" else 91)
+    if does == "removes":
+        later += timedelta(days=settings.current().clean.keep_nights_days)
     found = clean(now=later, keep_days=90 if does == "packs" else None, dry_run=False)
     folder = run_folder(get_plan(plans[0]).folder)
     assert any(str(folder) in reason and "Permission" in reason for reason in found.kept)
@@ -141,8 +144,10 @@ def test_a_folder_that_cannot_be_removed_keeps_no_other(sqlite_url, tmp_path, mo
         assert len(found.compressed) == 1
         return
     assert found.plans == (plans[1],) and any("night-" in reason for reason in found.kept)
+    assert (found.pages, found.nights) == (3, ())
+    assert found.folders == (str(gone),)
     with connection():
-        assert [p.pk for p in Plan.select()] == plans[:1]
+        assert [p.pk for p in Plan.select()] == plans[:1] and Night.select().count() == 1
 
 
 def test_the_command_shows_before_it_removes(sqlite_url):
