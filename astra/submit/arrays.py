@@ -14,6 +14,7 @@ class Slice:
     pages: list[int]  # page numbers
     elements: list[int]
     offset: int
+    n_parts: int = 1  # into which a limit cut its array; they share the elements of the profile
 
     def indices(self) -> list[int]:
         return [element - self.offset for element in self.elements]
@@ -22,7 +23,11 @@ class Slice:
         """Return the slice with at most the number of elements that a profile allows for a pool."""
         if not profile.pull:
             return self
-        return replace(self, elements=self.elements[: profile.max_elements])
+        return replace(self, elements=self.elements[: self.max_elements(profile)])
+
+    def max_elements(self, profile: Profile) -> int:
+        """Return how many elements a pool of the slice may have."""
+        return -(-profile.max_elements // self.n_parts)
 
 
 def shares(total: int | None, weights: Sequence[int]) -> list[int]:
@@ -76,14 +81,15 @@ def reduced(piece: Slice, profile: Profile) -> list[Slice]:
     """
     elements = piece.with_elements(profile).elements
     half = len(elements) // 2
-    wanted = min(len(piece.pages), profile.max_elements)
+    wanted = min(len(piece.pages), piece.max_elements(profile))
     if profile.pull and half >= _MIN_SHARE * wanted:
         return [replace(piece, elements=elements[:half])]
     each = profile.pages_per_element
     middle = len(piece.pages) // 2
     second = piece.pages[middle] if profile.pull else (elements[half] - 1) * each + 1
     cut = bisect_left(piece.pages, second)
+    most = max(half, 1) if profile.pull else None
     return [
-        Slice(pages, _elements(pages, each)[: max(half, 1) if profile.pull else None], piece.offset)
+        Slice(pages, _elements(pages, each)[:most], piece.offset, piece.n_parts * 2)
         for pages in (piece.pages[:cut], piece.pages[cut:])
     ]

@@ -307,6 +307,7 @@ class _ArrayBuilder:
         Its job avoids bad nodes, and waits for the job whose share of the throttle it takes over.
         """
         plan, profile, started = self.plan, self.profile, piece.with_elements(self.profile)
+        profile = replace(profile, max_elements=piece.max_elements(profile))
         if self.shared:
             profile = replace(profile, throttle=self.shared[n % len(self.shared)])
         submission = new_submission(

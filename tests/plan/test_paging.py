@@ -49,6 +49,8 @@ def test_a_pool_that_slurm_refuses_gets_fewer_elements_and_then_fewer_pages(n_pa
         assert all(part.elements == part.pages[: len(part.elements)] for part in parts)
         halved = [len(part.with_elements(chosen).elements) for part in parts]
         assert all(1 <= n <= max(n_elements // 2, 1) for n in halved)
+        allowed = [part.max_elements(chosen) for part in parts]  # once the limit is lifted
+        assert sum(allowed) - piece.max_elements(chosen) in (0, len(parts) - 1)
         assert len(parts) == 1 or n_elements // 2 < min(len(piece.pages), wanted) / 8
         piece, n_elements = parts[0], halved[0]
 
