@@ -85,9 +85,10 @@ def put_back(plan: Plan, chosen: Iterable[Page], refills: Iterable[Refill]) -> N
 
     A pool whose pages were submitted for other elements needs no more than it has.
     """
-    numbers: defaultdict[tuple[int | None, bool | None], list[int]] = defaultdict(list)
+    numbers: defaultdict[tuple[int, bool | None], list[int]] = defaultdict(list)
     for page in chosen:
-        numbers[page.submission_pk, page.free].append(page.number)
+        if page.submission_pk is not None:
+            numbers[page.submission_pk, page.free].append(page.number)
     with connection(), writing():
         for (submission, free), of_submission in numbers.items():
             _return(plan, of_submission, submission, free)
@@ -98,7 +99,7 @@ def put_back(plan: Plan, chosen: Iterable[Page], refills: Iterable[Refill]) -> N
                 Submission.update(profile=json.dumps(profile)).where(is_same).execute()
 
 
-def _return(plan: Plan, numbers: list[int], submission: int | None, free: bool | None) -> int:
+def _return(plan: Plan, numbers: list[int], submission: int, free: bool | None) -> int:
     """Return pages to a submission unless they have another; return how many."""
     is_withdrawn = (Page.submission_pk == submission) & Page.free.is_null()
     return int(

@@ -330,7 +330,8 @@ def _advice(plan: Plan, pages: Pages, rows: Mapping[str, int], steps: list[NextS
 
 def _advice_on_waiting(plan: Plan, pages: Pages) -> list[str]:
     """Return what to do if pages wait for what may never come."""
-    for held in map(pages.__getitem__, pages.held[:1]):
+    if pages.held:
+        held = pages[pages.held[0]]
         return [
             f"scontrol show job {held.job}   Slurm holds it back ({held.reason}): fix that "
             f"(scontrol release, scontrol update), or astra cancel {plan.pk}"
