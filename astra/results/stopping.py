@@ -132,7 +132,7 @@ class ActiveRuns:
     handler of its own (see signals.py).
     """
 
-    runs: list[Any] = []  # each has a `writer`, a `clock` and a `thread`
+    runs: list[Any] = []  # each has a `writer`, a `stop`, a `clock` and a `thread`
     previous: Any = None  # the earlier handler of SIGTERM
     pid = 0  # of the process that started the runs; its forks have nothing to write
     status = 0  # the exit status of the process once it was interrupted
@@ -148,6 +148,8 @@ class ActiveRuns:
             ):
                 cls.previous = signal.signal(signal.SIGTERM, cls.on_sigterm)
         cls.runs.append(run)
+        if any(other.stop.is_wanted for other in cls.runs):
+            cls.runs[-1].writer.hurry()  # a task within the task of an element that has to stop
 
     @classmethod
     def leave(cls, run: object) -> None:

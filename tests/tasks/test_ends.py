@@ -26,6 +26,7 @@ from astra.status.verify import verify
 from tests.conftest import ROOT
 from tests.pools import plan_of, pool_of, read_only_once
 from tests.sample_tasks import Costs, Measured, costly, fill, measure
+from tests.servers import wait_for
 
 
 def test_an_interrupt_between_two_lines_loses_no_batch(pg_url, monkeypatch):
@@ -197,18 +198,32 @@ def test_a_task_that_works_on_the_result_of_another_is_interrupted_all_the_same(
     assert found.sound and found.rows["pending"] == 5
 
 
+@task
+def begins_another(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
+    """Is asked to stop, and begins another task after that."""
+    for spectrum in spectra:
+        signal.raise_signal(signal.SIGTERM)
+        wait_for(ActiveRuns.runs[0].writer.hurried.is_set, "the request to stop")
+        for result in costly([spectrum]):
+            yield Measured.from_spectrum(spectrum, value=result.value)
+
+
+@pytest.mark.parametrize(
+    "function, arguments", [(loops_over_another, {"passes": "stored"}), (begins_another, {})]
+)
 def test_the_task_within_a_task_does_not_wait_for_a_database_that_is_away(
-    url, tmp_path, monkeypatch
+    url, tmp_path, monkeypatch, function, arguments
 ):
     """The results of the outer one are stored or spooled once the inner one has ended."""
     (tmp_path / "astra.toml").write_text("[database]\nretry_for_s = 20\n")
     monkeypatch.setenv("ASTRA_CONFIG", str(tmp_path / "astra.toml"))
     settings.reset()
-    plan, write = plan_of(5, 5, loops_over_another, passes="stored"), writer.write
+    plan, write = plan_of(5, 5, function, **arguments), writer.write
 
     def is_away(checkpoint, target, claim, judge):
         if claim is None:
-            signal.raise_signal(signal.SIGTERM)
+            if not ActiveRuns.runs[0].stop.is_wanted:
+                signal.raise_signal(signal.SIGTERM)
             raise OperationalError("database is locked")
         return write(checkpoint, target, claim, judge)
 
