@@ -134,18 +134,15 @@ def _write_results(
     written: list[Written] = []
     if target.gathers:
         stored = write_rows(results, target, claim, refused, written)
-        _check_together(written)
-        if target.page is None:
-            _set_times(stored)
-        return stored, refused
-    groups = by_columns(results, target, claim, refused)
-    stored = []
-    for group in groups:
-        stored += _store(group, target, refused, written)
+    else:
+        groups = by_columns(results, target, claim, refused)
+        stored = [y for group in groups for y in _store(group, target, refused, written)]
+        if len(groups) > 1:
+            order = {id(yielded): i for i, yielded in enumerate(results)}
+            stored.sort(key=lambda yielded: order[id(yielded)])
     _check_together(written)
-    if len(groups) > 1:
-        order = {id(yielded): i for i, yielded in enumerate(results)}
-        stored.sort(key=lambda yielded: order[id(yielded)])
+    if target.page is None:  # an element that runs a page does not use its results
+        _set_times(stored)
     return stored, refused
 
 
@@ -174,14 +171,11 @@ def _store(
     link = target.link_for(group.results[0].result)
     if link is None:  # the model does not declare it, and its results were refused before
         return []
-    stored = write_or_halve(
+    return write_or_halve(
         range(len(group.results)),
         lambda part, may_copy: _store_part(group.part(part), target, link, may_copy, written),
         lambda place, error: refused.append(refused_by_database(group.results[place], error)),
     )
-    if target.page is None:  # an element that runs a page does not use its results
-        _set_times(stored)
-    return stored
 
 
 def _store_part(
@@ -218,17 +212,14 @@ def take_back_failures(claim: Claim) -> None:
 
 def _set_times(stored: list[YieldedResult]) -> None:
     """Set `created` and `modified`, which the database filled, on results for the caller."""
-    if not stored:
-        return
-    model = type(stored[0].result)
-    pks = [yielded.result.task_pk for yielded in stored]
-    query = model.select(model.task_pk, model.created, model.modified)
-    query = query.where(dialect().among(model.task_pk, pks))
-    moments = {pk: both for pk, *both in tuples(query)}
-    for yielded in stored:
-        data = yielded.result.__data__
-        if (times := moments.get(data["task_pk"])) is not None:  # no later row has replaced it
-            data["created"], data["modified"] = times
+    for model in {type(yielded.result) for yielded in stored}:
+        results = [yielded.result for yielded in stored if type(yielded.result) is model]
+        query = model.select(model.task_pk, model.created, model.modified)
+        query = query.where(dialect().among(model.task_pk, [result.task_pk for result in results]))
+        moments = {pk: both for pk, *both in tuples(query)}
+        for result in results:
+            if (times := moments.get(result.task_pk)) is not None:  # no later row has replaced it
+                result.__data__["created"], result.__data__["modified"] = times
 
 
 def _table_of(row: HandedRow | Refusal | None, target: Target) -> str:

@@ -11,6 +11,7 @@ from peewee import ColumnBase
 
 from astra.database.dialect import NotStored
 from astra.models.keys import Link
+from astra.models.pipeline import OutputModel
 from astra.results.batches import Written, check, store_batch, write_or_halve
 from astra.results.claim import Claim
 from astra.results.columns import (
@@ -30,6 +31,9 @@ from astra.version import CURRENT
 
 #: The results of one row.
 Row = list[YieldedResult]
+
+#: What identifies results: their table, and the row that they point to.
+Key = tuple[type[OutputModel], Link, object]
 
 
 def write_rows(
@@ -90,11 +94,12 @@ def _check_row(row: Row, target: Target, claim: Claim | None) -> None:
             raise ResultRefused(yielded, *key_problem(result, target))
         if link == target.link and not target.groups and handed.known not in (None, link_value):
             raise ResultRefused(yielded, "ForeignRow", foreign_row_message(link_value, target))
-        if link != target.link and target.link is not None:  # of a spectrum of a source
-            (named,) = target.link.result
+        of_row = target.link_for(result)
+        if of_row is not None and link != of_row:  # of a spectrum of a source
+            (named,) = of_row.result
             if result.__data__.setdefault(named, None) is None:
                 result.__data__[named] = handed.known
-            if (source := target.link.of_result(result)) != handed.known:
+            if (source := of_row.of_result(result)) != handed.known:
                 raise ResultRefused(yielded, "ForeignRow", foreign_row_message(source, target))
             # It is up to date as long as the row that it was computed from.
             result.__data__["input_modified"] = handed.modified
@@ -123,7 +128,7 @@ def _without_common_results(rows: list[Row], target: Target) -> list[list[Row]]:
     The results of the later row then replace the others, as they would at the next checkpoint.
     """
     parts: list[list[Row]] = []
-    last_parts: dict[tuple[Link, object], int] = {}
+    last_parts: dict[Key, int] = {}
     for row in rows:
         keys = _keys_of(row, target)
         number = 1 + max(last_parts.get(key, -1) for key in keys)
@@ -170,8 +175,7 @@ def _upsert(results: list[YieldedResult], target: Target, may_copy: bool) -> lis
 def _delete_further(rows: list[Row], target: Target) -> None:
     """Delete the further results that rows had before."""
     for row in rows:
-        model = type(row[0].result)
-        for is_of_key in _clauses(row, target):
+        for model, is_of_key in _clauses(row, target):
             model.delete().where(is_of_key & (model.result_number > 0)).execute()
 
 
@@ -184,26 +188,25 @@ def _check_alone(rows: list[Row], target: Target) -> None:
         If a row has.
     """
     for row in rows:
-        model = type(row[0].result)
-        is_other = model.task_pk.not_in([yielded.result.task_pk for yielded in row])
-        for is_of_key in _clauses(row, target):
+        for model, is_of_key in _clauses(row, target):
+            own = [y.result.task_pk for y in row if type(y.result) is model]
+            is_other = model.task_pk.not_in(own)
             if model.select(model.task_pk).where(is_of_key & is_other).exists():
                 raise NotStored(model._meta.table_name, has_others=True)
 
 
-def _keys_of(row: Row, target: Target) -> set[tuple[Link, object]]:
+def _keys_of(row: Row, target: Target) -> set[Key]:
     """Return what the results of a row are identified by: spectra, or rows of its group."""
     links = ((target.index_of(yielded.result), yielded.result) for yielded in row)
-    return {(link, link.of_result(result)) for link, result in links if link is not None}
+    return {(type(r), link, link.of_result(r)) for link, r in links if link is not None}
 
 
-def _clauses(row: Row, target: Target) -> Iterator[ColumnBase]:
+def _clauses(row: Row, target: Target) -> Iterator[tuple[type[OutputModel], ColumnBase]]:
     """Yield, for each key of a row's results, the clause that a result has it, at this version."""
-    model = type(row[0].result)
-    for link, key in _keys_of(row, target):
+    for model, link, key in _keys_of(row, target):
         clause: ColumnBase = model.v_astra_major_minor == CURRENT.major_minor
         for name, value in zip(link.result, key if isinstance(key, tuple) else (key,), strict=True):
             clause &= getattr(model, name) == value
         for name in link.null:
             clause &= getattr(model, name).is_null()
-        yield clause
+        yield model, clause

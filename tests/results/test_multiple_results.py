@@ -1,14 +1,16 @@
 """Tasks of every kind do the same called directly, run here, and in a plan."""
 
 from collections.abc import Iterable
+from datetime import datetime
 
 import pytest
+from peewee import FloatField
 
 from astra import generate_queries_for_task, task
 from astra.api import run_here
 from astra.database.connection import connection, database, dialect
 from astra.errors import DatabaseError
-from astra.models import BossVisitSpectrum, Source
+from astra.models import BossVisitSpectrum, OutputModel, Source, result_of
 from astra.models.failures import Failure, NoResult
 from astra.models.schema import init_database
 from astra.plan.lookup import get_plan
@@ -184,6 +186,30 @@ def test_of_two_sources_with_results_of_one_spectrum_the_later_counts(filled):
             (stored,) = Peak.select()
             assert stored.result_number == 0 and stored.height == stored.source_pk
             Peak.delete().execute()
+
+
+def test_results_of_several_tables_are_each_stored_in_their_own(filled):
+    """A task that does not say which results it has may yield any, if a program calls it."""
+
+    class Sharpness(OutputModel):
+        spectrum = result_of(BossVisitSpectrum)
+        height = FloatField()
+
+    @task(many=True)
+    def of_both(spectra: Iterable[BossVisitSpectrum]):
+        for spectrum in spectra:
+            yield Peak.from_spectrum(spectrum, height=1.0)
+            yield Sharpness.from_row(spectrum, height=2.0)
+
+    with connection():
+        Sharpness.create_table()
+        Sharpness.insert(spectrum=N + 1, height=0.0, created=datetime(2020, 1, 1)).execute()
+        spectra = list(BossVisitSpectrum.select())
+    for _ in range(2):
+        found = list(of_both(spectra))
+        assert len(found) == 2 * N and min(result.created.year for result in found) > 2020
+    with connection():
+        assert (Peak.select().count(), Sharpness.select().count()) == (N, N + 1)
 
 
 def in_plans(task):
