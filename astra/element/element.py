@@ -223,13 +223,13 @@ class Element:
             if board is not None:  # the parent records the death, and starts a new process
                 board.out_of_memory()
             else:
-                self._record_end(claim, AttemptState.BROKEN, clean(str(error), 2000))
+                self._record_end(claim, AttemptState.BROKEN, str(error))
             state, message, status = AttemptState.BROKEN, str(error), error.exit_status
         except AstraError as error:
             state, message, status = _state_after(error), str(error), error.exit_status
         except BaseException as error:
-            text = f"{type(error).__name__}: {error}"
-            self._record_end(claim, AttemptState.BROKEN, clean(text, 2000))
+            message = f"{type(error).__name__}: {error_text(error)}"
+            self._record_end(claim, AttemptState.BROKEN, message)
             raise
         else:
             return _outcome_of(_with_counts(claim), AttemptState.DONE, note)
@@ -269,9 +269,7 @@ class Element:
             except DatabaseError as error:
                 raise self._end_interrupted(claim, str(error)) from error
             if lacks:
-                message = f"the table {model._meta.table_name!r} {lacks}"
-                self._record_end(claim, AttemptState.BROKEN, message)
-                raise BrokenElement(message)
+                raise self._end_broken(claim, f"the table {model._meta.table_name!r} {lacks}")
 
     def _run_claimed(self, claim: Claim, meter: Meter) -> str | None:
         """Run the task until every row of the page has ended; return a note for the attempt."""
@@ -288,8 +286,7 @@ class Element:
                 task.model, task.output, claim, stop, meter.note_first_row, bool(self.plan.redo)
             )
         except TaskError as error:  # the table has changed since the plan was made
-            self._record_end(claim, AttemptState.BROKEN, str(error))
-            raise BrokenElement(str(error)) from error
+            raise self._end_broken(claim, str(error)) from error
         writer = self._writer(claim, task)
         run = Run(
             reader, task.call, writer, writer.n_rows, board=self.board,
@@ -308,12 +305,11 @@ class Element:
         except AstraError as error:
             if isinstance(error, BrokenElement) and not self.tally.n_stored:
                 stop.retrying(lambda: take_back_failures(claim))
-            self._record_end(claim, _state_after(error), clean(str(error), 2000), self.gives_back)
+            self._record_end(claim, _state_after(error), str(error), self.gives_back)
             raise
         except Exception as error:
-            message = clean(f"{type(error).__name__}: {error_text(error)}", 2000)
-            self._record_end(claim, AttemptState.BROKEN, message)
-            raise BrokenElement(message) from error
+            message = f"{type(error).__name__}: {error_text(error)}"
+            raise self._end_broken(claim, message) from error
         if Outcome.PENDING.value in claim.outcomes:
             reason = stop.reason or "the task stopped early"
             raise self._end_interrupted(claim, reason, self.gives_back)
@@ -332,8 +328,8 @@ class Element:
         interrupted = _save_to_spool(self.plan, claim, writer, error)
         if not isinstance(error, NotAllowed):
             return interrupted
-        with suppress(NotAllowed):  # the database is there, and can be told why nothing is stored
-            self._record_end(claim, AttemptState.BROKEN, clean(str(interrupted), 2000))
+        with suppress(DatabaseError):  # mostly the database is there, and can be told the reason
+            return self._end_broken(claim, str(interrupted))
         return BrokenElement(str(interrupted))
 
     def _load(self, claim: Claim) -> LoadedTask:
@@ -352,8 +348,7 @@ class Element:
         except DatabaseError as error:
             raise self._end_interrupted(claim, str(error)) from error
         except AstraError as error:
-            self._record_end(claim, AttemptState.BROKEN, str(error))
-            raise BrokenElement(str(error)) from error
+            raise self._end_broken(claim, str(error)) from error
         except Terminated:
             raise self._end_interrupted(claim, self.stop.reason) from None
 
@@ -404,6 +399,12 @@ class Element:
         )
         self._record_end(claim, AttemptState.INTERRUPTED, message, gives_back)
         return Interrupted(f"page {claim.page.number} of plan {claim.page.plan_pk}: {message}")
+
+    def _end_broken(self, claim: Claim, message: str) -> BrokenElement:
+        """End an attempt as broken; return the error to raise."""
+        message = clean(message, 2000)
+        self._record_end(claim, AttemptState.BROKEN, message)
+        return BrokenElement(message)
 
     def _record_end(
         self, claim: Claim, state: AttemptState, message: str | None, gives_back: bool = False
