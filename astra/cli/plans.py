@@ -2,6 +2,8 @@
 
 import os
 import sys
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
@@ -132,10 +134,13 @@ def _resume(
 def recover(plan: int, as_json: bool) -> None:
     """Store results that elements of PLAN left in spool files, without computing them again.
 
-    submit and resume do this automatically.
+    submit and resume do this automatically. Exit status: 0 stored, 4 a file is kept, as the table
+    refuses its results.
     """
     recovered = api.recover(plan)
     show.as_json(recovered) if as_json else show.recovered(recovered)
+    if recovered.kept:
+        sys.exit(4)
 
 
 @main.command()
@@ -229,7 +234,7 @@ def logs(
         path = api.log_path(plan, attempts[-1])
         if follow and path is not None and os.path.isfile(path):
             with suppress(KeyboardInterrupt):
-                show.follow(str(path), raw, lambda: api.has_ended(plan, attempts[-1]))
+                _follow(str(path), raw, lambda: api.has_ended(plan, attempts[-1]))
         else:
             text = api.log_text(plan, attempts[-1])
             click.echo(text if raw else printable(text), nl=False)
@@ -371,3 +376,21 @@ def clean(yes: bool, keep_days: float | None, as_json: bool) -> None:
     """
     cleaned = api.clean(keep_days, not yes)
     show.as_json(cleaned) if as_json else show_nights.cleaned(cleaned)
+
+
+def _follow(path: str, raw: bool, has_ended: Callable[[], bool]) -> None:
+    """Print a file as it grows, until it is complete or Ctrl-C is pressed."""
+    with open(path, errors="replace") as file:
+        pause_s, is_over = 0.3, False
+        while True:
+            text = file.read()
+            if text:
+                sys.stdout.write(text if raw else printable(text))
+                sys.stdout.flush()
+                pause_s = 0.3
+            elif is_over:
+                return
+            else:
+                is_over = has_ended()  # what was written before the end is still read
+                time.sleep(0 if is_over else pause_s)
+                pause_s = min(pause_s * 1.5, 5.0)  # has_ended() queries Slurm

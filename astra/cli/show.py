@@ -402,26 +402,6 @@ def _line_progress(title: str) -> Callable[[int, int], None]:
     return report
 
 
-def follow(path: str, raw: bool, has_ended: Callable[[], bool]) -> None:
-    """Print a file as it grows, until it is complete or Ctrl-C is pressed."""
-    import time
-
-    with open(path, errors="replace") as file:
-        pause_s, is_over = 0.3, False
-        while True:
-            text = file.read()
-            if text:
-                sys.stdout.write(text if raw else printable(text))
-                sys.stdout.flush()
-                pause_s = 0.3
-            elif is_over:
-                return
-            else:
-                is_over = has_ended()  # what was written before the end is still read
-                time.sleep(0 if is_over else pause_s)
-                pause_s = min(pause_s * 1.5, 5.0)  # has_ended() queries Slurm
-
-
 def reported(report: Report, file: Path | str, size: int) -> None:
     console.print(f"{coloured(report.kind.value)}: {escape(report.verdict)}")
     line(f"{file} ({size / 1000:,.0f} kB)")
@@ -430,7 +410,7 @@ def reported(report: Report, file: Path | str, size: int) -> None:
 
 
 def recovered(result: Recovered) -> None:
-    if not result.files and not result.set_aside:
+    if not (result.files or result.set_aside or result.kept):
         line(f"plan {result.plan}: no spool file, nothing to store")
         return
     line(
@@ -440,6 +420,8 @@ def recovered(result: Recovered) -> None:
     )
     for path in result.set_aside:
         line(f"  no longer valid, its rows are computed again: {path}")
+    for path in result.kept:
+        line(f"  kept, as the table refuses its results: {path}")
 
 
 def estimated(estimates: Iterable[Estimate]) -> None:

@@ -81,6 +81,7 @@ class Recovered:
     passed_over: int  #: those of rows that have ended since, or whose input was modified
     set_aside: tuple[str, ...] = ()  #: files of superseded attempts, and damaged files
     refused: int = 0  #: results that the database refused, so that their rows have failed
+    kept: tuple[str, ...] = ()  #: files of which the table, and not a row, refuses the results
 
 
 def save(
@@ -253,16 +254,13 @@ def recover(plan: Plan, page: int | None = None, stop: Stop | None = None) -> Re
 
     Results are valid if they are of the page's last attempt, and of rows that have not ended since
     and were not modified. A file of a superseded attempt, or a damaged one, is renamed and its rows
-    are computed again. After a request to `stop`, an unavailable database is not waited for.
-
-    Raises
-    ------
-    BrokenElement
-        If the database refuses so many results that its table, and none of the rows, is to blame.
-        The file is kept.
+    are computed again. If the database refuses so many results that its table, and none of the
+    rows, is to blame, the file is kept until the next attempt at its page. After a request to
+    `stop`, an unavailable database is not waited for.
     """
     n_files = n_rows = n_passed = n_refused = 0
     aside: list[str] = []
+    kept: list[str] = []
     if not (paths := spool_files(plan.folder, page)):
         return Recovered(plan.pk, 0, 0, 0)
     find_modules(plan)
@@ -278,12 +276,16 @@ def recover(plan: Plan, page: int | None = None, stop: Stop | None = None) -> Re
                 log.warning("%s; it is renamed and not used", error)
                 aside += _set_aside(path)
             continue
+        except BrokenElement as error:
+            log.warning("%s is kept: %s", path, error)
+            kept.append(str(path))
+            continue
         with _unless_gone(path):
             path.unlink()
         n_files, n_refused = n_files + 1, n_refused + len(valid.refused)
         n_rows += len(valid) - len(valid.refused)
         n_passed += header.rows - len(valid)
-    return Recovered(plan.pk, n_files, n_rows, n_passed, tuple(aside), n_refused)
+    return Recovered(plan.pk, n_files, n_rows, n_passed, tuple(aside), n_refused, tuple(kept))
 
 
 def _set_aside(path: Path) -> list[str]:

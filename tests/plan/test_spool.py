@@ -20,7 +20,6 @@ from astra.config import run_folder, settings
 from astra.database.connection import connection, database
 from astra.element.claiming import claim_page, this_process
 from astra.element.element import Element
-from astra.errors import BrokenElement
 from astra.models import BossVisitSpectrum
 from astra.models.attempts import Attempt, Suspect
 from astra.models.failures import Failure
@@ -74,7 +73,7 @@ def test_what_was_spooled_is_not_computed_again(url):
 
 
 @pytest.mark.parametrize("refuses", ["all", "some"])
-def test_a_table_that_refuses_what_was_spooled_costs_no_row(pg_url, refuses):
+def test_a_table_that_refuses_what_was_spooled_costs_no_row(pg_url, refuses, caplog):
     """The file is kept, unless rows are to blame."""
     plan = spooled()
     Page.update(submission_pk=None).execute()
@@ -95,8 +94,10 @@ def test_a_table_that_refuses_what_was_spooled_costs_no_row(pg_url, refuses):
         found = spool.recover(get_plan(plan))
         assert (found.rows, found.refused, Failure.select().count()) == (5, 1, 1)
         return
-    with pytest.raises(BrokenElement, match="frozen"):
-        spool.recover(get_plan(plan))
+    (file,) = spool.recover(get_plan(plan)).kept
+    assert (done := astra("recover", plan)).returncode == 4
+    assert "0 rows stored" in done.stdout and f"refuses its results: {file}" in done.stdout
+    assert "frozen" in caplog.text
     assert "failed" not in status(plan).rows and not Failure.select().exists()
     with connection():
         database.execute_sql("DROP TRIGGER refuse ON measured")
@@ -104,6 +105,23 @@ def test_a_table_that_refuses_what_was_spooled_costs_no_row(pg_url, refuses):
     run_here(plan)
     assert verify(plan).sound and verify(plan).whole
     assert Measured.select().where(Measured.value == -1).count() == 6
+
+
+def test_a_file_that_is_refused_keeps_no_page_from_its_element(pg_url):
+    """Rows of which a trigger refuses the results fail as they do in an element."""
+    plan = spooled(40)
+    Page.update(submission_pk=None).execute()
+    with connection():
+        database.execute_sql(
+            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+            "IF NEW.spectrum_pk > 34 THEN RAISE 'frozen'; END IF; RETURN NEW; END $$"
+        )
+        database.execute_sql(
+            "CREATE TRIGGER refuse BEFORE INSERT ON measured FOR EACH ROW EXECUTE FUNCTION refuse()"
+        )
+    resume_local(plan, 2)
+    assert status(plan).rows == {"done": 34, "failed": 6}
+    assert verify(plan).sound and run_folder.spool_files(get_plan(plan).folder) == []
 
 
 def test_a_number_that_only_numpy_has_is_spooled(sqlite_url):
