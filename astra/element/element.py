@@ -328,7 +328,7 @@ class Element:
         interrupted = _save_to_spool(self.plan, claim, writer, error)
         if not isinstance(error, NotAllowed):
             return interrupted
-        with suppress(DatabaseError):  # mostly the database is there, and can be told the reason
+        with suppress(DatabaseError):  # usually only a right is missing: the reason can be recorded
             return self._end_broken(claim, str(interrupted))
         return BrokenElement(str(interrupted))
 

@@ -189,6 +189,12 @@ def test_an_element_whose_task_closed_the_descriptors_of_its_streams_succeeds(
     assert (attempt.state, attempt.n_done) == ("done", 5)
 
 
+def status_of(code: str, *words: str) -> int:
+    """Run a program of Python; return its exit status."""
+    run = [sys.executable, "-c", code, *words]
+    return subprocess.run(run, cwd=ROOT, timeout=60, check=False).returncode
+
+
 _LINGERING = """
 import sys, threading, time
 from astra.config import settings
@@ -204,8 +210,7 @@ sys.exit(supervised(work))
 
 
 def test_a_thread_that_the_task_leaves_running_does_not_keep_the_element():
-    run = [sys.executable, "-c", _LINGERING]
-    assert subprocess.run(run, cwd=ROOT, timeout=60, check=False).returncode == 75
+    assert status_of(_LINGERING) == 75
 
 
 _LINGERING_TWICE = """
@@ -230,8 +235,7 @@ sys.exit(supervised(work, row_timeout_s=0.2))
 
 def test_such_a_thread_does_not_keep_the_next_process_either(tmp_path):
     """The first process ends by the row timeout, and leaves a thread, as the next one does."""
-    run = [sys.executable, "-c", _LINGERING_TWICE, str(tmp_path / "timed out")]
-    assert subprocess.run(run, cwd=ROOT, timeout=60, check=False).returncode == 75
+    assert status_of(_LINGERING_TWICE, str(tmp_path / "timed out")) == 75
 
 
 _FULL = """
@@ -252,8 +256,7 @@ sys.exit(status)
 
 
 def test_an_element_whose_log_is_on_a_full_disk_has_ended_all_the_same(tmp_path):
-    run = [sys.executable, "-c", _FULL, str(tmp_path / "begun")]
-    assert subprocess.run(run, cwd=ROOT, timeout=60, check=False).returncode == 7
+    assert status_of(_FULL, str(tmp_path / "begun")) == 7
     assert (tmp_path / "begun").read_text() == "x"
 
 
@@ -270,8 +273,7 @@ sys.exit(supervised(work))
 
 
 def test_a_process_that_crashes_after_its_work_has_ended_it():
-    run = [sys.executable, "-c", _CRASHES_AT_EXIT]
-    assert subprocess.run(run, cwd=ROOT, timeout=60, check=False).returncode == 7
+    assert status_of(_CRASHES_AT_EXIT) == 7
 
 
 _WITHOUT_SIGCHLD = """
@@ -399,8 +401,7 @@ sys.exit(supervised(work, stop_at=time.time() - 10))
 
 
 def test_an_element_that_begins_after_the_hours_has_time_to_give_its_pages_back():
-    run = [sys.executable, "-c", _LATE]
-    assert subprocess.run(run, cwd=ROOT, timeout=60, check=False).returncode == 7
+    assert status_of(_LATE) == 7
 
 
 def test_a_signal_is_heard_after_the_task_has_replaced_the_descriptor():

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import pytest
 from peewee import OperationalError
@@ -22,6 +22,7 @@ from astra.plan import spool
 from astra.results import writer
 from astra.results.rows import Checkpoint
 from astra.results.stopping import ActiveRuns, Stop
+from astra.status.verdict import Verdict
 from astra.status.verify import verify
 from tests.conftest import ROOT
 from tests.pools import plan_of, pool_of, read_only_once
@@ -235,6 +236,15 @@ def test_the_task_within_a_task_does_not_wait_for_a_database_that_is_away(
     assert verify(plan.pk).rows["pending"] == 5
 
 
+def ends_of_page(n: int, task: Callable[..., object]) -> tuple[list[str], Verdict]:
+    """Run a plan of one page of n rows; return the states of its attempts, and what verify says."""
+    plan = plan_of(n, n, task)
+    run_here(plan.pk)
+    with connection():
+        states = [attempt.state for attempt in Attempt.select()]
+    return states, verify(plan.pk)
+
+
 @task
 def looks_something_up(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
     """Needs the database for its rows, too, and does not reach it at the second one."""
@@ -245,11 +255,8 @@ def looks_something_up(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measure
 
 
 def test_no_row_has_failed_because_the_database_was_away(url):
-    plan = plan_of(5, 5, looks_something_up)
-    run_here(plan.pk)
-    with connection():
-        assert [attempt.state for attempt in Attempt.select()] == ["broken"]
-    found = verify(plan.pk)
+    states, found = ends_of_page(5, looks_something_up)
+    assert states == ["broken"]
     assert found.sound and (found.rows["result"], found.rows["pending"]) == (1, 4)
 
 
@@ -262,11 +269,8 @@ def needs_a_row(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
 
 
 def test_a_page_whose_last_row_failed_is_not_broken_by_a_task_that_needs_rows(url):
-    plan = plan_of(3, 3, needs_a_row)
-    run_here(plan.pk)
-    with connection():
-        assert [attempt.state for attempt in Attempt.select()] == ["done"]
-    found = verify(plan.pk)
+    states, found = ends_of_page(3, needs_a_row)
+    assert states == ["done"]
     assert found.sound and found.rows["failure"] == 3
 
 
