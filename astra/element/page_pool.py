@@ -92,7 +92,7 @@ def claimed_page(submission: Submission, element: int) -> int | None:
 
 #: How many elements may be interrupted at a page before any of its rows has ended. After one more
 #: the page is not released again.
-_IN_VAIN = 1
+_MAX_INTERRUPTED = 1
 
 
 def give_back(page: Page) -> None:
@@ -101,13 +101,13 @@ def give_back(page: Page) -> None:
     A page at which several elements were interrupted before a row ended waits for a resume, which
     gives more time. If it were released again, it would use up one element after the other.
     """
-    in_vain = Attempt.select().where(
+    interrupted = Attempt.select().where(
         (Attempt.page == page.pk)
         & (Attempt.submission_pk == page.submission_pk)
         & (Attempt.state == AttemptState.INTERRUPTED.value)
         & (N_ENDED == 0)
     )
-    if in_vain.count() > _IN_VAIN:
+    if interrupted.count() > _MAX_INTERRUPTED:
         return
     Page.update(free=True).where(
         (Page.pk == page.pk) & (Page.attempt_pk == page.attempt_pk) & Page.free.is_null(False)

@@ -64,7 +64,7 @@ def _supervised(
 
     The child returns from this function, too, with the exit status of its work.
     """
-    in_vain = last_page = 0  # deaths with no row in progress, at the same page
+    n_deaths = last_page = 0  # with no row in progress, at the same page
     birth_s = born_s()
     while True:
         board.reset(birth_s)
@@ -88,10 +88,10 @@ def _supervised(
         if parent.requests.is_set():
             return OutOfHours.exit_status if parent.hours_are_over else 75
         if had_rows or board.page_pk != last_page:
-            in_vain, last_page = 0, board.page_pk
+            n_deaths, last_page = 0, board.page_pk
         # A row that timed out may have ended since: the process then ends by itself.
-        in_vain += not had_rows and not (parent.timed_out and status != -signal.SIGKILL)
-        if in_vain >= settings.current().element.max_deaths:
+        n_deaths += not had_rows and not (parent.timed_out and status != -signal.SIGKILL)
+        if n_deaths >= settings.current().element.max_deaths:
             from astra.element.deaths import give_up
 
             give_up(board, parent.death(status), parent.requests)

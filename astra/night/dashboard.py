@@ -43,7 +43,7 @@ _NOTE = re.compile(r'<p class="note shown">.*?</p>\n')
 INDEX = "index.html"
 
 #: The file with the time of the last update, whether or not a page has changed.
-LAST_UPDATE = "looked.txt"
+LAST_UPDATE = "last-update.txt"
 
 
 @dataclass

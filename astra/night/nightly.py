@@ -234,9 +234,9 @@ def _advance(night: Night, settings: NightSettings, pause_s: int) -> Nightly:
     submit_due(night, settings, step)
     entries = store_totals(night)
     # Pages whose elements begin none of them must not be submitted again without end.
-    in_vain = step.resubmitted_unbegun and sum(map(n_ended, entries)) <= n_ended(night)
+    without_progress = step.resubmitted_unbegun and sum(map(n_ended, entries)) <= n_ended(night)
     # A limit of Slurm or the throttle may leave pages for a later step of the same round.
-    if in_vain or (retries_of(plan_pks(night)) > before and not step.postponed):
+    if without_progress or (retries_of(plan_pks(night)) > before and not step.postponed):
         with connection():
             Night.update(round=Night.round + 1).where(Night.pk == night.pk).execute()
     if not step.open:

@@ -84,12 +84,12 @@ def next_steps(
         status, base = wanted[page.number], chosen(page.submission_pk or last_array)
         last = page.pk, page.submission_pk
         was_queued = last not in gained and status.slurm_state in _ENDS_OF_QUEUED
-        in_vain = not gained[last] and not was_queued
+        no_row_ended = not gained[last] and not was_queued
         end = retry_policy.end_of(
-            status.state, status.slurm_state, status.exit_code, in_vain, status.node
+            status.state, status.slurm_state, status.exit_code, no_row_ended, status.node
         )
         if end is not None and end.state in retry_policy.CAUSED_BY_ROWS and last in searched:
-            end = replace(end, in_vain=False)
+            end = replace(end, no_row_ended=False)
         decision = _decide(
             end, page, base, submissions.get(page.submission_pk or 0), limits_of,
             on_request or "mem" in overrides or "time" in overrides,

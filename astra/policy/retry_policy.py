@@ -29,7 +29,7 @@ CAUSED_BY_ROWS = frozenset({"FAILED", "OUT_OF_MEMORY"})
 #: Ends that a node may cause.
 _CAUSED_BY_NODES = frozenset({"FAILED", "NODE_FAIL", "BOOT_FAIL"})
 
-_TEMPORARY_FAILURE = 75  # of an element that was asked to stop, or waited in vain for the database
+_TEMPORARY_FAILURE = 75  # of an element that was asked to stop, or could not reach the database
 
 #: Ends with an external cause, which have no rule: what kept the element from its rows.
 _EXTERNAL = {"OUTAGE": "the database was unavailable", "HOURS": "the hours of the night were over"}
@@ -41,7 +41,7 @@ class End:
 
     state: str
     node: str | None = None
-    in_vain: bool = True  # no row ended
+    no_row_ended: bool = True
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,11 @@ class Decision:
 
 
 def end_of(
-    page: PageState, slurm_state: str | None, exit_code: int | None, in_vain: bool, node: str | None
+    page: PageState,
+    slurm_state: str | None,
+    exit_code: int | None,
+    no_row_ended: bool,
+    node: str | None,
 ) -> End | None:
     """Return how the last element of a page ended; None if it had none.
 
@@ -72,7 +76,7 @@ def end_of(
         state = "TIMEOUT"
     elif state == "FAILED" and page is PageState.LOST and exit_code == _TEMPORARY_FAILURE:
         state = "OUTAGE"
-    return End(state, node, in_vain)
+    return End(state, node, no_row_ended)
 
 
 def next_step(
@@ -103,8 +107,8 @@ def next_step(
         why = _EXTERNAL[last.state]
         return Decision(last.state, True, f"next as before: {why} (uses up no retry)", kept)
     rule = rules[last.state]
-    tries = sum(end.in_vain for end in earlier if end.state == last.state)
-    free = last.state in USES_NO_RETRY or not last.in_vain
+    tries = sum(end.no_row_ended for end in earlier if end.state == last.state)
+    free = last.state in USES_NO_RETRY or not last.no_row_ended
     if not on_request and (tries >= rule.retries if not free else not rule.retries):
         none = f"{tries} of {rule.retries} retries used up" if rule.retries else "is not retried"
         return Decision(last.state, False, none)

@@ -40,12 +40,21 @@ from tests.pools import plan_of, pool_of
 from tests.sample_tasks import Measured, fill, hungry, measure
 from tests.servers import Slurm, wait_for
 
-IN_VAIN, GOT_ON = True, False
+NO_ROW_ENDED, SOME_ROWS_ENDED = True, False
 
 
-def step(state, earlier=(), base=None, used=None, allowed=None, in_vain=IN_VAIN, rule=None, **more):
+def step(
+    state,
+    earlier=(),
+    base=None,
+    used=None,
+    allowed=None,
+    no_row_ended=NO_ROW_ENDED,
+    rule=None,
+    **more,
+):
     return next_step(
-        End(state, "n1", in_vain),
+        End(state, "n1", no_row_ended),
         [End(s, "n1") for s in earlier],
         rules({state: rule} if rule else {}),
         base or {},
@@ -116,7 +125,7 @@ class TestRules:
         stuck = step("OUT_OF_MEMORY", used=had, allowed=at)
         assert not stuck.retry and stuck.explanation == "mem 2G was not enough, and the limit is 2G"
         assert "time 01:00:00 was not enough" in step("TIMEOUT", used=had, allowed=at).explanation
-        assert step("OUT_OF_MEMORY", used=had, allowed=at, in_vain=GOT_ON).retry
+        assert step("OUT_OF_MEMORY", used=had, allowed=at, no_row_ended=SOME_ROWS_ENDED).retry
         assert step("OUT_OF_MEMORY", used=had, allowed=at, on_request=True).retry
 
     @pytest.mark.parametrize("state", RULES)
@@ -125,7 +134,7 @@ class TestRules:
         assert step(state, [state] * (most - 1)).retry
         assert step(state, [state] * most).retry is (state == "PREEMPTED")
         assert step(state, ["TIMEOUT" if state != "TIMEOUT" else "FAILED"] * 9).retry
-        assert step(state, [state] * most, in_vain=GOT_ON).retry
+        assert step(state, [state] * most, no_row_ended=SOME_ROWS_ENDED).retry
         assert step(state, [state] * most, on_request=True).retry
         assert not step(state, rule={"retries": 0}).retry
 
@@ -198,8 +207,8 @@ def test_a_page_that_nobody_began_uses_up_no_retry(url, end_of_queued):
     assert pages.states == [PageState.UNSUBMITTED] + [PageState.LOST] * 3
     left, ended, *queued = next_steps.next_steps(plan, pages)
     assert left.end is None and not left.decision.options  # no more time than before
-    assert ended.end is not None and ended.end.state == "TIMEOUT" and ended.end.in_vain
-    assert [(n.end.state, n.end.in_vain) for n in queued] == [(end_of_queued, False)] * 2
+    assert ended.end is not None and ended.end.state == "TIMEOUT" and ended.end.no_row_ended
+    assert [(n.end.state, n.end.no_row_ended) for n in queued] == [(end_of_queued, False)] * 2
     assert queued[0].decision.explanation == "next as before (uses up no retry)"
     with connection(), writing():
         Page.update(n_done=Page.n_rows).where(Page.number == 2).execute()
@@ -219,7 +228,7 @@ def test_an_element_that_fails_in_its_start_is_counted_at_its_page(url):
     pages = read_pages(plan, answer, True)
     assert pages.states[1:] == [PageState.LOST] * 2
     steps = next_steps.next_steps(plan, pages)[1:]
-    assert [n.end for n in steps] == [End("FAILED", None, IN_VAIN)] * 2
+    assert [n.end for n in steps] == [End("FAILED", None, NO_ROW_ENDED)] * 2
 
 
 def test_pages_that_are_given_up_are_selected_by_the_state_that_the_remedy_names(url):
@@ -415,7 +424,7 @@ class TestOnSlurm:
         assert status(plan).state == "whole" and Measured.select().count() == 30
         page = Page.get(Page.number == 2)
         # At the second end the row was looked for already, among those of the first.
-        ends = [(e.state, e.in_vain) for e in ends_of(page)]
+        ends = [(e.state, e.no_row_ended) for e in ends_of(page)]
         assert ends == [("OUT_OF_MEMORY", True), ("OUT_OF_MEMORY", False)]
         attempts = Attempt.select().where(Attempt.page == page.pk).order_by(Attempt.number)
         words = [attempt.slurm_state for attempt in attempts]

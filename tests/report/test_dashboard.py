@@ -60,7 +60,7 @@ def test_pages_are_written_once_and_again_when_something_changed(sqlite_url, tmp
     before = stamps(folder)
     assert Dashboard(folder).update().written == []  # another process finds all of it on the disk
     assert stamps(folder) == before
-    assert {p.name for p in folder.iterdir()} == {*before, "looked.txt"}
+    assert {p.name for p in folder.iterdir()} == {*before, "last-update.txt"}
     run_here(second)
     assert set(dashboard.update().written) == {"index.html", f"plan-{second}.html"}
     text = (folder / f"plan-{second}.html").read_text()

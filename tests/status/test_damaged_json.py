@@ -19,7 +19,7 @@ from astra.policy.next_steps import parsed_ends
 from tests.sample_tasks import fill, measure
 from tests.servers import Postgres
 
-_RETRIES = json.dumps([{"state": "TIMEOUT", "node": "n1", "in_vain": False}])
+_RETRIES = json.dumps([{"state": "TIMEOUT", "node": "n1", "no_row_ended": False}])
 
 #: Texts that are no JSON, or not the JSON that astra stores.
 _DAMAGED = (

@@ -131,7 +131,7 @@ def test_an_element_that_begins_too_late_gives_back_what_nobody_began(url):
     )  # fmt: skip
     Page.update(attempt_pk=1).where(Page.number == 2).execute()
     make_intent(second, list(Page.select().order_by(Page.number)))
-    ends = json.dumps([{"state": "TIMEOUT", "node": None, "in_vain": True}])
+    ends = json.dumps([{"state": "TIMEOUT", "node": None, "no_row_ended": True}])
     Page.update(retries=ends).where(Page.number == 2).execute()
     Attempt.create(
         page=pages[2], submission_pk=second.pk, number=1, element=3, state="running", host="h",
