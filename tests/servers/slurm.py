@@ -251,17 +251,26 @@ class Slurm(Server):
 
     def set_max_submit(self, n: int | None) -> None:
         """Limit root's jobs, waiting and running ones together, to `n`; None lifts the limit."""
+        self._set_max_submit(n)
+        # Slurm 24.11 counts a requeued element that was cancelled for ever, although it is gone.
+        _, counted = self._max_submit()
+        gone = counted - len(self.run("squeue", "-h", "-r", "-o", "%i").split())
+        if n is not None and gone > 0:
+            self._set_max_submit(n + gone)
+
+    def _set_max_submit(self, n: int | None) -> None:
         self.run(
             "sacctmgr", "-i", "modify", "user", "where", "name=root", "account=sdss",
             "set", f"MaxSubmitJobs={-1 if n is None else n}",
         )  # fmt: skip
-        wait_for(lambda: self._max_submit() == n, "the limit to reach slurmctld")
+        wait_for(lambda: self._max_submit()[0] == n, "the limit to reach slurmctld")
 
-    def _max_submit(self) -> int | None:
+    def _max_submit(self) -> tuple[int | None, int]:
+        """The limit, None without one, and the jobs that slurmctld counts against it."""
         words = ["scontrol", "show", "assoc_mgr", "users=root", "accounts=sdss", "flags=assoc"]
-        # MaxSubmitJobs=5 where there is a limit, MaxSubmitJobs= where there is none.
-        found = re.search(r"\bMaxSubmitJobs=(\d+)", self.run(*words))
-        return int(found[1]) if found else None
+        # MaxSubmitJobs=5(2) where there is a limit, MaxSubmitJobs= where there is none.
+        found = re.search(r"\bMaxSubmitJobs=(\d+)\((\d+)\)", self.run(*words))
+        return (int(found[1]), int(found[2])) if found else (None, 0)
 
     # ---------------------------------------------------------------- its daemons, one by one
 
