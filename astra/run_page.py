@@ -69,7 +69,7 @@ def _run(options: dict[str, Any], board: ProgressBoard) -> int:
         finally:
             open_streams()  # the task may have closed them
     except OutOfMemory as error:  # between two pages: the parent starts a new process
-        board.out_of_memory()
+        board.out_of_memory = True
         return _refused(error)
     except AstraError as error:
         return _refused(error)

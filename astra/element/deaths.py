@@ -45,7 +45,7 @@ def note_death(
                 "message": clean(f"a row {death.cause}", 2000),
                 "n_handed": -1,
                 "max_rss_mb": peak_mb,
-                "t_start_s": board.start_s,
+                "t_start_s": board.start_s or None,
             }
             if alive:
                 values["state"] = AttemptState.DIED.value

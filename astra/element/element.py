@@ -190,8 +190,9 @@ class Element:
         free, or the plan is paused or throttled.
         """
         board, plan = self.board, self.plan
-        # For the first page, the time since the process was born counts as start-up, too.
-        since_s, began_s = board.take_birth() if board else None, now_s()
+        began_s = now_s()
+        if board is not None and board.birth_s:  # of the first page, all of it counts as start-up
+            began_s, board.birth_s = board.birth_s, 0.0
         try:
             # What an earlier attempt computed and could not store is not computed again.
             spool.recover(plan, number, self.stop)
@@ -215,13 +216,13 @@ class Element:
             return _outcome_of(self.stop.retrying(lambda: page_of(plan, number)), AttemptState.DONE)
         if board is not None:
             board.begin_page(claim.page.pk, claim.attempt.pk, claim.page.n_rows)
-        meter = Meter(began_s if since_s is None else since_s, board)
+        meter = Meter(began_s, board)
         claim.read_meter = meter.read
         try:
             note = self._run_claimed(claim, meter)
         except OutOfMemory as error:
             if board is not None:  # the parent records the death, and starts a new process
-                board.out_of_memory()
+                board.out_of_memory = True
             else:
                 self._record_end(claim, AttemptState.BROKEN, str(error))
             state, message, status = AttemptState.BROKEN, str(error), error.exit_status

@@ -20,7 +20,7 @@ class Meter:
         if self.first_s is None:
             self.first_s = now_s()
             if self.board is not None:  # should the process die before a checkpoint
-                self.board.set_start_up_s(self.first_s - self.since_s)
+                self.board.start_s = self.first_s - self.since_s
 
     def read(self) -> dict[str, object]:
         """Return columns of the attempt with their current values."""

@@ -109,7 +109,7 @@ def _child(work: Callable[[ProgressBoard], int], board: ProgressBoard, parent: i
         return status
     finally:
         _flush()
-        if not board.ran_out_of_memory:
+        if not board.out_of_memory:
             board.finish(status)
 
 
@@ -231,7 +231,7 @@ class _Parent:
         if self.board.finished:
             self._end_lingering()
         if self.row_timeout_s and self.pid:
-            self._check_row_timeout(self.stopwatch.read(self.board.since[0]))
+            self._check_row_timeout(self.stopwatch.read(self.board.since))
 
     def _check_row_timeout(self, working_s: float) -> None:
         if self.timed_out:  # it may also hang in a clean-up, after its rows have ended
@@ -243,7 +243,7 @@ class _Parent:
             if 0 < limit_s < working_s:
                 self.timed_out = True
                 self.stopwatch.restart()
-                self.board.time_out()
+                self.board.timed_out = True
                 # On SIGTERM the child stores its yielded results, if its interpreter still runs.
                 os.kill(self.pid, signal.SIGTERM)
 
@@ -273,7 +273,7 @@ class _Parent:
             if status == -signal.SIGKILL and not self.board.n_in_progress():
                 cause += ", and its process did not end after it"
             return Death(TIMED_OUT, cause, True)
-        if self.board.ran_out_of_memory:
+        if self.board.out_of_memory:
             return Death(OUT_OF_MEMORY, "ran out of memory (MemoryError)")
         if status >= 0:
             return Death(KILLED, f"ended its process (exit status {status})")

@@ -2,11 +2,15 @@
 
 from collections.abc import Collection
 from time import perf_counter
-from typing import Protocol
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Protocol
 
 from astra.models.pipeline import OutputModel
 from astra.results.histogram import RowTimes
 from astra.results.rows import HandedRow
+
+if TYPE_CHECKING:
+    from ctypes import Array, c_uint8
 
 
 class ProgressBoard(Protocol):
@@ -16,10 +20,9 @@ class ProgressBoard(Protocol):
         """Note that no row is in progress."""
 
     #: By place in the page: 1 while a row is in progress.
-    flags: "memoryview[int]"
+    flags: "Array[c_uint8]"
 
-    #: One number: when the task began to compute; 0 when it has stopped.
-    since: "memoryview[float]"
+    since: float  # when the task began to compute; 0 when it has stopped
 
 
 class RowClock:
@@ -33,7 +36,7 @@ class RowClock:
 
     def __init__(self, n_rows: int | None, board: ProgressBoard | None) -> None:
         self.n_rows = n_rows
-        self.shared: list[float] | memoryview[float] = [0.0] if board is None else board.since
+        self.board = SimpleNamespace() if board is None else board
         self.row_times = RowTimes()  # of the rows of a page that have ended
         self.t_task_s = 0.0  # the whole time of the task
         self.t_before_s = 0.0  # its time before the first row
@@ -41,14 +44,14 @@ class RowClock:
         self.since = 0.0  # when the task began to compute; 0 while it does not compute
 
     def start(self) -> None:
-        self.since = self.shared[0] = perf_counter()
+        self.since = self.board.since = perf_counter()
 
     def stop(self) -> float:
         """Stop the clock; return the seconds since its start, 0 if it was stopped already."""
         if not self.since:
             return 0.0
         spent_s = perf_counter() - self.since
-        self.since = self.shared[0] = 0.0
+        self.since = self.board.since = 0.0
         self.t_task_s += spent_s
         return spent_s
 

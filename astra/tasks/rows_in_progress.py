@@ -2,12 +2,16 @@
 
 from dataclasses import replace
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 import peewee
 
 from astra.models.keys import as_key, moment_in, table_name
 from astra.results.rows import HandedRow, Target, YieldedResult
 from astra.tasks.row_clock import ProgressBoard
+
+if TYPE_CHECKING:
+    from ctypes import Array, c_uint8
 
 
 class RowsInProgress:
@@ -27,7 +31,7 @@ class RowsInProgress:
         self.target, self.key_name = target, target.key_name
         self.keeps_rows, self.is_page, self.board = keeps_rows, is_page, board
         #: By place in the page: 1 while a row is in progress.
-        self.flags: dict[int, int] | memoryview[int] = {} if board is None else board.flags
+        self.flags: dict[int, int] | Array[c_uint8] = {} if board is None else board.flags
         # A row without a key, or one of two with the same key, is its own key here.
         self.by_key: dict[object, HandedRow] = {}
         self.last: HandedRow | None = None  # the row that was handed over last

@@ -123,7 +123,7 @@ def test_rows_that_end_soon_after_their_timeout_do_not_break_their_page(url, tmp
 def test_a_page_is_given_back_unless_a_row_of_it_has_timed_out(url, timed_out):
     plan, board, stop = plan_of(3, 3), ProgressBoard(), Stop()
     if timed_out:
-        board.time_out()
+        board.timed_out = True
     stop.ask("SIGTERM")
     with Element(plan, pool_of(plan), stop, board) as element:
         run = element.run_page(None, 1)

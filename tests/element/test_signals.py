@@ -225,7 +225,7 @@ def work(board):
         open(sys.argv[1], "w").close()
         signal.signal(signal.SIGTERM, lambda *_: None)
         board.begin_page(0, 0, 1)
-        board.flags[0], board.since[0] = 1, time.perf_counter()
+        board.flags[0], board.since = 1, time.perf_counter()
         signal.pause()  # until the row timeout
     return 75
 
@@ -304,9 +304,9 @@ def work(board):
         return 0
     signal.signal(signal.SIGTERM, lambda *_: None)
     board.begin_page(0, 0, 1)
-    board.flags[0], board.since[0] = 1, time.perf_counter()
+    board.flags[0], board.since = 1, time.perf_counter()
     signal.pause()  # until the row timeout; then the row ends
-    board.flags[0], board.since[0] = 0, time.perf_counter()
+    board.flags[0], board.since = 0, time.perf_counter()
     time.sleep(600)  # the clean-up, which no signal interrupts
 
 sys.exit(supervised(work, row_timeout_s=0.2))
