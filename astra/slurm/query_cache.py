@@ -6,14 +6,12 @@ is queried. The output of a slow query is kept for longer.
 """
 
 import hashlib
-import json
 import logging
 import os
 import stat
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from astra.config.run_folder import write_whole
@@ -25,22 +23,11 @@ log = logging.getLogger(__name__)
 #: The output of a query is used for at least this many times the duration of the query.
 SLOW = 3.0
 
-_FORGOTTEN_S = 600  # older files are removed when the next one is written
-
-
-@dataclass(frozen=True)
-class _Entry:
-    at: float  # when the query began, in seconds since the epoch
-    took_s: float
-    text: str
-
-    def good_for(self, recent_s: float) -> bool:
-        age_s = time.time() - self.at
-        return 0 <= age_s <= max(recent_s, SLOW * self.took_s)
-
 
 def cached_output(args: Sequence[str], source: str, recent_s: float, ask: Callable[[], str]) -> str:
     """Return the output of a command: cached output up to `recent_s` old, or new output.
+
+    A file is used until its time of modification, which lies ahead.
 
     Parameters
     ----------
@@ -52,17 +39,17 @@ def cached_output(args: Sequence[str], source: str, recent_s: float, ask: Callab
     if not recent_s or (folder := _folder()) is None:
         return ask()
     name = hashlib.sha256("\0".join([source, *args]).encode()).hexdigest()[:32]
-    path = folder / f"{args[0]}-{name}.json"
-    cached = _read(path)
-    if cached is not None and cached.good_for(recent_s):
-        log.info("%s: as of %.1f s ago", args[0], time.time() - cached.at)
-        return cached.text
+    path = folder / f"{args[0]}-{name}.txt"
+    if (cached := _read(path)) is not None:
+        log.info("%s: cached output", args[0])
+        return cached
     at, began = time.time(), time.monotonic()
     text = ask()
-    entry = _Entry(at, time.monotonic() - began, text)
+    used_until = at + max(recent_s, SLOW * (time.monotonic() - began))
     with suppress(AstraError, OSError):
-        write_whole(path, json.dumps(vars(entry)))
-        _forget(folder, older_than=at - _FORGOTTEN_S)
+        write_whole(path, text)
+        os.utime(path, (used_until, used_until))
+        _forget(folder, older_than=at)
     return text
 
 
@@ -86,11 +73,15 @@ def _folder(make: bool = True) -> Path | None:
     return folder if is_private and not status.st_mode & 0o077 else None
 
 
-def _read(path: Path) -> _Entry | None:
+def _read(path: Path) -> str | None:
+    """Return the text of a file that may still be used."""
     try:
-        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)) as file:
-            return _Entry(**json.load(file))
-    except (OSError, ValueError, TypeError):
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        with open(descriptor, encoding="utf-8", newline="") as file:
+            times = os.fstat(descriptor)
+            # The clock may have been put back since the file was written.
+            return file.read() if times.st_ctime <= time.time() < times.st_mtime else None
+    except (OSError, ValueError):
         return None  # there is none, or it is damaged
 
 
@@ -98,5 +89,5 @@ def _forget(folder: Path, older_than: float) -> None:
     with suppress(OSError):
         for file in folder.iterdir():
             with suppress(OSError):
-                if file.suffix == ".json" and file.lstat().st_mtime < older_than:
+                if file.suffix == ".txt" and file.lstat().st_mtime < older_than:
                     file.unlink()

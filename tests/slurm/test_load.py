@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -169,13 +170,19 @@ def test_an_answer_is_kept_for_some_seconds(monkeypatch, tmp_path):
     query_cache.forget_all()  # something was submitted
     assert answer(60) == "answer 5"
     for file in (tmp_path / ".cache" / "astra").iterdir():
-        kept = json.loads(file.read_text())
-        file.write_text(json.dumps({**kept, "at": kept["at"] - 100, "took_s": 0.0}))
-    assert answer(60) == "answer 6"
-    for file in (tmp_path / ".cache" / "astra").iterdir():
-        kept = json.loads(file.read_text())
-        file.write_text(json.dumps({**kept, "at": kept["at"] - 100, "took_s": 50.0}))
-    assert answer(60) == "answer 6"  # the controller is slow: it is asked less often
+        os.utime(file, (0, time.time() - 1))
+    assert answer(60) == "answer 6" == answer(60)
+    # A query of 50 s: the controller is slow, and is asked less often.
+    clock = iter([0.0, 50.0])
+    with monkeypatch.context() as patch:
+        patch.setattr("astra.slurm.query_cache.time.monotonic", lambda: next(clock))
+        assert answer(5, "-j", "8") == "answer 7"
+    (slow,) = [f for f in (tmp_path / ".cache" / "astra").iterdir() if f.read_text() == "answer 7"]
+    assert 140 < slow.stat().st_mtime - time.time() <= 150
+    # The clock is put back: a file from the future is not used.
+    with monkeypatch.context() as patch:
+        patch.setattr("astra.slurm.query_cache.time.time", lambda: slow.stat().st_ctime - 100)
+        assert answer(5, "-j", "8") == "answer 8"
 
 
 def test_what_another_cluster_answered_is_not_used(commands, monkeypatch):
@@ -195,15 +202,19 @@ def test_nobody_else_can_lie_about_jobs(monkeypatch, tmp_path):
 
     answer()
     (file,) = folder.iterdir()
-    lie = json.dumps({**json.loads(file.read_text()), "text": "a lie"})
-    (tmp_path / "lie").write_text(lie)
+    (tmp_path / "lie").write_text("a lie")
+    later = (0, time.time() + 60)
+    os.utime(tmp_path / "lie", later)
     file.unlink()
     file.symlink_to(tmp_path / "lie")
     assert answer() == "the truth" and not file.is_symlink()
-    assert (tmp_path / "lie").read_text() == lie
-    file.write_text("{ damaged")
+    assert (tmp_path / "lie").read_text() == "a lie"
+    file.write_bytes(b"\xff damaged")
+    os.utime(file, later)
     assert answer() == "the truth"
-    file.write_text(lie)
+    file.write_text("a lie")
+    os.utime(file, later)
+    assert answer() == "a lie"
     folder.chmod(0o777)  # anybody may have written there
     assert answer() == "the truth"
     folder.chmod(0o700)
