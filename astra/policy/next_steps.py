@@ -22,7 +22,7 @@ from astra.plan.pages import PageStatus, light_pages
 from astra.policy import retry_policy
 from astra.policy.retry_policy import Decision, End
 from astra.slurm import limits
-from astra.slurm.site import PartitionLimits
+from astra.slurm.limits import PartitionLimits
 from astra.states import ALIVE, PageState, SlurmState
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from astra.config.retry_rules import RULES, Rule
 from astra.config.units import size_mb, time_limit_s, written_size, written_time
 from astra.errors import OutOfHours
-from astra.slurm.site import PartitionLimits
+from astra.slurm.limits import PartitionLimits
 from astra.states import PageState
 
 #: Ends that the page did not cause: they use up no retry.

@@ -1,27 +1,120 @@
-"""Query what a site allows an element: time, memory, nodes, and when maintenance begins."""
+"""Query what a site allows an element: time, memory, nodes, and when maintenance begins.
+
+Functions raise SlurmError if Slurm does not answer, unless they return why nothing is known.
+"""
 
 import logging
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cache
 
 from astra.config.profiles import Profile
 from astra.config.units import size_mb, time_limit_s, written_time
-from astra.errors import SlurmError
+from astra.errors import SlurmError, SlurmUnknown
 from astra.slurm.command import available, run
-from astra.slurm.site import (
-    Cluster,
-    Partition,
-    PartitionLimits,
-    parse_cluster,
-    parse_maintenance,
-    parse_max_array_size,
-    parse_partitions,
-)
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """The cluster that this machine's commands query, and whether users see each other's jobs."""
+
+    name: str
+    is_private: bool  # users see only their own jobs
+
+
+def parse_cluster(text: str) -> Cluster:
+    """Parse the cluster in ``scontrol show config``."""
+    values = dict(re.findall(r"^(ClusterName|PrivateData)\s*=\s*(.*?)\s*$", text, re.MULTILINE))
+    if "ClusterName" not in values:
+        raise SlurmUnknown("scontrol show config names no ClusterName")
+    return Cluster(values["ClusterName"], "jobs" in values.get("PrivateData", "").split(","))
+
+
+def parse_max_array_size(text: str) -> int:
+    match = re.search(r"^MaxArraySize\s*=\s*(\d+)", text, re.MULTILINE)
+    if match is None:
+        raise SlurmUnknown("scontrol show config names no MaxArraySize")
+    tasks = re.search(r"\bmax_array_tasks=(\d+)", text)
+    return min(int(match[1]), int(tasks[1]) + 1) if tasks else int(match[1])
+
+
+def _records(text: str) -> Iterator[dict[str, str]]:
+    """Yield the words ``Name=Value`` of each line."""
+    for line in text.splitlines():
+        yield dict(word.split("=", 1) for word in line.split() if "=" in word)
+
+
+@dataclass(frozen=True)
+class PartitionLimits:
+    """What the partitions of a job allow it, and their nodes."""
+
+    max_time_s: int | None = None
+    max_mem_mb: int | None = None  # of the largest node too
+    default_mem_mb: int | None = None
+    nodes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Partition:
+    """What a partition allows; None for no limit."""
+
+    name: str
+    max_time_s: int | None
+    max_mem_mb: int | None
+    default_time_s: int | None  # for a job that requests no time
+    default_mem_mb: int | None  # for a job of one CPU that does not request memory
+    is_default: bool
+
+
+def parse_partitions(text: str) -> list[Partition]:
+    """Parse the lines of ``scontrol -o show partition``."""
+    partitions = []
+    for values in _records(text):
+        if "PartitionName" in values:
+            memory = values.get("DefMemPerNode") or values.get("DefMemPerCPU") or ""
+            max_time_s = time_limit_s(values.get("MaxTime", ""))
+            partitions.append(
+                Partition(
+                    values["PartitionName"],
+                    max_time_s,
+                    size_mb(values.get("MaxMemPerNode", "")),
+                    time_limit_s(values.get("DefaultTime", "")) or max_time_s,
+                    size_mb(memory),
+                    values.get("Default") == "YES",
+                )
+            )
+    return partitions
+
+
+@dataclass(frozen=True)
+class Reservation:
+    """A reservation of nodes for maintenance."""
+
+    name: str
+    begins: float  # seconds since the epoch
+    nodes: str  # as Slurm writes them: "n[1-4]"
+
+
+def parse_maintenance(text: str) -> list[Reservation]:
+    """Parse the reservations for maintenance in ``scontrol -o show reservation``.
+
+    Times are read in the machine's time zone.
+    """
+    return [
+        Reservation(
+            values["ReservationName"],
+            datetime.fromisoformat(values["StartTime"]).timestamp(),
+            values.get("Nodes", ""),
+        )
+        for values in _records(text)
+        if "MAINT" in values.get("Flags", "").split(",")
+    ]
 
 
 @dataclass(frozen=True)
@@ -128,13 +221,7 @@ def _of_site(*args: str) -> str:
 
 
 def partition_limits(partition: str | None) -> PartitionLimits:
-    """Return what a job may request in a partition, in the largest of several, or the default.
-
-    Raises
-    ------
-    SlurmError
-        If Slurm does not answer.
-    """
+    """Return what a job may request in a partition, in the largest of several, or the default."""
     requested = _requested(partition)
     names = {p.name for p in requested}
     lines = _of_site("sinfo", "-a", "-h", "-N", "-o", "%R|%N|%m").splitlines()
@@ -184,23 +271,11 @@ def _widest(limits: list[int | None]) -> int | None:
 
 
 def this_cluster() -> Cluster:
-    """Return the cluster that Slurm's commands query on this machine.
-
-    Raises
-    ------
-    SlurmError
-        If Slurm does not answer.
-    """
+    """Return the cluster that Slurm's commands query on this machine."""
     return parse_cluster(configuration())
 
 
 def shows_all_jobs(clusters: str | None) -> bool:
-    """Return whether some clusters, or that of this machine, show users the jobs of others.
-
-    Raises
-    ------
-    SlurmError
-        If one of them does not answer.
-    """
+    """Return whether some clusters, or that of this machine, show users the jobs of others."""
     names = clusters.split(",") if clusters else [None]
     return not any(parse_cluster(configuration(name)).is_private for name in names)

@@ -15,8 +15,7 @@ from astra.models.attempts import Attempt
 from astra.models.plans import Submission
 from astra.plan.plan import create_plan
 from astra.plan.sizes import Estimate, Experience, sizes, time_limit
-from astra.slurm.limits import ProfileLimits, obstacles, profile_limits
-from astra.slurm.site import parse_maintenance
+from astra.slurm.limits import ProfileLimits, obstacles, parse_maintenance, profile_limits
 from tests.conftest import ROOT
 from tests.sample_tasks import costly, fill
 from tests.servers import wait_for

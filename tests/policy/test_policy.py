@@ -26,9 +26,8 @@ from astra.policy.retry_policy import End, bad_nodes, end_of, next_step
 from astra.resume import resume as resume_module
 from astra.resume.resume import resume
 from astra.slurm import limits
-from astra.slurm.limits import default_time, partition_limits
+from astra.slurm.limits import PartitionLimits, default_time, parse_partitions, partition_limits
 from astra.slurm.parse import Answer, Execution
-from astra.slurm.site import PartitionLimits, parse_partitions
 from astra.states import PageState, SlurmState
 from astra.status.page_states import read_pages
 from astra.status.status import status

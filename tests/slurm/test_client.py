@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from astra.config import settings
 from astra.errors import SlurmError, SlurmRefused, SlurmUnknown
 from astra.slurm import client, command, limits, parse
+from astra.slurm.limits import parse_max_array_size
 from astra.slurm.parse import expand, parse_sacct, parse_squeue, parse_submission, settle
 from astra.slurm.refusals import refusal
 from astra.slurm.script import array_spec, directive
-from astra.slurm.site import parse_max_array_size
 from astra.states import SlurmState as S
 from tests.servers import Slurm, wait_for
 

@@ -20,7 +20,7 @@ from astra.plan.lookup import get_plan
 from astra.plan.plan import create_plan
 from astra.policy.retry_policy import end_of, next_step
 from astra.resume.resume import resume
-from astra.slurm.site import PartitionLimits
+from astra.slurm.limits import PartitionLimits
 from astra.states import PageState
 from astra.status.status import status
 from astra.submit.arrays import shares
