@@ -31,12 +31,12 @@ if TYPE_CHECKING:
     from astra.doctor.environment import wrong_profiles
     from astra.doctor.job import write_answer
     from astra.element.trial import trial_of_plan, trial_of_task
-    from astra.models.checks import check_version
     from astra.models.given_keys import keys_of, listed
     from astra.models.scaffold import start_here
     from astra.models.schema import init_database
     from astra.models.schema import sql_of as sql_of_tables
     from astra.models.spectrum import every_spectrum_model
+    from astra.models.table_checks import check_version
     from astra.night.clean import Cleaned, clean
     from astra.night.cron import check as check_cron
     from astra.night.cron import entry as cron_entry

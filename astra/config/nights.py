@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from urllib.parse import urlsplit
 
-from astra.config.checks import (
+from astra.config.redo import split_redo
+from astra.config.value_checks import (
     MAX_PAGE_ROWS,
     Check,
     command,
@@ -23,7 +24,6 @@ from astra.config.checks import (
     values,
     whole,
 )
-from astra.config.redo import split_redo
 from astra.errors import nearest
 
 _CLOCK = matching(r"([01]?\d|2[0-3]):[0-5]\d", 'a time of day, such as "06:30"')

@@ -17,9 +17,9 @@ from types import MappingProxyType
 from typing import Any
 
 from astra.config import retry_rules, settings, shipped_files
-from astra.config.checks import command, entry, flag, matching, number, whole
 from astra.config.settings import Config
 from astra.config.units import duration_s, time_limit_s, warning_lead_s, written_time
+from astra.config.value_checks import command, entry, flag, matching, number, whole
 from astra.errors import ConfigError, nearest
 
 Value = str | int | float | bool

@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from astra.config import checks
-from astra.config.checks import entry
+from astra.config.value_checks import entry, number, section, size, time_limit, values, whole
 from astra.errors import nearest
 
 
@@ -13,11 +12,11 @@ from astra.errors import nearest
 class Rule:
     """What is done after an element ends in one state."""
 
-    retries: int = entry(3, checks.whole(0, 999))  # elements that may end so without ending a row
-    mem_growth: float = entry(1.0, checks.number(1, 100))  # factor for the next element's memory
-    time_growth: float = entry(1.0, checks.number(1, 100))  # factor for its time limit
-    max_mem: str | None = entry(None, checks.size)  # limits of growth, beside the partition's
-    max_time: str | None = entry(None, checks.time_limit)
+    retries: int = entry(3, whole(0, 999))  # elements that may end so without ending a row
+    mem_growth: float = entry(1.0, number(1, 100))  # factor for the next element's memory
+    time_growth: float = entry(1.0, number(1, 100))  # factor for its time limit
+    max_mem: str | None = entry(None, size)  # limits of growth, beside the partition's
+    max_time: str | None = entry(None, time_limit)
 
 
 #: The rule of each state. COMPLETED with rows missing counts as FAILED.
@@ -41,7 +40,7 @@ def checked(table: object, place: str = "policy") -> dict[str, dict[str, object]
     ValueError
         If a state, a key or a value is invalid.
     """
-    states = checks.section(table, f"[{place}.TIMEOUT]")
+    states = section(table, f"[{place}.TIMEOUT]")
     return {state: _checked_rule(place, state, rule) for state, rule in states.items()}
 
 
@@ -54,13 +53,13 @@ def _checked_rule(place: str, state: str, table: object) -> dict[str, object]:
             f"[{place}] {state} = {table!r}: the rule of a state is a section: {header}, and below "
             "it keys such as retries = 3"
         )
-    return checks.values(header, checks.section(table, header), fields(Rule))
+    return values(header, section(table, header), fields(Rule))
 
 
 def rules(*tables: Mapping[str, Mapping[str, Any]]) -> dict[str, Rule]:
     """Return the rule of every state: astra's own, changed by each table in turn."""
     current = dict(RULES)
     for table in tables:
-        for state, values in table.items():
-            current[state] = replace(current[state], **values)
+        for state, rule in table.items():
+            current[state] = replace(current[state], **rule)
     return current

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
 from astra.config import retry_rules
-from astra.config.checks import MAX_PAGE_ROWS, entry, matching, number, text, texts, whole
 from astra.config.secrets import _known, hide, hide_secret, know_url
+from astra.config.value_checks import MAX_PAGE_ROWS, entry, matching, number, text, texts, whole
 from astra.errors import ConfigError, nearest
 
 if TYPE_CHECKING:

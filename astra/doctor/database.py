@@ -15,11 +15,11 @@ from astra.doctor.finding import Finding, failed, findings, ok, warning
 from astra.errors import DatabaseError, TaskError, Untrusted
 from astra.models.archive import check_archive
 from astra.models.base import BaseModel
-from astra.models.checks import check_guards, check_tables, check_version, command_for
 from astra.models.importing import load
 from astra.models.plans import Plan
 from astra.models.roles import KINDS, privileges_of
 from astra.models.schema import own_tables
+from astra.models.table_checks import check_guards, check_tables, check_version, command_for
 from astra.plan.lookup import find_modules
 
 _PART = "database"

@@ -262,7 +262,7 @@ class Element:
 
     def _check_tables(self, claim: Claim, *models: type[Model]) -> None:
         """Check once, as planning did, the indexes and triggers that stored results rely on."""
-        from astra.models.checks import lacking_guard  # here, as it needs the task's models
+        from astra.models.table_checks import lacking_guard  # here, as it needs the task's models
 
         for model in models:
             try:

@@ -17,7 +17,7 @@ from astra.plan.lookup import task_of
 from astra.results.stopping import Settings
 from astra.tasks.arguments import restored
 from astra.tasks.declared import Declared, bind_call, caller, declared_by
-from astra.tasks.made_by import check_files
+from astra.tasks.provenance import check_files
 
 
 @dataclass(frozen=True)

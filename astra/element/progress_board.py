@@ -5,7 +5,7 @@ import mmap
 from ctypes import c_bool, c_double, c_int64, c_uint8
 from typing import Self
 
-from astra.config.checks import MAX_PAGE_ROWS
+from astra.config.value_checks import MAX_PAGE_ROWS
 
 
 class ProgressBoard(ctypes.Structure):

@@ -20,13 +20,6 @@ from astra.models.administration import (
 from astra.models.archive import Archive, settle_archive
 from astra.models.attempts import Attempt, Exclusion, Suspect
 from astra.models.base import BaseModel, columns_gone, every_subclass, missing_columns
-from astra.models.checks import (
-    VERSION,
-    command_for,
-    is_missing_file,
-    stored_version,
-    version_mismatch,
-)
 from astra.models.failures import Failure, NoResult, RowWithoutResult
 from astra.models.importing import import_failed, import_named, import_path
 from astra.models.locks import Lock
@@ -34,6 +27,13 @@ from astra.models.nights import Night, NightPlan
 from astra.models.pipeline import BASES, OutputModel
 from astra.models.plans import MadeBy, Page, Plan, Schema, Submission
 from astra.models.roles import Grant, check_grants, give, parse_grants
+from astra.models.table_checks import (
+    VERSION,
+    command_for,
+    is_missing_file,
+    stored_version,
+    version_mismatch,
+)
 from astra.models.tracked_tables import TrackedTable, track_changes
 
 #: Tables in the order in which they are created.

@@ -25,9 +25,9 @@ from astra.database.connection import connection, dialect, tuples, writing
 from astra.errors import BusyError, UsageError
 from astra.models.archive import check_archive
 from astra.models.attempts import Attempt, Exclusion
-from astra.models.checks import check_version
 from astra.models.nights import Night, NightPlan
 from astra.models.plans import Page, Plan
+from astra.models.table_checks import check_version
 from astra.states import AttemptState
 from astra.submit.intent import plan_lock
 

@@ -20,7 +20,7 @@ from astra.config.run_folder import write_whole
 from astra.database.connection import connection, drop_connection, is_away
 from astra.errors import AstraError, UsageError
 from astra.models.archive import Archive
-from astra.models.checks import check_version
+from astra.models.table_checks import check_version
 from astra.night.history import NightStatus, nights
 from astra.night.report import report_of_night
 from astra.report.format import clipped, count, first_line, unbroken

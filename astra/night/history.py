@@ -9,9 +9,9 @@ from astra.config import settings
 from astra.config.units import is_number
 from astra.database.connection import connection, tuples
 from astra.errors import SlurmError, UsageError, nearest
-from astra.models.checks import check_version
 from astra.models.nights import Night, NightPlan
 from astra.models.plans import Plan
+from astra.models.table_checks import check_version
 from astra.night.finalizer import is_alive_elsewhere, is_alive_in, job_of
 from astra.night.lock import is_at_work
 from astra.night.totals import current_entries, n_left, totals_of

@@ -12,8 +12,8 @@ from astra import __version__
 from astra.database.connection import connection, dialect, tuples
 from astra.models.archive import Archive
 from astra.models.attempts import Attempt
-from astra.models.checks import check_version
 from astra.models.plans import Page
+from astra.models.table_checks import check_version
 from astra.night.history import nights
 from astra.night.totals import retries_of
 from astra.states import AttemptState, PlanState

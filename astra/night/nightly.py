@@ -39,8 +39,8 @@ from astra.config.settings import settings_of
 from astra.config.units import time_limit_s
 from astra.database.connection import connection, dialect
 from astra.errors import AstraError, BusyError, ConfigError, SlurmError, Superseded, UsageError
-from astra.models.checks import check_version
 from astra.models.nights import Night, NightPlan
+from astra.models.table_checks import check_version
 from astra.night import finalizer as finalizer_module
 from astra.night.lock import LONGEST_WAIT_S, call_when_released, night_lock
 from astra.night.plans import (

@@ -17,7 +17,7 @@ from uuid import UUID
 import peewee
 from peewee import ColumnBase, EnclosedNodeList, Expression, Model, NodeList, Value, fn
 
-from astra.config.checks import is_utf8
+from astra.config.value_checks import is_utf8
 from astra.database.connection import dialect
 from astra.errors import TaskError, nearest
 from astra.models.base import TimeField

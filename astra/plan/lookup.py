@@ -8,9 +8,9 @@ from pathlib import Path
 from astra.config import settings
 from astra.database.connection import connection, dialect, retrying, tuples
 from astra.errors import TaskError, Untrusted, UsageError, shown
-from astra.models.checks import check_version
 from astra.models.importing import load
 from astra.models.plans import Plan
+from astra.models.table_checks import check_version
 from astra.version import CURRENT
 
 

@@ -6,13 +6,13 @@ from peewee import SQL, ColumnBase, Expression, Model, ModelSelect, fn
 
 from astra.database.connection import connection, tuples, writing
 from astra.errors import TaskError, UsageError, nearest
-from astra.models.checks import check_version
 from astra.models.failures import Failure, NoResult
 from astra.models.importing import import_path
 from astra.models.keys import TRUE, table_name
 from astra.models.pipeline import OutputModel, link_of
 from astra.models.plans import IS_LIVE, MadeBy, Plan
 from astra.models.source import Source
+from astra.models.table_checks import check_version
 from astra.plan.task_import import check_importable, import_root
 from astra.tasks.signature import (
     choose_model,

@@ -10,18 +10,18 @@ import peewee
 from peewee import SQL, Case, ColumnBase, Model, ModelSelect, NodeList, fn
 
 from astra.config import settings
-from astra.config.checks import MAX_PAGE_ROWS
+from astra.config.value_checks import MAX_PAGE_ROWS
 from astra.database.connection import connection, dialect, tuples, writing
 from astra.errors import TaskError
 from astra.models.archive import check_archive
 from astra.models.attempts import Attempt
-from astra.models.checks import check_guards, check_key_types, check_tables, check_version
 from astra.models.failures import Failure
 from astra.models.importing import import_path
 from astra.models.keys import all_rows, check_keys, key_of, modified_field, table_name
 from astra.models.locks import lock_row
 from astra.models.pipeline import OutputModel, link_of
 from astra.models.plans import N_PENDING, Page, Plan
+from astra.models.table_checks import check_guards, check_key_types, check_tables, check_version
 from astra.plan.ownership import check_own_results
 from astra.plan.pages import release_silent
 from astra.plan.pending import whole_number
@@ -31,7 +31,7 @@ from astra.processes import user_name
 from astra.states import QUARANTINED, AttemptState
 from astra.tasks.arguments import as_stored, parse_arguments
 from astra.tasks.declared import declared_by
-from astra.tasks.made_by import arguments_of, digest_of, making_of, note_making
+from astra.tasks.provenance import arguments_of, digest_of, provenance_of, store_provenance
 from astra.tasks.signature import (
     choose_model,
     find_task,
@@ -163,14 +163,14 @@ def _plan(
         for model in models:
             check_keys(model)
         check_key_types(output, *models)
-        making = making_of(function, arguments_of(function, values), output)
+        provenance = provenance_of(function, arguments_of(function, values), output)
         name, group_by = task_name(function), declared_by(function).group_by
         choices = [
-            Choice(selection, model, output, name, group_by, str(making["digest"]))
+            Choice(selection, model, output, name, group_by, str(provenance["digest"]))
             for model in models
         ]
         try:
-            return [_freeze(function, choice, values, limit, making) for choice in choices]
+            return [_freeze(function, choice, values, limit, provenance) for choice in choices]
         except (peewee.DataError, peewee.ProgrammingError) as error:
             if (where := selection.where) is None:
                 raise
@@ -223,7 +223,7 @@ def _freeze(
     choice: Choice,
     arguments: dict[str, object],
     limit: int,
-    making: dict[str, object],
+    provenance: dict[str, object],
 ) -> Planned:
     """Freeze the rows of one input model, in one transaction that no other planning overlaps."""
     name, table, model, output = choice.task, choice.table, choice.model, choice.output
@@ -234,13 +234,13 @@ def _freeze(
         release_silent(name, table)
         live = _live_plans(name, table)
         pending, left_out = _without_left_out(choice, bool(live))
-        plan = _record(function, choice, arguments, limit, making)
+        plan = _record(function, choice, arguments, limit, provenance)
         pages, rows = _write_pages(plan, pending, choice)
         if not rows:
             plan.delete_instance()
         else:
-            fingerprint = f"{making['fingerprint']}-{plan.token}"
-            made_by = note_making({**making, "plan_pk": plan.pk, "fingerprint": fingerprint})
+            own = {"plan_pk": plan.pk, "fingerprint": f"{provenance['fingerprint']}-{plan.token}"}
+            made_by = store_provenance({**provenance, **own})
             numbers = {"n_pages": pages, "n_rows": rows, "made_by": made_by}
             Plan.update(numbers).where(Plan.pk == plan.pk).execute()
         return Planned(
@@ -322,7 +322,7 @@ def _record(
     choice: Choice,
     arguments: dict[str, object],
     limit: int,
-    making: dict[str, object],
+    provenance: dict[str, object],
 ) -> Plan:
     """Store a plan without pages."""
     selection, stored = choice.selection, as_stored(arguments)
@@ -339,7 +339,7 @@ def _record(
         n_pages=0,
         n_rows=0,
         v_astra=CURRENT.number,
-        commit=making["commit"],
+        commit=provenance["commit"],
         redo=selection.redo.text if selection.redo else None,
         where=selection.where,
         created_by=user_name(),

@@ -19,9 +19,9 @@ from astra.config.units import time_limit_s, written_size, written_time
 from astra.database.connection import connection
 from astra.errors import TaskError
 from astra.models.attempts import Attempt
-from astra.models.checks import check_tables, check_version
 from astra.models.importing import import_path
 from astra.models.plans import Page, Plan
+from astra.models.table_checks import check_tables, check_version
 from astra.plan.pending import pending_rows
 from astra.plan.plan import create_plan
 from astra.results.histogram import RowTimes

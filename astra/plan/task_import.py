@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from astra.config.checks import is_utf8
+from astra.config.value_checks import is_utf8
 from astra.errors import TaskError, UsageError
 from astra.models.importing import import_path, load
 from astra.tasks.signature import task_name

@@ -9,11 +9,11 @@ import numpy as np
 from astra.database.connection import dialect, tuples
 from astra.errors import AstraError
 from astra.models.attempts import Attempt
-from astra.models.checks import check_tables
 from astra.models.importing import load
 from astra.models.keys import RowKey
 from astra.models.pipeline import link_of
 from astra.models.plans import Page, Plan
+from astra.models.table_checks import check_tables
 from astra.plan.lookup import find_modules
 from astra.report.attempts import Attempts, Histogram, histogram
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from astra.config import secrets, settings, shipped_files
-from astra.config.checks import is_utf8
+from astra.config.value_checks import is_utf8
 from astra.errors import ScriptError, nearest
 from astra.processes import user_name
 

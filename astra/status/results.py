@@ -9,10 +9,10 @@ from peewee import Model
 
 from astra.database.connection import connection
 from astra.errors import UsageError
-from astra.models.checks import check_tables, check_version
 from astra.models.given_keys import given_keys, run_keys
 from astra.models.keys import RowKey
 from astra.models.pipeline import OutputModel, link_of
+from astra.models.table_checks import check_tables, check_version
 from astra.tasks.signature import choose_model, find_task, output_model, task_name
 from astra.version import CURRENT
 

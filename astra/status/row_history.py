@@ -14,17 +14,17 @@ from peewee import Model
 from astra.database.connection import connection, database, dialect, tuples
 from astra.errors import TaskError, UsageError
 from astra.models.attempts import Attempt
-from astra.models.checks import check_tables, check_version
 from astra.models.failures import Failure, NoResult
 from astra.models.given_keys import find_keys, given_keys
 from astra.models.keys import RowKey, key_of, table_name
 from astra.models.pipeline import OutputModel, link_of
 from astra.models.plans import MadeBy, Page, Plan
 from astra.models.stored_json import stored
+from astra.models.table_checks import check_tables, check_version
 from astra.plan.pending import has_old_result, has_result, is_last_of_group, is_up_to_date
 from astra.plan.selection import ended
 from astra.states import Outcome
-from astra.tasks.made_by import digest_of_file
+from astra.tasks.provenance import digest_of_file
 from astra.tasks.signature import choose_model, find_task, output_model, task_name
 from astra.version import CURRENT, Version
 

@@ -17,10 +17,10 @@ from peewee import Model
 from astra.database.connection import connection, dialect
 from astra.errors import AstraError, TaskError
 from astra.models.attempts import excluded_nodes
-from astra.models.checks import lacking_guard
 from astra.models.failures import Failure
 from astra.models.importing import load
 from astra.models.plans import Plan
+from astra.models.table_checks import lacking_guard
 from astra.models.tracked_tables import tracked_model
 from astra.plan.lookup import get_plan
 from astra.plan.pages import PageStatus

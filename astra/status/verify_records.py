@@ -16,15 +16,15 @@ from astra.database.constraints import impossible_values, lost_constraints, undo
 from astra.models.archive import Archive
 from astra.models.attempts import Attempt, Suspect
 from astra.models.base import BaseModel
-from astra.models.checks import lacking_guard
 from astra.models.failures import Failure, NoResult
 from astra.models.keys import TRUE, table_name
 from astra.models.pipeline import OutputModel
 from astra.models.plans import MadeBy, Page, Plan, Submission
 from astra.models.stored_json import parsed
+from astra.models.table_checks import lacking_guard
 from astra.policy.next_steps import parsed_ends
 from astra.states import AttemptState
-from astra.tasks.made_by import digest_of, fingerprint
+from astra.tasks.provenance import digest_of, fingerprint
 
 #: How far the clock of another node may be ahead.
 CLOCKS_DIFFER = timedelta(hours=1)

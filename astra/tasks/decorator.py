@@ -16,7 +16,7 @@ from astra.database.connection import dialect, in_transaction, retrying
 from astra.database.threads import read_in_background
 from astra.errors import TaskError, nearest
 from astra.models.archive import check_archive
-from astra.models.checks import check_key_types, check_tables
+from astra.models.table_checks import check_key_types, check_tables
 from astra.results.rows import Target
 from astra.results.stopping import Settings, Stop, Tally
 from astra.results.writer import Writer
@@ -28,7 +28,7 @@ from astra.tasks.declared import (
     check_keywords,
     declared_by,
 )
-from astra.tasks.made_by import bound_arguments, making_of, note_making
+from astra.tasks.provenance import bound_arguments, provenance_of, store_provenance
 from astra.tasks.run import Run
 from astra.tasks.signature import (
     METHOD,
@@ -248,8 +248,8 @@ def _direct(
             if (model := target.model) is not None and output.link_to(model) is not None:
                 retrying(lambda: check_key_types(output, model))
         retrying(check_archive)
-        making = making_of(call, bound_arguments(call, bound), target.output)
-        target = replace(target, made_by=retrying(lambda: note_making(making)))
+        provenance = provenance_of(call, bound_arguments(call, bound), target.output)
+        target = replace(target, made_by=retrying(lambda: store_provenance(provenance)))
     writer = Writer(settings, target, Stop(), Tally())
     run = Run(_rows_of(rows, settings), caller(call, bound), writer, n_rows)
     if settings.write_to_database:

@@ -20,9 +20,9 @@ from astra.database.postgresql_queries import LOCK_INITDB
 from astra.errors import DatabaseError
 from astra.models import BossVisitSpectrum, administration
 from astra.models.administration import recorded
-from astra.models.checks import check_version
 from astra.models.plans import Page
 from astra.models.schema import init_database, sql_of, tables
+from astra.models.table_checks import check_version
 from astra.plan.lookup import get_plan
 from astra.plan.plan import create_plan
 from astra.submit.intent import plan_lock

@@ -10,8 +10,8 @@ from astra.database.connection import connection, database, dialect
 from astra.doctor.database import database as check_database
 from astra.errors import DatabaseError
 from astra.models import BossVisitSpectrum, PipelineOutputModel
-from astra.models.checks import check_guards, lacking_guard
 from astra.models.schema import init_database
+from astra.models.table_checks import check_guards, lacking_guard
 from astra.plan.lookup import get_plan
 from astra.plan.plan import create_plan
 from astra.states import PageState

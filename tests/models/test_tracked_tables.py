@@ -11,10 +11,10 @@ from astra.api import run_here
 from astra.database.connection import connection, database, dialect
 from astra.errors import AstraError, DatabaseError, UsageError
 from astra.models import OutputModel, result_of
-from astra.models.checks import lacking_guard
 from astra.models.importing import import_path
 from astra.models.keys import table_name
 from astra.models.schema import init_database, sql_of
+from astra.models.table_checks import lacking_guard
 from astra.models.tracked_tables import tracked_model
 from astra.plan.plan import create_plan
 from astra.status.verify import verify

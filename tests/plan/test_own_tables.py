@@ -306,7 +306,7 @@ def test_a_model_that_lacks_a_key_or_link_is_reported(others):
     finally:
         del Unbound
     with connection():
-        from astra.models.checks import check_tables
+        from astra.models.table_checks import check_tables
 
         gone = type("Gone", (peewee.Model,), {"a": peewee.TextField(primary_key=True)})
         with pytest.raises(DatabaseError, match="not astra's"):

@@ -137,7 +137,7 @@ def test_changed_is_what_other_arguments_or_files_made(labels):
 
 def test_a_revision_counts_and_a_commit_does_not(labels, monkeypatch):
     run()
-    monkeypatch.setattr("astra.tasks.made_by.code_version", lambda function: "another")
+    monkeypatch.setattr("astra.tasks.provenance.code_version", lambda function: "another")
     assert run(redo="changed").plan is None
     object.__setattr__(relabel.__astra__, "revision", 2)
     try:

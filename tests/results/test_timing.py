@@ -10,8 +10,8 @@ import pytest
 
 from astra.database.connection import database
 from astra.models.attempts import Attempt
-from astra.models.checks import VERSION
 from astra.models.schema import init_database
+from astra.models.table_checks import VERSION
 from astra.plan.plan import create_plan
 from astra.results.histogram import RowTimes
 from astra.resume.resume import resume_local

@@ -26,7 +26,7 @@ from astra.resume.resume import resume_local
 from astra.status.verdict import CHECKS
 from astra.status.verify import verify
 from astra.submit.local import pages_to_run, start_local
-from astra.tasks.made_by import arguments_of, digest_of, making_of, note_making
+from astra.tasks.provenance import arguments_of, digest_of, provenance_of, store_provenance
 from tests.sample_tasks import Measured, OfSource, fill, measure, on_sources
 
 
@@ -49,9 +49,9 @@ def run(plan: int, **arguments) -> int:
 
 def change_arguments(plan: int, arguments: dict[str, object]) -> None:
     """Change the arguments of the plan, and those of its later results."""
-    making = making_of(measure, arguments_of(measure, arguments), Measured)
-    own = f"{making['fingerprint']}-{Plan.get_by_id(plan).token}"
-    made_by = note_making({**making, "plan_pk": plan, "fingerprint": own})
+    provenance = provenance_of(measure, arguments_of(measure, arguments), Measured)
+    own = f"{provenance['fingerprint']}-{Plan.get_by_id(plan).token}"
+    made_by = store_provenance({**provenance, "plan_pk": plan, "fingerprint": own})
     stored = json.dumps(arguments)
     given = {"arguments": stored, "arguments_digest": digest_of(stored), "made_by": made_by}
     Plan.update(given).where(Plan.pk == plan).execute()

@@ -39,7 +39,7 @@ def bound_arguments(function: object, bound: inspect.BoundArguments) -> dict[str
     return {name: value for name, value in bound.arguments.items() if name not in left_out}
 
 
-def making_of(
+def provenance_of(
     function: Callable[..., object], arguments: Mapping[str, object], output: type[Model] | None
 ) -> dict[str, object]:
     """Return the columns of a :class:`MadeBy` for a call with all these arguments.
@@ -69,21 +69,21 @@ def making_of(
     return {**columns, "fingerprint": digest_of(_as_json(columns))}
 
 
-def fingerprint(making: MadeBy) -> str:
+def fingerprint(provenance: MadeBy) -> str:
     """Return the first part of the fingerprint that the current columns of a row give."""
     names = (
         "task", "output_table", "digest", "arguments", "arguments_digest", "files", "revision",
         "commit", "v_astra",
     )  # fmt: skip
-    return digest_of(_as_json({name: getattr(making, name) for name in names}))
+    return digest_of(_as_json({name: getattr(provenance, name) for name in names}))
 
 
-def note_making(making: Mapping[str, object]) -> int:
+def store_provenance(provenance: Mapping[str, object]) -> int:
     """Return the key of the row with these columns, which is inserted if there is none yet."""
-    query = MadeBy.select(MadeBy.pk).where(MadeBy.fingerprint == making["fingerprint"])
+    query = MadeBy.select(MadeBy.pk).where(MadeBy.fingerprint == provenance["fingerprint"])
     pk = query.scalar()
     if pk is None:
-        MadeBy.insert(making).on_conflict_ignore().execute()
+        MadeBy.insert(provenance).on_conflict_ignore().execute()
         pk = query.scalar()
     return int(pk)
 
