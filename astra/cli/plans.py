@@ -18,6 +18,7 @@ from astra.cli.group import main
 from astra.cli.options import (
     DAYS,
     INTERVAL_S,
+    SMALL_COUNT,
     Number,
     csv_option,
     json_option,
@@ -161,7 +162,7 @@ def verify(plan: int, as_json: bool) -> None:
 
 @main.command()
 @plan_named
-@click.option("--page", type=int, help="Cancel only the element of this page.")
+@click.option("--page", type=SMALL_COUNT, help="Cancel only the element of this page.")
 @json_option
 def cancel(plan: int, page: int | None, as_json: bool) -> None:
     """Terminate the elements of PLAN, and release its rows."""
@@ -216,7 +217,7 @@ def _chosen(plan: int | None, of_all: bool) -> list[int]:
 
 @main.command()
 @plan_read
-@click.argument("page", type=int, required=False)
+@click.argument("page", type=SMALL_COUNT, required=False)
 @click.option("-f", "--follow", is_flag=True, help="Keep printing as the log grows.")
 @click.option("--raw", is_flag=True, help="Print control characters unchanged.")
 @csv_option

@@ -17,7 +17,7 @@ from astra.database.connection import (
     schema,
 )
 from astra.database.inspection import indexes, stored_name
-from astra.errors import DatabaseError
+from astra.errors import DatabaseError, UsageError
 from astra.glossary import describe
 
 M = TypeVar("M", bound=Model)
@@ -120,6 +120,8 @@ class ModelMeta(ModelBase):
     def __new__(
         cls, name: str, bases: tuple[type, ...], attrs: dict[str, object], **kw: object
     ) -> "ModelMeta":
+        for key, value in attrs.items():
+            _check_is_column(f"{name}.{key}", value)
         own_key = any(isinstance(v, Field) and v.primary_key for v in attrs.values())
         mixins = [k for base in bases for k in base.__mro__ if not hasattr(k, "_meta")]
         for mixin in mixins:
@@ -135,6 +137,14 @@ class ModelMeta(ModelBase):
         for field in model._meta.sorted_fields if hasattr(model, "_meta") else ():
             field.help_text = field.help_text or describe(field.name)
         return model
+
+
+def _check_is_column(name: str, value: object) -> None:
+    """Refuse what was meant as a column of a model, and would silently be none."""
+    if isinstance(value, type) and issubclass(value, Field):
+        raise UsageError(f"{name} is the class {value.__name__}: write {value.__name__}()")
+    if isinstance(value, tuple) and any(isinstance(item, Field) for item in value):
+        raise UsageError(f"{name} is a tuple: remove the comma after the column")
 
 
 class BaseModel(peewee.Model, metaclass=ModelMeta):

@@ -271,7 +271,8 @@ class OutputModel(BaseModel, metaclass=OutputMeta):
                     f"{cls.__name__}.{name} of this row is {key[name]!r}, not "
                     f"{values[name]!r}: leave it out, or pass the other row"
                 )
-            if not hasattr(cls, name):
+            # A column, a flag of one, or a property: anything else would be set and not stored.
+            if not hasattr(type(getattr_static(cls, name, None)), "__set__"):
                 raise UsageError(
                     f"{cls.__name__} has no column {name!r}. {nearest(name, cls._meta.fields)}"
                 )

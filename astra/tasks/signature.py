@@ -50,7 +50,8 @@ def find_task(task: str | Callable[..., object]) -> Callable[..., object]:
     for path in _candidates(task):
         if (function := _import(path)) is not None:
             return _checked_task(function, task)
-    raise TaskError(f"there is no task {task!r}. {_near_tasks(task)}")
+    is_plan = " It is the number of a plan." if task.isdecimal() else ""
+    raise TaskError(f"there is no task {task!r}.{is_plan} {_near_tasks(task)}")
 
 
 def _candidates(name: str) -> Iterator[str]:
@@ -276,7 +277,7 @@ def output_model(function: Callable[..., object]) -> "type[OutputModel]":
     from astra.models.pipeline import BASES, OutputModel
 
     annotation = hints_of(function).get("return", inspect.Parameter.empty)
-    example = "write for example -> Iterable[Slam]"
+    example = "write -> Iterable[MyResult], with a subclass of PipelineOutputModel or OutputModel"
     if annotation is inspect.Parameter.empty:
         raise _declaration_error(function, f"no output model is annotated; {example}")
     parts = list(dict.fromkeys(_parts(annotation)))
@@ -285,7 +286,7 @@ def output_model(function: Callable[..., object]) -> "type[OutputModel]":
             return model
     names = ", ".join(map(_name, parts)) or "nothing"
     raise _declaration_error(
-        function, f"results are rows of one subclass of OutputModel, not {names}; {example}"
+        function, f"results are rows of one output model, not of {names}; {example}"
     )
 
 

@@ -66,7 +66,11 @@ def test_a_task_that_does_not_yield(module, url):
         ("spectra: 'Iterable[Boss]') -> Iterable[Measured", "name 'Boss' is not defined"),
         (
             "spectra: Iterable[BossVisitSpectrum]) -> Iterable[BossVisitSpectrum",
-            "one subclass of OutputModel",
+            "not of BossVisitSpectrum; write -> Iterable[MyResult]",
+        ),
+        (
+            "spectra: Iterable[BossVisitSpectrum]) -> Iterable[str | Measured",
+            "not of str, Measured",
         ),
     ],
 )
@@ -151,6 +155,24 @@ def test_a_column_that_was_renamed_or_changed(module, url):
     assert "is of the type text, and mistake_" in astra("initdb").output
 
 
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        ("value = FloatField", "Table3.value is the class FloatField: write FloatField()"),
+        ("value = FloatField(),", "Table3.value is a tuple: remove the comma"),
+    ],
+)
+def test_a_column_that_would_silently_be_none(column, message, module, sqlite_url):
+    name = module(MODEL.format(n=3, columns=column))
+    done = astra("initdb", name)
+    assert done.exit_code == 2 and message in done.output and f"{name}.py:8)" in done.output
+
+
+def test_the_number_of_a_plan_in_place_of_a_task(sqlite_url):
+    done = astra("run", "1")
+    assert done.exit_code == 2 and "It is the number of a plan." in done.output
+
+
 def test_a_model_without_a_table(module, sqlite_url):
     fill(1)
     text = MODEL.format(n=3, columns="value = FloatField()")
@@ -167,6 +189,7 @@ WRONG = {
     "Measured": "the class Measured itself was yielded",
     "s": "BossVisitSpectrum was yielded",
     "Measured.from_spectrum(s, vlaue=1.0)": "no column 'vlaue'. Did you mean 'value'?",
+    "Measured.from_spectrum(s, save=1.0)": "no column 'save'",
     "nump.sqrt(s.snr)": "name 'nump' is not defined",
 }
 LOOP = "@task\ndef f(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:\n    for s in spectra:\n"
