@@ -7,6 +7,7 @@ cut: no word is wrapped. Output to a file or another program is complete.
 import csv
 import sys
 from collections.abc import Iterable
+from datetime import datetime
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, JustifyMethod, RenderableType
@@ -16,6 +17,7 @@ from rich.text import Text
 
 from astra.config.secrets import hide
 from astra.config.startup import printable
+from astra.config.units import written_moment
 
 #: The colours of states.
 COLOURS = {
@@ -54,7 +56,8 @@ class Column:
     def __init__(self, head: str) -> None:
         self.head, self.is_number = head.rstrip(">"), head.endswith(">")
         self.cells: list[Text] = []
-        self.values: list[str] = []  # as programs read them: numbers without commas between digits
+        # As programs read them: numbers without commas between digits, times as in JSON.
+        self.values: list[str] = []
 
     @property
     def width(self) -> int:
@@ -65,9 +68,12 @@ class Column:
         if is_counted:
             text = f"{value:,.2f}" if isinstance(value, float) else f"{value:,}"
         colour = COLOURS.get(text, "") if self.head == "state" else ""
+        if isinstance(value, datetime):
+            text = written_moment(value)
         cell = Text(printable(hide(text)), style=colour)
         self.cells.append(cell)
-        self.values.append(cell.plain.replace(",", "") if is_counted else cell.plain)
+        plain = cell.plain.replace(",", "") if is_counted else cell.plain
+        self.values.append(value.isoformat() if isinstance(value, datetime) else plain)
 
 
 class Listing:
@@ -87,7 +93,7 @@ class Listing:
         self.enough = enough
 
     def add(self, *values: object) -> None:
-        """Add a row: counts get commas, states their colour; what is not known is empty."""
+        """Add a row: counts get commas, states their colour, times their zone; unknown is empty."""
         for column, value in zip(self.columns, values, strict=True):
             column.add(value)
 

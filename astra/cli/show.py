@@ -20,6 +20,7 @@ from astra import api
 from astra.cli.listing import COLOURS, Listing, Terminal
 from astra.config.secrets import hide
 from astra.config.startup import printable
+from astra.config.units import written_moment
 from astra.states import PageState
 
 if TYPE_CHECKING:
@@ -272,7 +273,7 @@ def page_table(pages: Iterable[PageStatus]) -> Listing:
     )  # fmt: skip
     for p in pages:
         exit_code = "" if p.exit_code is None else f"{p.exit_code}:{p.signal or 0}"
-        last_seen = f"{p.seen:%Y-%m-%d %H:%M:%S}" if p.seen else ""
+        last_seen = written_moment(p.seen) if p.seen else ""
         slurm = f"{p.slurm_state} ({p.reason})" if p.reason and p.slurm_state else p.slurm_state
         if p.overdue:
             last_seen += " (overdue)"
@@ -297,7 +298,7 @@ def plans(listed: Sequence[PlanLine], as_csv: bool = False, filtered: bool = Fal
     )  # fmt: skip
     for p in listed:
         table.add(
-            str(p.plan), p.task, p.input_model, f"{p.created:%Y-%m-%d %H:%M}", p.by, p.pages,
+            str(p.plan), p.task, p.input_model, p.created, p.by, p.pages,
             p.rows, p.done, p.failed, p.no_result, p.pending, "cancelled" if p.cancelled else "",
         )  # fmt: skip
     table.print(console, as_csv)

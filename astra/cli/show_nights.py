@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 
 from astra.cli.listing import Listing
 from astra.cli.show import coloured, console, count, escape, line
+from astra.config.units import written_moment
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
     from astra.night.clean import Cleaned
     from astra.night.history import NightStatus
     from astra.night.nightly import Nightly
@@ -52,20 +51,17 @@ def nights(listed: Sequence[NightStatus], as_csv: bool = False) -> None:
     )  # fmt: skip
     for n in listed:
         table.add(
-            str(n.night), n.name, n.state, _moment(n.began), _moment(n.ended), n.rows, n.results,
+            str(n.night), n.name, n.state, n.began, n.ended, n.rows, n.results,
             n.failures, n.no_result, n.pending, n.retries, n.cpu_h,
         )  # fmt: skip
     table.print(console, as_csv)
 
 
-def _moment(time: datetime | None) -> str:
-    return f"{time.astimezone():%Y-%m-%d %H:%M:%S %Z}" if time else ""
-
-
 def night(shown: NightStatus) -> None:
+    ended = written_moment(shown.ended) if shown.ended else "now"
     console.print(
-        f"night {shown.night} of {escape(shown.name)}, {_moment(shown.began)} to "
-        f"{_moment(shown.ended) or 'now'}: {coloured(shown.state)}"
+        f"night {shown.night} of {escape(shown.name)}, {written_moment(shown.began)} to {ended}: "
+        f"{coloured(shown.state)}"
     )
     line(
         f"  {shown.results:,} results + {shown.failures:,} failed + {shown.no_result:,} no result "
@@ -107,7 +103,7 @@ def cleaned(result: Cleaned) -> None:
         f"{count(len(result.folders), 'folder')} of {result.mb:,.1f} MB"
     )
     removed = "would be removed" if result.dry_run else "removed"
-    line(f"inactive since {_moment(result.before)}: {parts} {removed}")
+    line(f"inactive since {written_moment(result.before)}: {parts} {removed}")
     for reason in result.kept:
         line(f"  kept: {reason}")
     if result.compressed:

@@ -6,6 +6,7 @@ import csv
 import json
 import sys
 from collections.abc import Iterator
+from datetime import datetime
 from itertools import islice
 from textwrap import indent
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from astra.api import plain
 from astra.cli import show
 from astra.cli.listing import Listing
 from astra.config.secrets import hide
+from astra.config.units import written_moment
 
 if TYPE_CHECKING:
     from astra.status.results import StoredResults
@@ -57,8 +59,7 @@ def results(stored: StoredResults, limit: int | None) -> None:
     names = [n for n in stored.own_columns if any(row[n] is not None for row in rows)]
     table = Listing(*names, "modified", out="modified")
     for row in rows:
-        modified = f"{row['modified']:%Y-%m-%d %H:%M:%S}"
-        table.add(*(_short(row[name]) for name in names), modified)
+        table.add(*(_short(row[name]) for name in names), row["modified"])
     table.print(show.console)
     if more:
         show.line(f"... and more (--limit N; --csv and --json print all of {stored.task})")
@@ -99,11 +100,11 @@ def row_history(history: RowHistory) -> None:
     for at, text, *more in sorted(events, key=lambda event: event[0]):
         show.line(f"  {_at(at)}  {text}")
         for block in more:
-            show.line(indent(block.rstrip(), " " * 23))
+            show.line(indent(block.rstrip(), " " * 27))
 
 
 def _at(moment: str) -> str:
-    return moment[:19].replace("T", " ")
+    return written_moment(datetime.fromisoformat(moment))
 
 
 def _who(attempt: int | None) -> str:

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
@@ -25,6 +25,7 @@ from astra.cli.show import (
     page_table,
 )
 from astra.config.secrets import hide
+from astra.config.units import written_moment
 from astra.states import PageState
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def watched(updates: Iterator[Watched]) -> PlanStatus:
                     draw(update)
                 elif (now := _watched_line(update)) != printed:
                     printed = now
-                    line(f"{datetime.fromtimestamp(update.at):%H:%M:%S} {now}")
+                    line(f"{_clock(update.at)} {now}")
     except KeyboardInterrupt:
         pass
     if last is None:
@@ -82,15 +83,15 @@ def keep_pages(dashboard: Dashboard, every_s: float) -> None:
             for update in api.keep_dashboard(dashboard, wait):
                 pages(update)
     except KeyboardInterrupt:
-        at = datetime.now().astimezone()
-        dashboard.show_note(f"These pages are not updated since {at:%Y-%m-%d %H:%M:%S %Z}.")
+        at = written_moment(datetime.now(UTC))
+        dashboard.show_note(f"These pages are not updated since {at}.")
 
 
 def pages(update: Update) -> None:
     """Print which pages an update has changed, if any."""
     for action, names in (("written", update.written), ("removed", update.removed)):
         if names:
-            line(f"{datetime.now():%H:%M:%S} {action}: {', '.join(names)}")
+            line(f"{_clock(time.time())} {action}: {', '.join(names)}")
     for problem in update.problems:
         error(problem)
 
@@ -133,8 +134,7 @@ def _watched(update: Watched, screen: Terminal) -> Group:
     ]
     foot = [screen.render_str(f"[magenta]note:[/] {escape(hide(note))}") for note in status.notes]
     foot += [Text(f"next: {hide(advice)}") for advice in status.advice]
-    at = f"{datetime.fromtimestamp(update.at):%H:%M:%S}"
-    foot.append(Text(f"{at}  Ctrl-C exits; the plan continues", style="dim"))
+    foot.append(Text(f"{_clock(update.at)}  Ctrl-C exits; the plan continues", style="dim"))
     room = screen.height - len(parts) - len(foot) - 4
     quiet = {PageState.DONE, PageState.UNSUBMITTED, PageState.WAITING}
     shown = list(status.in_states(set(PageState) - quiet))
@@ -147,6 +147,10 @@ def _watched(update: Watched, screen: Terminal) -> Group:
         if isinstance(part, Text):
             part.no_wrap, part.overflow = True, "ellipsis"
     return Group(*parts, *foot)
+
+
+def _clock(at: float) -> str:
+    return f"{datetime.fromtimestamp(at).astimezone():%H:%M:%S %Z}"
 
 
 def _bar(counts: Mapping[str, int], total: int, width: int) -> Text:

@@ -2,6 +2,7 @@
 
 import math
 import re
+from datetime import UTC, datetime
 
 
 def is_number(text: str) -> bool:
@@ -71,6 +72,15 @@ def written_time(seconds: float) -> str:
     minutes = math.ceil(seconds / 60)
     days, hours, minutes = minutes // 1440, minutes // 60 % 24, minutes % 60
     return (f"{days}-" if days else "") + f"{hours:02}:{minutes:02}:00"
+
+
+def written_moment(at: datetime) -> str:
+    """Write a moment for people, in the time zone of this process (``TZ``) and with its name.
+
+    A moment without a zone is in UTC, as in the database.
+    """
+    at = at if at.tzinfo else at.replace(tzinfo=UTC)
+    return f"{at.astimezone():%Y-%m-%d %H:%M:%S %Z}"
 
 
 def written_size(mb: int) -> str:

@@ -4,7 +4,6 @@ import logging
 import os
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ import peewee
 from peewee import SQL, ColumnBase, IntegerField, TextField
 
 from astra.config import settings
+from astra.config.units import written_moment
 from astra.database.connection import connection, dialect, drop_connection, writing
 from astra.database.memory import start_thread
 from astra.database.statement_timeout import bounded
@@ -239,5 +239,5 @@ def _sign(name: str) -> bool:
 
 
 def _who(lock: Lock) -> str:
-    since = time.strftime("%Y-%m-%d %H:%M:%S", lock.since.astimezone().timetuple())
+    since = written_moment(lock.since)
     return f"process {lock.pid} of {lock.user} on {lock.host}, since {since},"

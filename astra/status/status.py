@@ -14,6 +14,7 @@ from operator import attrgetter
 
 from peewee import Model
 
+from astra.config.units import written_moment
 from astra.database.connection import connection, dialect
 from astra.errors import AstraError, TaskError
 from astra.models.attempts import excluded_nodes
@@ -201,7 +202,7 @@ def _controls(plan: Plan) -> list[str]:
     notes = []
     if plan.paused is not None:
         notes.append(
-            f"the plan is paused since {plan.paused:%Y-%m-%d %H:%M:%S} ({plan.pause_reason}); its "
+            f"the plan is paused since {written_moment(plan.paused)} ({plan.pause_reason}); its "
             f"elements take no further page: astra continue {plan.pk}"
         )
     if plan.throttle is not None:

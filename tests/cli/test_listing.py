@@ -8,6 +8,7 @@ import pty
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from astra.cli.group import main
 from astra.cli.listing import Listing, Terminal
 from astra.database.connection import reset
 from astra.models import BossVisitSpectrum
+from astra.models.attempts import Attempt
 from astra.models.plans import Plan
 from astra.plan.plan import create_plan
 from astra.resume.cancel import cancel
@@ -189,3 +191,28 @@ def test_a_long_message_is_cut_before_it_costs_other_columns():
     whole = Listing("page>", "node", "message", out="node")
     whole.add(1, "n1", "word " * 30)
     assert whole.fitted(40)[1] == ["node"]
+
+
+@pytest.fixture
+def kolkata(monkeypatch):
+    """The time zone of this process is that of Kolkata, 5:30 hours ahead of UTC."""
+    monkeypatch.setenv("TZ", "Asia/Kolkata")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+def test_people_read_local_times_with_their_zone_and_programs_read_utc(plans, kolkata):
+    Plan.update(created="2020-01-01 20:00:00", paused="2020-01-01 20:00:00").execute()
+    Attempt.update(seen="2020-01-01 20:00:00").execute()
+    task = "tests.sample_tasks.measure"
+    key = json.loads(astra("results", task, "--json").stdout)[0]["spectrum_pk"]
+    listings = (["plans"], ["why", task, str(key)], ["status", "3"], ["status", "1", "--pages"])
+    for words in listings:
+        text = astra(*words).output
+        assert "2020-01-02 01:30:00 IST" in text and "2020-01-01" not in text, text
+    assert all(" IST" in line for line in astra("results", task).stdout.splitlines()[1:])
+    for words in (["plans", "--json"], ["plans", "--csv"]):
+        text = astra(*words).stdout
+        assert "2020-01-01T20:00:00+00:00" in text and "2020-01-02" not in text
