@@ -14,7 +14,7 @@ from astra.config.startup import printable, start_command
 from astra.element.progress_board import ProgressBoard
 from astra.element.supervisor import supervised
 from astra.errors import AstraError, OutOfMemory, UsageError
-from astra.processes import open_streams
+from astra.processes import now_s, open_streams
 
 _OPTIONS: dict[str, Callable[[str], object]] = {
     "--plan": int, "--job": str, "--element": int, "--planned-by": str,
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str]) -> int:
         row_timeout_s = options.get("--row-timeout", settings.current().element.row_timeout_s)
     except AstraError as error:
         return _refused(error)
-    return supervised(lambda board: _run(options, board), row_timeout_s, options.get("--stop-at"))
+    return supervised(lambda board: _run(options, board), row_timeout_s)
 
 
 def _parsed(arguments: Sequence[str]) -> dict[str, Any]:
@@ -57,10 +57,12 @@ def _run(options: dict[str, Any], board: ProgressBoard) -> int:
     from astra.element.element import run_element
 
     try:
-        if (start_until := options.get("--start-until")) is not None:
+        start_until, stop_at = options.get("--start-until"), options.get("--stop-at")
+        if start_until is not None or stop_at is not None:
             from astra.submit.night_hours import begin
 
-            begin(start_until, options["--job"])
+            now = begin(start_until, options["--job"])
+            board.stop_at_s = now_s() + stop_at - now if stop_at else 0.0
         try:
             runs = run_element(
                 options["--plan"], options["--element"], options["--job"], board=board,

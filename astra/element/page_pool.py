@@ -6,7 +6,6 @@ index holds the free pages, and checkpoints do not change it.
 
 import logging
 import os
-import time
 from dataclasses import replace
 
 from peewee import ColumnBase, ModelSelect, Query, Value
@@ -17,7 +16,7 @@ from astra.database.statements import statement
 from astra.errors import AstraError
 from astra.models.attempts import N_ENDED, Attempt
 from astra.models.plans import N_PENDING, Page, Submission
-from astra.processes import born_s, now_s
+from astra.processes import born_s
 from astra.states import AttemptState
 
 log = logging.getLogger(__name__)
@@ -117,14 +116,16 @@ def give_back(page: Page) -> None:
 def end_of_element(submission: Submission) -> float | None:
     """Return when this element is warned of its time limit, by the clock of ``now_s``, if ever.
 
-    Slurm 23.02 and later say when a job ends, which ``--time-min``, too, brings forward.
+    Slurm 23.02 and later say when a job begins and ends, which ``--time-min``, too, brings forward.
+    These are times of slurmctld's clock, with which that of the node may not agree.
     """
     options = submission.options
     lead_s = warning_lead_s(options.get("signal"))
-    ends = os.environ.get("SLURM_JOB_END_TIME", "") if submission.kind == "slurm" else ""
-    if ends.isdecimal():
-        return now_s() + int(ends) - time.time() - lead_s
     limit_s = time_limit_s(options.get("time", ""))
+    if submission.kind == "slurm":
+        times = [os.environ.get(f"SLURM_JOB_{name}_TIME", "") for name in ("START", "END")]
+        if all(text.isdecimal() for text in times):
+            limit_s = int(times[1]) - int(times[0])
     return limit_s and born_s(os.getppid()) + limit_s - lead_s
 
 

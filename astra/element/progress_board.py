@@ -20,6 +20,7 @@ class ProgressBoard(ctypes.Structure):
         ("page_pk", c_int64), ("attempt_pk", c_int64), ("n_rows", c_int64),  # of the present page
         ("start_s", c_double),  # until the task was given its first row; 0 if it has none yet
         ("since", c_double),  # when the task began to compute, by perf_counter; 0 while it does not
+        ("stop_at_s", c_double),  # when it is to be asked to stop, by now_s; 0 for never
         ("exit_status", c_int64), ("finished", c_bool),  # the child's work has ended regularly
         ("out_of_memory", c_bool),
         ("timed_out", c_bool),  # a row took longer than the row timeout: the child is to end

@@ -36,22 +36,19 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
-def supervised(
-    work: Callable[[ProgressBoard], int], row_timeout_s: float = 0.0, stop_at: float | None = None
-) -> int:
+def supervised(work: Callable[[ProgressBoard], int], row_timeout_s: float = 0.0) -> int:
     """Run an element's `work` in a child process, again after each crash; return its exit status.
 
     Parameters
     ----------
     work : runs the element's pages and returns an exit status. It is called in the child.
     row_timeout_s : longest time that a task may take for each row in progress; 0 for no limit.
-    stop_at : when the element is asked to stop, in seconds since the epoch.
     """
     # Who started this process may ignore it, so that nobody would learn how a process ended.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     board, requests = ProgressBoard(), _StopRequests()
     try:
-        return _supervised(work, board, _Parent(board, requests, row_timeout_s, stop_at))
+        return _supervised(work, board, _Parent(board, requests, row_timeout_s))
     finally:
         requests.is_set()  # those that came too late would end this process
         requests.unblock()
@@ -177,18 +174,9 @@ class _Parent:
     When the hours of its night are over, ask it to stop, as Slurm would.
     """
 
-    def __init__(
-        self,
-        board: ProgressBoard,
-        requests: _StopRequests,
-        row_timeout_s: float,
-        stop_at: float | None,
-    ) -> None:
-        self.board, self.requests = board, requests
-        self.row_timeout_s, self.stop_at = row_timeout_s, stop_at
-        self.timed_out = self.lingered = False
-        # An element that begins too late is not asked: it gives its pages back, and ends by itself.
-        self.hours_are_over = stop_at is not None and time.time() >= stop_at
+    def __init__(self, board: ProgressBoard, requests: _StopRequests, row_timeout_s: float) -> None:
+        self.board, self.requests, self.row_timeout_s = board, requests, row_timeout_s
+        self.timed_out = self.lingered = self.hours_are_over = False
         self.finished_s: float | None = None  # when the child was first seen to have finished
         self.pid = 0
         # seconds between two checks
@@ -224,7 +212,7 @@ class _Parent:
             os.kill(self.pid, number)
 
     def _check_limits(self, number: int, frame: FrameType | None) -> None:
-        if self.stop_at is not None and time.time() >= self.stop_at and not self.hours_are_over:
+        if 0 < self.board.stop_at_s <= now_s() and not self.hours_are_over:
             self.hours_are_over = True
             log.warning("the hours of the night are over: the yielded results are stored")
             self._pass_on(signal.SIGTERM, None)

@@ -67,7 +67,7 @@ from astra.night.totals import (
 )
 from astra.processes import user_name
 from astra.slurm import client
-from astra.submit.night_hours import next_hours
+from astra.submit.night_hours import hours_from_now
 from astra.submit.submit import check_shared_database
 from astra.tasks.arguments import parse_arguments
 from astra.tasks.signature import choose_model, find_task
@@ -360,7 +360,7 @@ def _set_hours(night: Night, settings: NightSettings) -> None:
     """Set the hours of a night that begins, or of one that is joined on a later evening."""
     if night.start_until is not None and hours_of(night).open():
         return
-    hours = next_hours(settings.start_until, settings.drain_by, datetime.now())
+    hours = hours_from_now(settings.start_until, settings.drain_by)
     night.start_until, night.drain_by = hours.start_until, hours.drain_by
     with connection():
         Night.update(start_until=hours.start_until, drain_by=hours.drain_by).where(

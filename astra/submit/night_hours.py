@@ -1,8 +1,9 @@
 """The hours of a night: when elements may begin, and when they must have ended.
 
-They are fixed as moments when the night begins, so that no node's time zone matters. An element
-that starts too late gives back the pages that no element of its array has begun, as if they had not
-been submitted. An element that runs at the end is asked to stop, and uses up no retry.
+They are fixed as moments when the night begins, so that no node's time zone matters, and compared
+with the clock of the database, so that no node's clock does. An element that starts too late gives
+back the pages that no element of its array has begun, as if they had not been submitted. An element
+that runs at the end is asked to stop, and uses up no retry.
 """
 
 import logging
@@ -13,7 +14,7 @@ from datetime import datetime
 
 from peewee import fn
 
-from astra.database.connection import retrying, writing
+from astra.database.connection import connection, dialect, retrying, writing
 from astra.errors import AstraError, OutOfHours
 from astra.models.attempts import Attempt
 from astra.models.plans import N_PENDING, Page, Submission
@@ -30,14 +31,14 @@ LEAD_S = 60
 
 @dataclass(frozen=True)
 class Hours:
-    """Moments in seconds since the epoch; None for no bound."""
+    """Moments by the clock of the database, in seconds since the epoch; None for no bound."""
 
     start_until: int | None = None
     drain_by: int | None = None
 
     def open(self) -> bool:
         """Return whether elements may begin now."""
-        return self.start_until is None or time.time() < self.start_until
+        return self.start_until is None or _now() < self.start_until
 
     @property
     def stop_at(self) -> int | None:
@@ -49,6 +50,19 @@ class Hours:
 
 
 ALWAYS = Hours()
+
+
+def _now() -> float:
+    with connection():
+        return dialect().now().timestamp()
+
+
+def hours_from_now(start_until: str | None, drain_by: str | None) -> Hours:
+    """Return the hours of a night that begins now, by this machine's clock and time zone."""
+    now = datetime.now()
+    hours = next_hours(start_until, drain_by, now)
+    ahead_s = round(_now() - now.timestamp())
+    return Hours(*(at and at + ahead_s for at in (hours.start_until, hours.drain_by)))
 
 
 def next_hours(start_until: str | None, drain_by: str | None, now: datetime) -> Hours:
@@ -99,16 +113,22 @@ def _minute_of_day(moment: int) -> int:
     return clock.tm_hour * 60 + clock.tm_min
 
 
-def begin(start_until: int, token: str) -> None:
+def begin(start_until: int | None, token: str) -> float:
     """Check that an element may begin; if it is too late, give back the pages of its array.
+
+    Returns
+    -------
+    float
+        The time by the clock of the database, in seconds since the epoch.
 
     Raises
     ------
     OutOfHours
         If it is too late; the retry policy recognizes the exit status.
     """
-    if Hours(start_until).open():
-        return
+    now = retrying(_now)
+    if start_until is None or now < start_until:
+        return now
     n_pages = retrying(lambda: _give_back(token))
     _cancel_waiting()
     raise OutOfHours(

@@ -388,22 +388,6 @@ def test_a_process_whose_parent_died_at_once_does_not_begin():
     assert (done.returncode, done.stdout) == (-signal.SIGKILL, b"")
 
 
-_LATE = """
-import sys, time
-from astra.element.supervisor import supervised
-
-def work(board):
-    time.sleep(2.5)  # for longer than it takes to be asked to stop
-    return 7
-
-sys.exit(supervised(work, stop_at=time.time() - 10))
-"""
-
-
-def test_an_element_that_begins_after_the_hours_has_time_to_give_its_pages_back():
-    assert status_of(_LATE) == 7
-
-
 def test_a_signal_is_heard_after_the_task_has_replaced_the_descriptor():
     """As asyncio's ``add_signal_handler`` and ``remove_signal_handler`` do."""
     stop = Stop()

@@ -1,16 +1,18 @@
 """The bounds of a night: its hours, what it runs at once, and which rows come first."""
 
 import json
+import os
 import subprocess
 import sys
 import time
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import pytest
 
 from astra.config.nights import checked
 from astra.config.retry_rules import rules
-from astra.database.connection import connection, database
+from astra.database.connection import connection, database, dialect
+from astra.database.postgresql import PostgreSQL
 from astra.errors import OutOfHours
 from astra.models import BossVisitSpectrum
 from astra.models.attempts import Attempt
@@ -25,12 +27,12 @@ from astra.states import PageState
 from astra.status.status import status
 from astra.submit.arrays import shares
 from astra.submit.intent import make_intent, new_submission
-from astra.submit.night_hours import Hours, begin, next_hours
+from astra.submit.night_hours import Hours, begin, hours_from_now, next_hours
 from astra.submit.submit import submit
 from tests.conftest import ROOT
 from tests.nights import plan_of
 from tests.sample_tasks import Measured, fill, measure
-from tests.servers import wait_for
+from tests.servers import shifted_clock, wait_for
 
 
 def test_hours_are_the_next_ones_of_the_clock():
@@ -153,19 +155,51 @@ def test_an_element_that_begins_too_late_for_a_plan_that_was_removed(url):
         begin(int(time.time()) - 1, "gone")
 
 
-def test_an_element_is_asked_to_stop_at_the_end_of_the_hours(sqlite_url):
-    plan = get_plan(plan_of(200, 200, row_s=0.2))
-    submission = new_submission(plan, [1], 0, 1, "local")
-    make_intent(submission, list(Page.select()))
+def element(submission: Submission, *hours: object, **env: str) -> subprocess.CompletedProcess:
+    """Run an element of a submission with these options."""
     database.close()
-    done = subprocess.run(
-        [sys.executable, "-m", "astra", "run-page", "--plan", str(plan.pk), "--job",
-         submission.token, "--element", "1", "--stop-at", str(int(time.time()) + 4)],
-        cwd=ROOT, capture_output=True, text=True, check=False,
+    return subprocess.run(
+        [sys.executable, "-m", "astra", "run-page", "--plan", str(submission.plan_pk), "--job",
+         submission.token, "--element", "1", *map(str, hours)],
+        cwd=ROOT, env={**os.environ, **env}, capture_output=True, text=True, check=False,
     )  # fmt: skip
+
+
+def only_page(plan_pk: int) -> Submission:
+    submission = new_submission(get_plan(plan_pk), [1], 0, 1, "local")
+    make_intent(submission, list(Page.select()))
+    return submission
+
+
+def test_an_element_is_asked_to_stop_at_the_end_of_the_hours(sqlite_url):
+    submission = only_page(plan_of(200, 200, row_s=0.2))
+    done = element(submission, "--stop-at", int(time.time()) + 4)
     assert done.returncode == 74 and "hours of the night are over" in done.stderr
     with connection():
         assert Page.get().n_done == Measured.select().count() < 200
+
+
+@pytest.mark.parametrize("wrong", [2, -2])
+def test_the_hours_are_those_of_the_databases_clock_whatever_a_node_has(wrong, pg_url):
+    ahead = shifted_clock(wrong)
+    plan, now = plan_of(10, 10), int(time.time())
+    late = element(only_page(plan), "--start-until", now - 60, "--stop-at", now + 600, **ahead)
+    assert late.returncode == 74 and "1 pages count as not submitted" in late.stderr
+    done = element(only_page(plan), "--start-until", now + 600, "--stop-at", now + 1200, **ahead)
+    assert done.returncode == 0, done.stderr
+    with connection():
+        assert Page.get().n_done == 10
+
+
+def test_a_night_has_the_hours_of_the_clock_where_it_begins(pg_url, monkeypatch):
+    """The clock of the database is 90 minutes ahead of this machine's."""
+    here = hours_from_now("06:30", "07:00")
+    database_now = dialect().now
+    ahead = timedelta(minutes=90)
+    monkeypatch.setattr(PostgreSQL, "now", lambda self: database_now() + ahead)
+    there = hours_from_now("06:30", "07:00")
+    assert there == Hours(here.start_until + 5400, here.drain_by + 5400)
+    assert Hours(int(time.time()) + 6000).open() and not Hours(int(time.time()) + 5000).open()
 
 
 def test_an_element_that_the_hours_ended_uses_up_no_retry():
