@@ -64,16 +64,18 @@ def estimate(
 def plan_sized(
     task: Callable[..., object] | str,
     planning: Planning,
-    element_time_s: float,
+    element_time_s: float | None,
     profile: Profile | None = None,
-) -> list[tuple[Planned, Estimate]]:
-    """Plan a task with pages of a size such that an element takes about `element_time_s`.
+) -> list[tuple[Planned, Estimate | None]]:
+    """Plan a task, with pages of a size such that an element takes about `element_time_s`, if any.
 
     Raises
     ------
     UsageError
         If `planning` names a ``limit``, too.
     """
+    if element_time_s is None:
+        return [(planned, None) for planned in create_plan(task, **planning)]
     if planning.get("limit") is not None:
         raise UsageError(
             "--page-size (--limit) cannot be combined with the time of an element, which "
@@ -81,7 +83,7 @@ def plan_sized(
         )
     planning = with_lists(planning)
     model, arguments = planning.get("input_model"), planning.get("arguments")
-    plans = []
+    plans: list[tuple[Planned, Estimate | None]] = []
     for estimated in estimate(task, model, element_time_s, arguments, profile):
         for note in estimated.notes:
             log.warning("%s: %s", estimated.task, note)

@@ -15,7 +15,7 @@ from astra.models.plans import MadeBy, Page
 from astra.plan import sizes
 from astra.plan.lookup import get_plan
 from astra.plan.pages import unsubmitted_pages
-from astra.plan.plan import Planned, Planning, create_plan
+from astra.plan.plan import Planned, Planning
 from astra.resume.resume import resume, resume_local
 from astra.submit.intent import NOBODY
 from astra.submit.submit import Submitted, check_shared_database, submit_pages
@@ -156,30 +156,20 @@ def submit_task(
     if not (execution.local or execution.dry_run):
         check_shared_database(f"astra submit {task_or_plan}")
     submit_one = _show_submission if execution.dry_run else _submit_planned
-    return [
-        (planned, None if planned.plan is None else submit_one(planned.plan, chosen_sizes))
-        for planned, chosen_sizes in _planned(task_or_plan, planning, execution, element_time_s)
-    ]
+    options = execution.options
+    profile = None if execution.local else choose_profile(execution.profile_name, options)
+    submitted: list[tuple[Planned | None, Submitted | None]] = []
+    for planned, size in plan_sized(task_or_plan, planning, element_time_s, profile):
+        sized = replace(execution, options=sizes.options_of(size, options)) if size else execution
+        submission = None if planned.plan is None else submit_one(planned.plan, sized)
+        submitted.append((planned, submission))
+    return submitted
 
 
 def _option(name: str) -> str:
     """Return the option of ``astra submit`` that sets a parameter."""
     others = {"limit": "--page-size", "arguments": "--set"}
     return others.get(name, f"--{name.replace('_', '-')}")
-
-
-def _planned(
-    task: str, planning: Planning, execution: Execution, element_time_s: float | None
-) -> list[tuple[Planned, Execution]]:
-    """Plan a task; return each plan with how it is to be run."""
-    if element_time_s is None:
-        return [(planned, execution) for planned in create_plan(task, **planning)]
-    options = execution.options
-    profile = None if execution.local else choose_profile(execution.profile_name, options)
-    return [
-        (planned, replace(execution, options=sizes.options_of(estimated, options)))
-        for planned, estimated in plan_sized(task, planning, element_time_s, profile)
-    ]
 
 
 def _submit_planned(plan: int, execution: Execution) -> Submitted:

@@ -28,7 +28,7 @@ from astra.errors import UsageError
 from astra.states import worst
 
 if TYPE_CHECKING:
-    from astra.api import Estimate, Execution
+    from astra.api import Execution
     from astra.plan.plan import Planning
     from astra.submit.submit import Submitted
 
@@ -76,18 +76,14 @@ def plan(
     """
     from astra.config.profiles import choose_profile
 
-    if element_time is None:
-        plans = api.create_plan(task, **planning)
-        sizes: list[Estimate | None] = [None] * len(plans)
-    else:
-        profile = choose_profile(profile_name, None)
-        sized = api.plan_sized(task, planning, element_time, profile)
-        plans, sizes = [planned for planned, _ in sized], [size for _, size in sized]
+    profile = None if element_time is None else choose_profile(profile_name, None)
+    sized = api.plan_sized(task, planning, element_time, profile)
+    plans = [planned for planned, _ in sized]
     if as_json:
         show.as_json(one(plans))
     else:
         show.planned(plans)
-        show.how_to_submit(zip(plans, sizes, strict=True))
+        show.how_to_submit(sized)
 
 
 @main.command()
