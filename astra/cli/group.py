@@ -2,12 +2,12 @@
 
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
 from astra import __version__
-from astra.cli import hints
 from astra.cli.examples import EXAMPLES
 from astra.cli.output import show
 from astra.errors import AstraError, Interrupted, nearest
@@ -22,6 +22,19 @@ _PARTS = {
     "slam": "Pipelines",
 }
 
+#: Commands of the published package that do not exist here, with their replacements.
+_OF_PUBLISHED_PACKAGE = {
+    "srun": "To run a task by Slurm: astra submit TASK --profile NAME",
+    "version": "For the version: astra --version",
+    "migrate": (
+        "Tables are made and completed by astra initdb; spectra and sources are inserted by a "
+        "program, as in BossVisitSpectrum.insert_many(rows).execute()"
+    ),
+}
+
+#: Commands that take a task, and nothing after it.
+_TAKE_A_TASK = frozenset({"plan", "submit", "run"})
+
 
 class _WithExamples:
     """Help that ends with examples."""
@@ -35,12 +48,29 @@ class _WithExamples:
 
 class _Command(_WithExamples, click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        ctx.allow_extra_args = self.name in hints.TAKE_A_TASK
+        ctx.allow_extra_args = self.name in _TAKE_A_TASK
         rest = super().parse_args(ctx, args)
         if rest and not ctx.resilient_parsing:
             task = ctx.params.get("task") or ctx.params.get("task_or_plan")
-            ctx.fail(hints.of_arguments(str(self.name), str(task), rest))
+            ctx.fail(_hint(str(self.name), str(task), rest))
         return rest
+
+
+def _hint(command: str, task: str, arguments: Sequence[str]) -> str:
+    """Describe the options that replace an input model or identifiers typed after a task."""
+    if task.isdigit() and command == "submit":
+        return (
+            f"{' '.join(arguments)} after the plan: astra submit takes one plan, or one task: "
+            f"astra submit {task}"
+        )
+    ids = ",".join(argument for argument in arguments if argument.isdigit())
+    models = [argument for argument in arguments if not argument.isdigit()]
+    options = [f"--input-model {models[0]}"] if models else []
+    options += [f"--sdss-ids {ids}"] if ids else []
+    return (
+        f"{' '.join(arguments)} after the task: astra {command} takes the input model and sources "
+        f"as options: astra {command} {task} {' '.join(options)}"
+    )
 
 
 class _Subcommands(_WithExamples, click.Group):
@@ -84,7 +114,7 @@ class _Commands(click.Group):
         except click.UsageError as error:
             if args and args[0] not in self.commands:
                 shown = [n for n, c in self.commands.items() if not c.hidden]
-                hint = hints.COMMANDS.get(args[0]) or nearest(args[0], shown)
+                hint = _OF_PUBLISHED_PACKAGE.get(args[0]) or nearest(args[0], shown)
                 raise click.UsageError(f"no command {args[0]!r}. {hint}", ctx) from error
             raise
 
