@@ -60,19 +60,11 @@ class Decorator(Protocol):
     def __call__(self, function: F, /) -> F: ...
 
 
-def together(*options: Decorator) -> Decorator:
-    """Return one decorator of several options, which help shows in this order."""
-
-    def decorate(function: F) -> F:
-        for option in reversed(options):
-            function = option(function)
-        return function
-
-    return decorate
-
-
 def _gathered(name: str, gather: Callable[..., object], *options: Decorator) -> Decorator:
-    """Return one decorator of several options, whose values a command gets as one, `name`."""
+    """Return one decorator of several options, whose values a command gets as one, `name`.
+
+    Help shows the options in this order.
+    """
 
     def decorate(function: F) -> F:
         @wraps(function)
@@ -81,9 +73,10 @@ def _gathered(name: str, gather: Callable[..., object], *options: Decorator) -> 
             return function(*args, **values)
 
         before = len(getattr(command, "__click_params__", ()))
-        decorated = cast("F", together(*options)(command))
-        keys = [option.name for option in getattr(decorated, "__click_params__", ())[before:]]
-        return decorated
+        for option in reversed(options):
+            option(command)
+        keys = [option.name for option in getattr(command, "__click_params__", ())[before:]]
+        return cast("F", command)
 
     return decorate
 
@@ -252,8 +245,12 @@ def profile_option(text: str) -> Decorator:
     return click.option("--profile", "profile_name", type=PROFILE, metavar="P", help=text)
 
 
+#: Task, state, whether only one's own, and since when they were made.
+PlanFilters = tuple[str | None, str | None, bool, datetime | None]
+
 #: Which plans are listed.
-plan_filters = together(
+plan_filters = _gathered(
+    "filters", lambda task, state, mine, since: (task, state, mine, since),
     click.option("--task", type=TASK, metavar="TASK", help="Only plans of this task."),
     click.option("--state", type=PLAN_STATE, metavar="STATE",
                  help="Only plans that are whole, failed rows, running, attention or cancelled."),

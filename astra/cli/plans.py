@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,7 @@ from astra.cli.options import (
     INTERVAL_S,
     SMALL_COUNT,
     Number,
+    PlanFilters,
     csv_option,
     json_option,
     plan_filters,
@@ -54,8 +54,7 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @json_option
 def status(
-    plan: int | None, task: str | None, state: str | None, mine: bool, since: datetime | None,
-    pages: bool, live: bool, every_s: float, as_json: bool,
+    plan: int | None, filters: PlanFilters, pages: bool, live: bool, every_s: float, as_json: bool
 ) -> None:  # fmt: skip
     """Show the progress of PLAN or of the last plan, or of all plans that the options select.
 
@@ -63,7 +62,6 @@ def status(
     """
     if live and as_json:
         raise UsageError("--watch shows, --json prints once: leave one of them out")
-    filters = (task, state, mine, since)
     if any(filters) and (plan is not None or live):
         raise UsageError("--task, --state, --mine and --since choose plans: omit PLAN")
     if any(filters):
@@ -259,13 +257,9 @@ def failures(plan: int, with_traceback: bool, as_csv: bool, as_json: bool) -> No
 @plan_filters
 @csv_option
 @json_option
-def plans(
-    every: bool, task: str | None, state: str | None, mine: bool, since: datetime | None,
-    as_csv: bool, as_json: bool,
-) -> None:  # fmt: skip
+def plans(every: bool, filters: PlanFilters, as_csv: bool, as_json: bool) -> None:
     """List plans, the latest first."""
     api.check_version()
-    filters = (task, state, mine, since)
     listed = api.plans(None if every else 20, *filters)
     show.as_json(listed) if as_json else show.plans(listed, as_csv, any(filters))
 
