@@ -62,13 +62,14 @@ def _profile(profile: Profile) -> Iterator[Finding]:
         refusal = of_error(_PART, error)
         yield failed(_PART, f"{name}: {refusal.message}", refusal.remedy or "change the profile")
         return
-    site = limits.profile_limits(profile)
-    late = limits.obstacles(profile, site)
+    late = limits.obstacles(profile, limits.profile_limits(profile))
     for line in late:
         problem, _, remedy = line.partition(": ")
         yield warning(_PART, f"{name}: {problem}", remedy)
     if not late:
-        partition = f"partition {site.partition}" if site.partition else "the default partition"
+        partition = (
+            f"partition {profile.partition}" if profile.partition else "the default partition"
+        )
         yield ok(_PART, f"{name}: {partition} takes its jobs")
 
 

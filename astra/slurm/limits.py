@@ -121,7 +121,6 @@ def parse_maintenance(text: str) -> list[Reservation]:
 class ProfileLimits:
     """What elements of a profile may request; None where no limit is known."""
 
-    partition: str | None = None
     max_time_s: int | None = None
     max_mem_mb: int | None = None
     maintenance: str | None = None  # the next reservation that takes every node of the partition
@@ -131,21 +130,17 @@ class ProfileLimits:
 
 def profile_limits(profile: Profile) -> ProfileLimits:
     """Query the limits of the partition that a profile requests, with three commands."""
-    partition = profile.partition
     if not available():
-        return ProfileLimits(
-            partition, note="there is no Slurm here: the partition's limits are not known"
-        )
+        return ProfileLimits(note="there is no Slurm here: the partition's limits are not known")
     try:
-        allowed = partition_limits(partition)
+        allowed = partition_limits(profile.partition)
         reservations = parse_maintenance(_of_site("scontrol", "-o", "show", "reservation"))
         nodes = set(allowed.nodes)
         ahead = [r for r in reservations if nodes and nodes <= hosts(r.nodes)]
     except SlurmError as error:
-        return ProfileLimits(partition, note=f"the partition's limits are not known: {error}")
+        return ProfileLimits(note=f"the partition's limits are not known: {error}")
     first = min(ahead, key=lambda r: r.begins, default=None)
     return ProfileLimits(
-        partition,
         allowed.max_time_s,
         allowed.max_mem_mb,
         first.name if first else None,
@@ -156,7 +151,7 @@ def profile_limits(profile: Profile) -> ProfileLimits:
 def obstacles(profile: Profile, site: ProfileLimits) -> list[str]:
     """Describe what keeps elements of a profile from starting."""
     limit_s = time_limit_s(profile.options.get("time", ""))
-    name = f"partition {site.partition}" if site.partition else "the default partition"
+    name = f"partition {profile.partition}" if profile.partition else "the default partition"
     problems: list[str] = []
     if limit_s and site.max_time_s and limit_s > site.max_time_s:
         problems.append(

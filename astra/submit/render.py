@@ -8,20 +8,13 @@ from typing import Any
 from astra.config import profiles, secrets
 from astra.config import settings as config
 from astra.config.profiles import Profile
-from astra.config.run_folder import run_folder, write_whole
+from astra.config.run_folder import run_folder
 from astra.database.connection import url
 from astra.errors import UsageError
 from astra.models.plans import Plan, Submission
 from astra.slurm import script
 from astra.submit.arrays import Slice
 from astra.submit.night_hours import ALWAYS, Hours
-
-
-def write_script(submission: Submission, text: str) -> Path:
-    """Write the script of a submission to the path that it has; only its owner may run it."""
-    path = Path(submission.script or "")
-    write_whole(path, text, 0o700)
-    return path
 
 
 def element_arguments(

@@ -1,14 +1,13 @@
 """Submission: cut pages into arrays; for each, commit an intent and call sbatch."""
 
 import logging
-import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 from astra.config.profiles import Profile, choose_profile, without_early_signal
-from astra.config.run_folder import check_folder, run_folder
+from astra.config.run_folder import check_folder, run_folder, write_whole
 from astra.database.connection import connection, dialect, keep_connected
 from astra.database.threads import in_background
 from astra.errors import AstraError, SlurmError, SlurmRefused, UsageError
@@ -32,7 +31,7 @@ from astra.submit.intent import (
     withdraw,
 )
 from astra.submit.night_hours import ALWAYS, Hours
-from astra.submit.render import check_export, render, write_script
+from astra.submit.render import check_export, render
 
 log = logging.getLogger(__name__)
 
@@ -265,7 +264,8 @@ def nodes_to_exclude(profile: Profile) -> tuple[str, ...]:
     except SlurmError as error:
         log.warning("the nodes of the partition are unknown, so none is excluded: %s", error)
         return ()
-    return tuple(to_exclude(bad, nodes))
+    excluded = sorted(bad.keys() & nodes)
+    return tuple(excluded) if len(excluded) < len(nodes) else ()
 
 
 @dataclass(frozen=True)
@@ -278,7 +278,10 @@ class _Array:
     indices: str
 
     def call(self) -> parse.JobId:
-        return client.submit(write_script(self.submission, self.text))
+        """Write the script to the path that the submission has, and submit it."""
+        path = Path(self.submission.script or "")
+        write_whole(path, self.text, 0o700)  # only its owner may run it
+        return client.submit(path)
 
     def job(self, job_id: int | None = None) -> Job:
         piece, path = self.piece, self.submission.script or ""
@@ -357,13 +360,3 @@ def _bind_if_answered(array: _Array, answer: Callable[[], parse.JobId]) -> None:
     except AstraError as error:
         plan = array.submission.plan_pk
         log.warning("the last array: %s; astra resume %d looks for it by its name", error, plan)
-
-
-_NODE = re.compile(r"[\w.-]+")
-
-
-def to_exclude(nodes_to_avoid: Iterable[str], partition: Iterable[str]) -> list[str]:
-    """Return the wanted nodes that are in the partition; none if no node would be left."""
-    nodes = set(partition)
-    excluded = sorted(n for n in set(nodes_to_avoid) & nodes if _NODE.fullmatch(n))
-    return excluded if len(excluded) < len(nodes) else []

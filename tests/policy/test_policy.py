@@ -32,7 +32,7 @@ from astra.states import PageState, SlurmState
 from astra.status.page_states import read_pages
 from astra.status.status import status
 from astra.submit.intent import NOBODY, _describe, commit_intent, new_submission
-from astra.submit.submit import nodes_to_exclude, submit, to_exclude
+from astra.submit.submit import nodes_to_exclude, submit
 from tests.conftest import ROOT
 from tests.nights import run_out
 from tests.pools import plan_of, pool_of
@@ -313,14 +313,12 @@ class TestNodes:
         both = [*ends, *((page, end, "n2") for page, end, _ in ends)]
         assert bad_nodes(both, 3, never_claimed={1, 2, 3, 4}) == {}
 
-    def test_only_nodes_that_are_there_and_never_all(self):
-        assert to_exclude(["n1", "n9", "n1,n2", "$(id)"], ["n1", "n2"]) == ["n1"]
-        assert to_exclude(["n1", "n2"], ["n1", "n2"]) == []
-
     @pytest.mark.parametrize(
         ("own", "excluded"), [("n[1-2]", ()), ("n1", ("n3",)), (None, ("n3",))]
     )
-    def test_never_all_that_the_profile_leaves(self, url, monkeypatch, own, excluded):
+    def test_only_nodes_that_are_there_and_never_all_that_the_profile_leaves(
+        self, url, monkeypatch, own, excluded
+    ):
         listed = {"n[1-2]": "n1\nn2\n", "n1": "n1\n"}
         monkeypatch.setattr(
             limits, "partition_limits", lambda _: PartitionLimits(nodes=("n1", "n2", "n3"))
@@ -328,7 +326,8 @@ class TestNodes:
         monkeypatch.setattr(limits, "run", lambda args: listed[args[-1]])
         with connection():
             tomorrow = dialect().now() + timedelta(days=1)
-            Exclusion.insert(node="n3", reason="", until=tomorrow).execute()
+            for node in ("n3", "n9", "n1,n2", "$(id)"):
+                Exclusion.insert(node=node, reason="", until=tomorrow).execute()
         assert nodes_to_exclude(choose_profile(None, {"exclude": own})) == excluded
 
 
