@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 import peewee
 
@@ -157,8 +157,15 @@ def _open(url: str, connect_timeout_s: int) -> peewee.Database:
         from astra.database.postgresql import PostgreSQL  # here, as elements need one dialect
 
         secrets.check_quoting(url)
-        _check_postgresql(url)
-        return PostgreSQL(_libpq_url(url), connect_timeout_s).database
+        try:
+            return PostgreSQL(_libpq_url(url), connect_timeout_s).database
+        except ValueError:
+            # libpq's own message would repeat parts of the URL.
+            raise ConfigError(
+                f"the database URL {secrets.hide(url)!r} is malformed: write "
+                "postgresql://user@host:port/database, an IPv6 address in brackets, a port in "
+                "digits; options after a ? are those of libpq"
+            ) from None
     if scheme == "sqlite":
         from astra.database.sqlite import SQLite
 
@@ -169,28 +176,12 @@ def _open(url: str, connect_timeout_s: int) -> peewee.Database:
     )
 
 
-def _check_postgresql(url: str) -> None:
-    try:
-        parts = urlsplit(url)
-        if "," not in parts.netloc:  # libpq takes several hosts, each with its port
-            _ = parts.port
-        good = url.startswith(f"{parts.scheme}://")
-    except ValueError:
-        good = False
-    if not good:
-        raise ConfigError(
-            f"the database URL {secrets.hide(url)!r} is malformed: write "
-            "postgresql://user@host:port/database, an IPv6 address in brackets, a port in digits"
-        )
-
-
 def _libpq_url(url: str) -> str:
     """Return the URL without the option ``schema``, which is astra's and not libpq's."""
-    _, _, rest = url.partition("://")
-    rest, mark, query = rest.partition("?")
+    head, _, query = url.partition("?")
     # The options stay as written: parse_qsl would read a "+" as a blank, and libpq does not.
     options = [option for option in query.split("&") if option and not option.startswith("schema=")]
-    return f"postgresql://{rest}{'?' if mark and options else ''}{'&'.join(options)}"
+    return "?".join(filter(None, [f"postgresql:{head.partition(':')[2]}", "&".join(options)]))
 
 
 _schema: str | None = None
@@ -223,12 +214,6 @@ def connection() -> Iterator[None]:
         bound.connect()
     except peewee.OperationalError as error:
         raise _Unreachable(error) from error
-    except peewee.ProgrammingError:
-        # The error's message would repeat parts of the URL.
-        raise ConfigError(
-            f"libpq cannot read the database URL {secrets.hide(url())!r}; write "
-            "postgresql://user@host:port/database"
-        ) from None
     except peewee.DatabaseError as error:
         drop_connection()
         if dialect().is_transient(error):

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
 import peewee
 import psycopg2
@@ -13,6 +12,7 @@ from peewee import SQL
 from psycopg2.extensions import (
     TRANSACTION_STATUS_INERROR,
     TRANSACTION_STATUS_INTRANS,
+    parse_dsn,
 )
 
 from astra.database import postgresql_queries as queries
@@ -63,18 +63,14 @@ _NO_CONNECTION = {
 _ROWS_FAULT = ("22", "23", "P0001", "54")
 
 
-def _sqlstate(error: BaseException | None) -> str | None:
-    while error is not None:
-        if isinstance(error, psycopg2.Error):
-            return error.pgcode
-        error = error.__cause__ or error.__context__
-    return None
-
-
 def _driver_error(error: BaseException | None) -> BaseException | None:
     while error is not None and not isinstance(error, psycopg2.Error):
         error = error.__cause__ or error.__context__
     return error
+
+
+def _sqlstate(error: BaseException) -> str | None:
+    return getattr(_driver_error(error), "pgcode", None)
 
 
 #: The tables that planners change; elements change all others.
@@ -107,8 +103,14 @@ class PostgreSQL(Keys):
     name = "postgresql"
 
     def __init__(self, url: str, connect_timeout_s: int) -> None:
+        """Describe the database of a URL; raise ValueError if libpq cannot read it."""
         self.url = url
-        parameters = parse_qs(urlsplit(url).query)
+        try:
+            parameters = parse_dsn(url)
+        except psycopg2.ProgrammingError as error:
+            raise ValueError(str(error)) from error
+        if not parameters.get("port", "0").replace(",", "0").isdecimal():
+            raise ValueError("the port is not in digits")
         # Half-open connections are noticed in about a minute instead of two hours.
         defaults = {
             "connect_timeout": connect_timeout_s,

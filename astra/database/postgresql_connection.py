@@ -1,14 +1,43 @@
 """Connections to PostgreSQL, with the settings by which values arrive unchanged."""
 
+from datetime import UTC, date, datetime
 from typing import Any
 
 import peewee
-from psycopg2.extensions import encodings, parse_dsn
+from psycopg2.extensions import (
+    PYDATE,
+    PYDATETIME,
+    PYDATETIMETZ,
+    encodings,
+    new_type,
+    parse_dsn,
+    register_type,
+)
 
 from astra.database import postgresql_queries as queries
 from astra.database.dialect import peewee_errors
-from astra.database.statement_timeout import bounded
 from astra.processes import open_descriptors
+
+
+def _nearest(parse: Any, first: date, last: date) -> Any:
+    """Return a type like another one, whose values that Python cannot represent become its first
+    or last one."""
+
+    def nearest(text: str | bytes | None, cursor: Any) -> Any:
+        try:
+            return parse(text, cursor)
+        except ValueError:
+            return first if str(text).endswith("BC") else last
+
+    return new_type(parse.values, f"NEAREST_{parse.name}", nearest)
+
+
+#: For dates and times that Python cannot represent: the rows that hold them are still needed.
+_NEAREST = (
+    _nearest(PYDATE, date.min, date.max),
+    _nearest(PYDATETIME, datetime.min, datetime.max),
+    _nearest(PYDATETIMETZ, datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)),
+)
 
 
 class PostgresqlDatabase(peewee.PostgresqlDatabase):
@@ -25,10 +54,8 @@ class PostgresqlDatabase(peewee.PostgresqlDatabase):
             options = parse_dsn(self.database).get("options", "")
             self.connect_params["options"] = f"{options} -c standard_conforming_strings=on".strip()
             connection = super()._connect()  # type: ignore[misc]
-        # Limited, because the server may be silent here too while other threads wait to connect.
-        with bounded(self.connect_params["connect_timeout"]), connection.cursor() as cursor:
-            # Numbers are read with all of their digits.
-            cursor.execute("SET extra_float_digits = 1")
+        for nearest in _NEAREST:
+            register_type(nearest, connection)
         self.codec = encodings.get(connection.get_parameter_status("server_encoding"), "utf_8")
         return connection
 

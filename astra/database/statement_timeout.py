@@ -13,18 +13,10 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, date, datetime
 from typing import Any
 
 import psycopg2
-from psycopg2.extensions import (
-    PYDATE,
-    PYDATETIME,
-    PYDATETIMETZ,
-    TRANSACTION_STATUS_IDLE,
-    new_type,
-    register_type,
-)
+from psycopg2.extensions import TRANSACTION_STATUS_IDLE
 from psycopg2.extensions import cursor as Cursor  # noqa: N812
 
 from astra.database.memory import start_thread
@@ -123,26 +115,6 @@ def hurry(max_s: float) -> None:
     _watch.hurry(max_s)
 
 
-def _nearest(parse: Any, first: date, last: date) -> Any:
-    """Return a type like another one, whose values that Python cannot represent become its first
-    or last one."""
-
-    def nearest(text: str | bytes | None, cursor: Any) -> Any:
-        try:
-            return parse(text, cursor)
-        except ValueError:
-            return first if str(text).endswith("BC") else last
-
-    return new_type(parse.values, f"NEAREST_{parse.name}", nearest)
-
-
-_NEAREST = (
-    _nearest(PYDATE, date.min, date.max),
-    _nearest(PYDATETIME, datetime.min, datetime.max),
-    _nearest(PYDATETIMETZ, datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)),
-)
-
-
 #: Numbers are read with all of their digits, whichever connection of a pool stands behind this one:
 #: a session's setting is of one of them.
 _ALL_DIGITS = "SET LOCAL extra_float_digits = 1"
@@ -158,18 +130,6 @@ class PatientCursor(Cursor):
             query = _with_all_digits(query)
         with self._bounded():
             super().execute(query, vars)
-
-    def fetchall(self) -> list[tuple[Any, ...]]:
-        try:
-            return super().fetchall()
-        except ValueError:  # Python cannot represent a moment: the other rows are still needed
-            query = (self.query or b"").removeprefix(f"{_ALL_DIGITS}; ".encode())
-            if not query.lstrip().startswith(b"SELECT"):
-                raise
-            for nearest in _NEAREST:
-                register_type(nearest, self)
-            self.execute(self.query)
-            return super().fetchall()
 
     def executemany(self, query: Any, vars_list: Any) -> None:
         with self._bounded():

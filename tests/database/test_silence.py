@@ -1,7 +1,6 @@
 """A server, or something on the way to it, that falls silent."""
 
 import select
-import time
 from urllib.parse import urlsplit
 
 import peewee
@@ -10,14 +9,13 @@ import pytest
 
 from astra.database.connection import bind, connected, connection, database, retrying
 from astra.element.element import Element
-from astra.errors import DatabaseError
 from astra.models import BossVisitSpectrum
 from astra.plan.lookup import get_plan
 from astra.plan.plan import create_plan
 from astra.results.stopping import Stop
 from tests.pools import elements, is_whole, pool_of
 from tests.sample_tasks import fill, measure
-from tests.servers import PgBouncer, Proxy
+from tests.servers import PgBouncer
 
 pytestmark = pytest.mark.postgres
 
@@ -47,19 +45,6 @@ def test_work_is_repeated_after_what_the_server_ended(pg_url, error):
         return "done"
 
     assert retrying(work) == "done"
-
-
-def test_a_connection_that_falls_silent_while_it_is_prepared_is_given_up(postgres, pg_url):
-    """Neither commands nor elements wait for ever, or keep other threads waiting."""
-    with Proxy(postgres.port, silent_at=b"extra_float_digits") as proxy:
-        name = urlsplit(pg_url).path.strip("/")
-        bind(proxy.way(postgres.url(name, user="astra")))
-        database.bound().connect_params["connect_timeout"] = 1
-        began = time.monotonic()
-        with pytest.raises(DatabaseError, match="no connection to the database"), connection():
-            pass
-        assert not connected()
-        assert time.monotonic() - began < 10
 
 
 def test_an_element_survives_the_idle_timeouts_of_pgbouncer(pg_url, postgres):

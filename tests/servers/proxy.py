@@ -12,12 +12,11 @@ class Proxy:
     """Passes on what comes to ``port``, until :meth:`silence`; :meth:`heal` lets new ones through.
 
     As with a firewall that lost its memory, a connection that was silenced stays so. What a client
-    sends is acknowledged all the while: its kernel sees no fault. With `silent_at`, it falls silent
-    by itself as soon as these bytes come by.
+    sends is acknowledged all the while: its kernel sees no fault.
     """
 
-    def __init__(self, to: int, silent_at: bytes | None = None) -> None:
-        self.to, self.silent_at = to, silent_at
+    def __init__(self, to: int) -> None:
+        self.to = to
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self._silent = threading.Event()
@@ -77,9 +76,6 @@ class Proxy:
                     break
                 try:
                     data = link.recv(1 << 16)
-                    if self.silent_at is not None and self.silent_at in data:
-                        self.silence()
-                        break
                     other[link].sendall(data)
                 except OSError:
                     data = b""
