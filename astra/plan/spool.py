@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import date, datetime
@@ -120,8 +120,7 @@ def _lines(checkpoint: Checkpoint) -> Iterator[str]:
             continue
         key = yielded.handed.key
         try:
-            values = {k: _plain(v) for k, v in yielded.result.__data__.items()}
-            line = json.dumps({"result": values, **_handed(yielded.handed)})
+            line = _line("result", yielded.result.__data__, yielded.handed)
             results.setdefault(key, []).append(line)
         except Exception as error:  # a value of the task's own may raise anything
             log.warning("row %s is not written to the spool file: %s", key, error)
@@ -130,19 +129,15 @@ def _lines(checkpoint: Checkpoint) -> Iterator[str]:
         yield from lines if key not in unfit else ()
     for failure in checkpoint.failures:
         if failure.key is not None:
-            values = {**asdict(failure), "modified": _plain(failure.modified), "link_value": None}
-            yield json.dumps({"failure": values, "key": failure.key})
+            yield _line("failure", {**asdict(failure), "link_value": None})
     for handed in checkpoint.no_results:
         if handed.key is not None:
-            yield json.dumps({"no_result": True, **_handed(handed)})
+            yield _line("no_result", {}, handed)
 
 
-def _handed(handed: HandedRow) -> dict[str, object]:
-    return {
-        "key": handed.key,
-        "modified": _plain(handed.modified),
-        "read": _plain(handed.read),
-    }
+def _line(kind: str, values: Mapping[str, object], handed: HandedRow | None = None) -> str:
+    row = {name: _plain(getattr(handed, name)) for name in ("key", "modified", "read") if handed}
+    return json.dumps({kind: {name: _plain(value) for name, value in values.items()}, **row})
 
 
 def _plain(value: object) -> object:
@@ -183,23 +178,18 @@ _READERS: dict[str, Callable[[str], object]] = {
 }
 
 
+def _values(plain: dict[str, object]) -> dict[str, object]:
+    return {name: _value(value) for name, value in plain.items()}
+
+
 def _value(plain: object) -> object:
     """Convert a value back that :func:`_plain` has returned."""
     if isinstance(plain, list):
         return [_value(item) for item in plain]
     if isinstance(plain, dict):
         ((kind, content),) = plain.items()
-        if kind == "dict":
-            return {name: _value(value) for name, value in content.items()}
-        return _READERS[kind](content)
+        return _values(content) if kind == "dict" else _READERS[kind](content)
     return plain
-
-
-def _moment(plain: object) -> datetime | None:
-    value = _value(plain)
-    if value is not None and not isinstance(value, datetime):
-        raise ValueError(f"{value!r} is not a time")
-    return value
 
 
 def load_file(path: Path, output: type[OutputModel]) -> tuple[Header, Checkpoint]:
@@ -236,16 +226,16 @@ def _checkpoint(lines: list[bytes], output: type[OutputModel]) -> Checkpoint:
     by_key: dict[object, HandedRow] = {}  # a row may have several results
     for row in map(json.loads, lines):
         if "failure" in row:
-            values = {**row["failure"], "modified": _moment(row["failure"]["modified"])}
-            checkpoint.failures.append(Refusal(**values))
+            checkpoint.failures.append(Refusal(**_values(row["failure"])))  # type: ignore[arg-type]
             continue
-        handed = HandedRow(row["key"], None, _moment(row["modified"]), _moment(row["read"]))
-        handed = by_key.setdefault(handed.key, handed)
+        key, modified, read = row["key"], _value(row["modified"]), _value(row["read"])
+        handed = HandedRow(key, None, modified, read)  # type: ignore[arg-type]
+        handed = by_key.setdefault(key, handed)
         if "no_result" in row:
             checkpoint.no_results.append(handed)
-            continue
-        result = output(**{name: _value(plain) for name, plain in row["result"].items()})
-        checkpoint.results.append(YieldedResult(result, handed))
+        else:
+            result = output(**_values(row["result"]))
+            checkpoint.results.append(YieldedResult(result, handed))
     return checkpoint
 
 
@@ -274,7 +264,8 @@ def recover(plan: Plan, page: int | None = None, stop: Stop | None = None) -> Re
         except (BadSpool, Superseded) as error:
             if path.exists():
                 log.warning("%s; it is renamed and not used", error)
-                aside += _set_aside(path)
+                with _unless_gone(path):
+                    aside.append(str(path.replace(path.with_suffix(".aside"))))
             continue
         except BrokenElement as error:
             log.warning("%s is kept: %s", path, error)
@@ -286,14 +277,6 @@ def recover(plan: Plan, page: int | None = None, stop: Stop | None = None) -> Re
         n_rows += len(valid) - len(valid.refused)
         n_passed += header.rows - len(valid)
     return Recovered(plan.pk, n_files, n_rows, n_passed, tuple(aside), n_refused, tuple(kept))
-
-
-def _set_aside(path: Path) -> list[str]:
-    renamed = path.with_suffix(".aside")
-    with _unless_gone(path):
-        os.replace(path, renamed)
-        return [str(renamed)]
-    return []
 
 
 @contextmanager
@@ -350,19 +333,15 @@ def _store(
     return stop.retrying(work)
 
 
-def _judge(task: str, spooled: Checkpoint, refused: list[Refusal]) -> BrokenElement | None:
-    """Return the error if the rows did not cause that their results are refused."""
+def _judge(task: str, spooled: Checkpoint, refused: list[Refusal]) -> None:
+    """Raise the error if the rows did not cause that their results are refused."""
     element = config.current().element
     rows = {yielded.handed.key for yielded in spooled.results if yielded.handed}
     tally = Tally(element.max_failures, element.max_failures_after, n_ended=len(rows))
-    try:
-        tally.check(task, refused)
-        tally.count(refused)
-        tally.n_stored = len(rows) - tally.n_failed + len(spooled.no_results)
-        tally.check_end(task)
-    except BrokenElement as error:
-        return error
-    return None
+    tally.check(task, refused)
+    tally.count(refused)
+    tally.n_stored = len(rows) - tally.n_failed + len(spooled.no_results)
+    tally.check_end(task)
 
 
 def _valid(model: type[Model], claim: Claim, checkpoint: Checkpoint) -> Checkpoint:

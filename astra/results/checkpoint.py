@@ -11,7 +11,7 @@ from peewee import ColumnBase, Query, Value
 from astra.database.connection import database, dialect, tuples, writing
 from astra.database.dialect import NotStored
 from astra.database.statements import statement
-from astra.errors import AstraError, BrokenElement
+from astra.errors import BrokenElement
 from astra.models.attempts import Attempt
 from astra.models.failures import Failure, NoResult, RowWithoutResult
 from astra.models.keys import Link, RowKey, as_key, key_of
@@ -37,14 +37,14 @@ def write(
     checkpoint: Checkpoint,
     target: Target,
     claim: Claim | None,
-    judge: Callable[[list[Refusal]], AstraError | None] = lambda refused: None,
+    judge: Callable[[list[Refusal]], None] = lambda refused: None,
 ) -> list[ColumnBase]:
     """Write a checkpoint, all of it or nothing; return the results that were stored.
 
     A result that the database refuses fails alone: its batch is halved until it is by itself, and
     it is recorded as a failure of its row, with the database's own message. `judge` is given all
-    refused results before anything is committed. If it returns an error, no failure is recorded,
-    so that these rows stay pending, and the error is raised once the rest is stored.
+    refused results before anything is committed. If it raises BrokenElement, no failure is
+    recorded, so that these rows stay pending, and the error is raised once the rest is stored.
 
     Raises
     ------
@@ -57,7 +57,11 @@ def write(
         if claim is not None:
             hold_page(claim)
         stored, refused = _write_results(checkpoint.results, target, claim)
-        if (broken := judge(refused)) is not None:
+        broken: BrokenElement | None = None
+        try:
+            judge(refused)
+        except BrokenElement as error:
+            broken = error
             checkpoint, refused = Checkpoint(stored, no_results=checkpoint.no_results), []
         ends, own = _by_own_results(checkpoint, stored, target)
         _find_keys(ends, own, refused, target)

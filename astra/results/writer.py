@@ -14,7 +14,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from astra.database.connection import dialect, in_transaction, keep_connected, retrying
-from astra.errors import BrokenElement, DatabaseError
+from astra.errors import DatabaseError
 from astra.results.background import Background, Heartbeat
 from astra.results.buffer import Buffer
 from astra.results.checkpoint import write
@@ -296,14 +296,10 @@ class Writer:
             self.buffer.finish(written if self.claim is None else ())
             self._check_run(checkpoint)
 
-    def _judge(self, refused: list[Refusal]) -> BrokenElement | None:
-        """Return the error that ends the run, if the rows did not cause that they failed."""
-        try:
-            if self.claim is not None and refused:
-                self.tally.check(self.target.task, refused)
-        except BrokenElement as error:
-            return error
-        return None
+    def _judge(self, refused: list[Refusal]) -> None:
+        """Raise the error that ends the run, if the rows did not cause that they failed."""
+        if self.claim is not None and refused:
+            self.tally.check(self.target.task, refused)
 
     def _check_run(self, checkpoint: Checkpoint) -> None:
         """End the run if the checkpoint showed that its plan was cancelled, or its task broken."""
