@@ -51,10 +51,8 @@ def given_keys(key: Key, values: Iterable[object]) -> list[RowKey]:
     TaskError
         If a value cannot be a key of these columns; the message names it.
     """
-    if isinstance(values, str | bytes) or not isinstance(values, Iterable):
-        raise TaskError(f"keys={values!r}: give an iterable of keys, for instance [{values!r}]")
     keys: dict[RowKey, None] = {}
-    for number, value in enumerate(values, 1):
+    for number, value in enumerate(key_list(values), 1):
         try:
             keys[_given(key, value)] = None
         except (ValueError, TypeError) as error:
@@ -64,6 +62,13 @@ def given_keys(key: Key, values: Iterable[object]) -> list[RowKey]:
                 f"{place}{_text(value)[:100]!r} is not a key ({names}): {error}"
             ) from None
     return list(keys)
+
+
+def key_list(values: Iterable[object]) -> list[object]:
+    if isinstance(values, str | bytes) or not isinstance(values, Iterable):
+        given = shown(values)
+        raise TaskError(f"keys={given}: give an iterable of keys, for instance [{given}]")
+    return list(values)
 
 
 def _text(value: object) -> str:

@@ -182,13 +182,12 @@ def is_last_of_group(model: type[Model], group_by: Iterable[str]) -> ColumnBase:
     """Return the clause that a row is the last modified of its group; true without groups."""
     if not group_by:
         return TRUE
-    other = model.alias("later")
-    columns = [
-        (getattr(other, column.name), column, direction) for column, direction in group_order(model)
-    ]
+    other, moment = model.alias("later"), modified_field(model)
+    columns = [*primary_fields(model)] if moment is None else [moment, *primary_fields(model)]
     later: ColumnBase | None = None
-    for other_value, value, direction in reversed(columns):
-        is_later = other_value > value if direction == "DESC" else other_value < value
+    for value in reversed(columns):
+        other_value = getattr(other, value.name)
+        is_later = other_value < value if moment is None else other_value > value
         is_same: ColumnBase = other_value == value
         if value.null:  # a row that was never modified comes after all others
             is_later |= value.is_null() & other_value.is_null(False)
@@ -198,15 +197,6 @@ def is_last_of_group(model: type[Model], group_by: Iterable[str]) -> ColumnBase:
         field = group_column(model, name)
         later &= getattr(other, field.name) == field
     return ~fn.EXISTS(other.select(1).where(later))
-
-
-def group_order(model: type[Model]) -> list[tuple[Field, str]]:
-    """Return the fields, and their directions, that sort the rows of a group."""
-    field = modified_field(model)
-    keys = primary_fields(model)
-    if field is None:
-        return [(key, "ASC") for key in keys]
-    return [(field, "DESC"), *((key, "DESC") for key in keys)]
 
 
 def group_column(model: type[Model], name: str) -> Field:

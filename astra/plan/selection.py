@@ -7,10 +7,10 @@ from datetime import datetime
 from peewee import ColumnBase, Model, ModelAlias, ModelSelect, Value, fn
 
 from astra.config.redo import split_redo
-from astra.errors import TaskError, shown
+from astra.errors import TaskError
 from astra.models.base import TimeField
 from astra.models.failures import Failure, NoResult
-from astra.models.given_keys import find_keys, listed
+from astra.models.given_keys import find_keys, key_list, listed
 from astra.models.keys import FALSE, TRUE, RowKey, in_order, key_of, same_moment, table_name
 from astra.models.pipeline import OutputModel
 from astra.models.plans import MadeBy
@@ -78,15 +78,9 @@ class Selection:
     max_rows: int | None = None
 
     def __post_init__(self) -> None:
-        is_iterable = isinstance(self.keys, Iterable) and not isinstance(self.keys, str | bytes)
-        if self.keys is not None and not is_iterable:
-            raise TaskError(
-                f"keys={shown(self.keys)}: give an iterable of keys, for instance "
-                f"[{shown(self.keys)}]"
-            )
         # A generator could be read for one input model only.
         self.sdss_ids = None if self.sdss_ids is None else checked_ids(self.sdss_ids)
-        self.keys = None if self.keys is None else list(self.keys)
+        self.keys = None if self.keys is None else key_list(self.keys)
         if self.max_rows is not None:
             self.max_rows = whole_number("max_rows", self.max_rows)
 
