@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from shlex import quote
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote
 
@@ -21,7 +20,6 @@ import peewee
 
 from astra.config import secrets
 from astra.config import settings as config
-from astra.database.dialect import dialects
 from astra.database.memory import check_memory
 from astra.database.statement_timeout import bounded
 from astra.errors import ConfigError, DatabaseError, NotAllowed, UsageError
@@ -80,7 +78,6 @@ def bind(url: str | None = None, schema: str | None = None) -> peewee.Database:
     ConfigError
         If the URL is of neither kind.
     """
-    global _schema
     with _binding:
         settings = config.current().database
         if url is None:
@@ -93,7 +90,8 @@ def bind(url: str | None = None, schema: str | None = None) -> peewee.Database:
         config.check_schema(schema)
         if not database_is_unset():
             database.obj.close()
-        _schema = schema if of(connection).name == "postgresql" else None
+        if connection.dialect.name == "postgresql":
+            connection.schema = schema
         database.initialize(connection)
         return connection
 
@@ -110,11 +108,9 @@ def _warn_of_ignored_path(url: str) -> None:
 
 def reset() -> None:
     """Forget the database and the configuration of this process: both are looked up again."""
-    global _schema
     with _binding:
         if not database_is_unset():
             database.obj.close()
-        _schema = None
         database.initialize(None)
         config.reset()
 
@@ -151,7 +147,7 @@ def sqlite_path(url: str) -> str:
     return unquote(path)
 
 
-def _open(url: str, connect_timeout_s: int) -> peewee.Database:
+def _open(url: str, connect_timeout_s: int) -> Any:
     scheme = url.split(":", 1)[0]
     if scheme in ("postgresql", "postgres"):
         from astra.database.postgresql import PostgreSQL  # here, as elements need one dialect
@@ -184,17 +180,15 @@ def _libpq_url(url: str) -> str:
     return "?".join(filter(None, [f"postgresql:{head.partition(':')[2]}", "&".join(options)]))
 
 
-_schema: str | None = None
-
-
 def schema() -> str | None:
     """Return the schema that holds the tables; None for that of the server's ``search_path``."""
-    return _schema
+    return getattr(database.obj, "schema", None)
 
 
 def dialect() -> "PostgreSQL | SQLite":
     """Return the dialect of the bound database."""
-    return of(database.bound())
+    engine: PostgreSQL | SQLite = database.bound().dialect  # type: ignore[attr-defined]
+    return engine
 
 
 #: Statements outside of :func:`retrying`, such as freezing a plan, may take this many times longer
@@ -265,21 +259,9 @@ def _errors_explained() -> Iterator[None]:
             f"{error.object[:100]!r} is not UTF-8, so nothing in the database has this name"
         ) from error
     except (peewee.ProgrammingError, peewee.OperationalError) as error:
-        denied = dialect().denied(error)
-        if denied is None:
+        if (refusal := dialect().denied(error)) is None:
             raise
-        if denied.kind is None and dialect().name == "sqlite":
-            raise NotAllowed(f"{denied.role} {denied.what}: {secrets.hide(url())}") from error
-        refusal = f"the role {denied.role!r} {denied.what} of the database {secrets.hide(url())}"
-        raise NotAllowed(
-            f"{refusal}; the owner of the tables can grant it: astra initdb --grant "
-            f"{quote(f'{denied.role}:{denied.kind}')}"
-            if denied.kind
-            else (
-                f"{refusal}; only the owner of the tables, who created them with astra "
-                "initdb, may do this"
-            )
-        ) from error
+        raise NotAllowed(refusal) from error
 
 
 class _Unreachable(DatabaseError):
@@ -431,9 +413,3 @@ def drop_connection(bound: peewee.Database | None = None) -> None:
             bound.close()
     except (peewee.DatabaseError, peewee.InterfaceError):
         log.debug("a broken connection could not be closed", exc_info=True)
-
-
-def of(database: peewee.Database) -> "PostgreSQL | SQLite":
-    """Return the dialect of `database`."""
-    engine: PostgreSQL | SQLite = dialects[getattr(database, "obj", database)]
-    return engine

@@ -49,10 +49,8 @@ def undoing_triggers(model: Any, tables: Iterable[str]) -> Iterator[str]:
         rf"""([\w"`[]+\.)?["`[]?({"|".join(tables)})\b""",
         re.IGNORECASE,
     )
-    if dialect().name == "sqlite":
-        rows = dialect().run(sqlite_queries.ENABLED_TRIGGERS, (model._meta.table_name,))
-    else:
-        rows = dialect().run(postgresql_queries.ENABLED_TRIGGERS, (dialect().table(model),) * 2)
+    engine = dialect()
+    rows = engine.run(engine.queries.ENABLED_TRIGGERS, (engine.catalogue_name(model),))
     for name, may_replace, text in rows.fetchall():
         if may_replace or changes.search(text):
             yield f"has the trigger or rule {name}, which may undo what astra writes: drop it"

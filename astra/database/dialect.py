@@ -1,20 +1,16 @@
 """What both dialects share: quoting, batches of results, and statements in common."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from types import ModuleType
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import peewee
 
 from astra.database import queries
 from astra.errors import DatabaseError, TaskError
-
-#: The dialect of each database.
-dialects: WeakKeyDictionary[peewee.Database, Any] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -85,15 +81,6 @@ def no_moment(field: Any, kind: str | None) -> TaskError:
     )
 
 
-@dataclass(frozen=True)
-class Denied:
-    """What a role may not do, and the kind of role that may (see roles.py)."""
-
-    role: str
-    what: str  # "may not INSERT into the table plan"
-    kind: str | None  # None: only the owner
-
-
 class Common:
     """What both dialects have."""
 
@@ -154,6 +141,33 @@ class Common:
         """Return the names of a table's columns; none where there is no such table."""
         rows = self.run(self.queries.COLUMNS, (self.catalogue_name(model),)).fetchall()
         return {name for name, *_ in rows}
+
+    def has_unique(self, model: Any, columns: Sequence[str], where_clause: str) -> bool:
+        """Return whether a valid index of any name keeps these columns unique.
+
+        An index with a condition counts only if it is that of `where_clause`.
+        """
+        return any(
+            is_immediate and is_condition(condition, where_clause)
+            for condition, is_immediate, _ in self.unique_indexes(model, columns)
+        )
+
+    def keeps_unique(self, model: Any, columns: Sequence[str]) -> bool:
+        """Return whether the database itself keeps these columns unique, and none of them NULL."""
+        return any(
+            condition is None and is_never_null
+            for condition, _, is_never_null in self.unique_indexes(model, columns)
+        )
+
+    def unique_indexes(
+        self, model: Any, columns: Sequence[str]
+    ) -> Iterable[tuple[str | None, bool, bool]]:
+        """Return the unique indexes of exactly these columns.
+
+        Of each the condition, whether it is checked at once, and whether the columns are NULL in no
+        row, which the index covers all.
+        """
+        raise NotImplementedError
 
     def held(
         self,

@@ -1,9 +1,10 @@
 """PostgreSQL: its SQL, its errors, its roles, and COPY."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from shlex import quote
 from typing import Any
 
 import peewee
@@ -15,15 +16,14 @@ from psycopg2.extensions import (
     parse_dsn,
 )
 
+from astra.config.secrets import hide
 from astra.database import postgresql_queries as queries
 from astra.database.dialect import (
-    Denied,
     adding_column,
-    dialects,
-    is_condition,
 )
 from astra.database.postgresql_connection import PostgresqlDatabase
 from astra.database.postgresql_keys import Keys
+from astra.database.postgresql_writing import Target
 from astra.database.statement_timeout import PatientCursor
 from astra.processes import process_label
 
@@ -126,11 +126,9 @@ class PostgreSQL(Keys):
         options |= {key: value for key, value in defaults.items() if key not in parameters}
         self.database: PostgresqlDatabase = PostgresqlDatabase(url, **options)
         self._types: dict[str, dict[str, str]] = {}
-        self._seen_columns: dict[str, list[tuple[Any, ...]]] = {}
-        self._sequences: dict[str, str | None] = {}
-        self._is_plain: dict[str, bool] = {}
+        self._targets: dict[str, Target] = {}
         self._session_role: str | None = None
-        dialects[self.database] = self
+        self.database.dialect = self
 
     def storable(self, text: str) -> str:
         codec = self.database.codec
@@ -226,16 +224,19 @@ class PostgreSQL(Keys):
         source = cause.diag.source_function if isinstance(cause, psycopg2.Error) else None
         return source in ("exec_stmt_raise", "exec_stmt_assert", "ExecWithCheckOptions")
 
-    def denied(self, error: BaseException) -> Denied | None:
-        """Return which right the role lacks, if the error is about one."""
+    def denied(self, error: BaseException) -> str | None:
+        """Say which right the role lacks, and who can grant it, if the error is about one."""
         if _sqlstate(error) != "42501":
             return None
-        cause = _driver_error(error)
         # From the connection: after an error, the transaction runs no more queries.
-        info = self.database.connection().info
-        statement = getattr(getattr(cause, "cursor", None), "query", None) or b""
-        message = self.message(error)
-        return Denied(info.user, f"may not do this: {message},", _kind(message, statement.decode()))
+        role, message = self.database.connection().info.user, self.message(error)
+        statement = getattr(getattr(_driver_error(error), "cursor", None), "query", None) or b""
+        remedy = "only the owner of the tables, who created them with astra initdb, may do this"
+        if kind := _kind(message, statement.decode()):
+            grant = quote(f"{role}:{kind}")
+            remedy = f"the owner of the tables can grant it: astra initdb --grant {grant}"
+        place = f"of the database {hide(self.url)}"
+        return f"the role {role!r} may not do this: {message}, {place}; {remedy}"
 
     def message(self, error: BaseException) -> str:
         """Return the server's message, without the statement that it quotes."""
@@ -265,14 +266,11 @@ class PostgreSQL(Keys):
         parameters = (self.table(model), _keeper_of(column), body)
         return bool(self.fetch_value(queries.KEEPS_MODIFIED, parameters))
 
-    def has_unique(self, model: Any, columns: Sequence[str], where_clause: str) -> bool:
-        """Return whether a valid index of any name keeps these columns unique.
-
-        An index with a condition counts only if it is that of `where_clause`.
-        """
+    def unique_indexes(
+        self, model: Any, columns: Sequence[str]
+    ) -> Iterable[tuple[str | None, bool, bool]]:
         parameters = (self.table(model), sorted(columns))
-        conditions = self.fetch_column(queries.UNIQUE_INDEX_CONDITIONS, parameters)
-        return any(is_condition(condition, where_clause) for condition in conditions)
+        return list(self.run(queries.UNIQUE_INDEXES, parameters).fetchall())
 
     @contextmanager
     def snapshot(self, models: Sequence[Any] = ()) -> Iterator[None]:

@@ -41,6 +41,8 @@ _NEAREST = (
 
 
 class PostgresqlDatabase(peewee.PostgresqlDatabase):
+    dialect: Any
+    schema: str | None = None  # that holds the tables; by default, that of the search_path
     was_open = False  # a login succeeded once: a later refusal may be temporary
     codec = "utf_8"  # of the server's encoding, once a connection was opened
 

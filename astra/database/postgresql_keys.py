@@ -176,11 +176,6 @@ class Keys(Writing):
         types = self.run(queries.COLUMN_TYPES, (name,)).fetchall()
         return {column: kind.removeprefix("pg_catalog.") for column, kind in types}
 
-    def keeps_unique(self, model: Any, columns: Sequence[str]) -> bool:
-        """Return whether the server itself keeps these columns unique, and none of them NULL."""
-        parameters = (self.table(model), array_literal(sorted(columns)))
-        return bool(self.fetch_value(queries.IS_UNIQUE_AND_NOT_NULL, parameters))
-
     def holds(self, column: Any, key: Any) -> Any:
         """Return the clause that this key is among the keys of a page."""
         return peewee.Expression(peewee.Value(key, converter=False), "=", fn.ANY(column))

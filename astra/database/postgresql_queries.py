@@ -159,36 +159,31 @@ INDEXES = """
     SELECT relname FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid
     WHERE indrelid = to_regclass(%s) AND indisvalid"""
 
-#: The condition of each valid index that keeps a sorted list of columns unique.
-UNIQUE_INDEX_CONDITIONS = """
-    SELECT pg_get_expr(indpred, indrelid) FROM pg_index
+#: The condition of each valid unique index of a sorted list of columns, whether it is checked at
+#: once, and whether it covers every row, with NULL in none: an index does not cover the rows of
+#: tables that inherit from its own, which are read with it.
+UNIQUE_INDEXES = """
+    SELECT pg_get_expr(indpred, indrelid), indimmediate, are_never_null AND NOT EXISTS (
+        SELECT 1 FROM pg_inherits JOIN pg_class ON pg_class.oid = inhparent
+        WHERE inhparent = indrelid AND relkind = 'r')
+    FROM pg_index, LATERAL (
+        SELECT array_agg(attname::text ORDER BY attname), bool_and(attnotnull) FROM pg_attribute
+        WHERE attrelid = indrelid AND attnum = ANY((indkey::int2[])[0:indnkeyatts - 1])
+    ) AS columns(names, are_never_null)
     WHERE indrelid = to_regclass(%s) AND indisunique AND indisvalid AND indisready
-      AND indimmediate AND indexprs IS NULL
-      AND (SELECT array_agg(attname::text ORDER BY attname) FROM pg_attribute
-           WHERE attrelid = indrelid
-             AND attnum = ANY((indkey::int2[])[0:indnkeyatts - 1])) = %s"""
-
-#: Whether a sorted list of columns is unique in every row, and NULL in none. An index does not
-#: cover the rows of tables that inherit from its own, which are read with it.
-IS_UNIQUE_AND_NOT_NULL = """
-    SELECT EXISTS (
-        SELECT 1 FROM pg_index WHERE indrelid = to_regclass(%s) AND indisunique
-        AND indisvalid AND indpred IS NULL AND indexprs IS NULL
-        AND (SELECT array_agg(attname::text ORDER BY attname) FROM pg_attribute
-             WHERE attrelid = indrelid AND attnotnull
-             AND attnum = ANY((indkey::int2[])[0:indnkeyatts - 1])) = %s::text[]
-        AND NOT EXISTS (
-            SELECT 1 FROM pg_inherits JOIN pg_class ON pg_class.oid = inhparent
-            WHERE inhparent = indrelid AND relkind = 'r'))"""
+      AND indexprs IS NULL AND names = %s"""
 
 #: The triggers and rules of a table: the name, whether it may replace or drop a row that is
 #: written, and what it runs.
 ENABLED_TRIGGERS = """
-    SELECT tgname::text, tgtype & 3 = 3, prosrc FROM pg_trigger JOIN pg_proc ON pg_proc.oid = tgfoid
-    WHERE tgrelid = to_regclass(%s) AND NOT tgisinternal AND tgenabled IN ('O', 'A')
-    UNION ALL
-    SELECT rulename::text, is_instead, pg_get_ruledef(oid) FROM pg_rewrite
-    WHERE ev_class = to_regclass(%s) AND ev_enabled IN ('O', 'A')"""
+    SELECT name, may_replace, text FROM (
+        SELECT tgrelid, tgname::text, tgtype & 3 = 3, prosrc
+        FROM pg_trigger JOIN pg_proc ON pg_proc.oid = tgfoid
+        WHERE NOT tgisinternal AND tgenabled IN ('O', 'A')
+        UNION ALL
+        SELECT ev_class, rulename::text, is_instead, pg_get_ruledef(oid) FROM pg_rewrite
+        WHERE ev_enabled IN ('O', 'A')
+    ) AS enabled(relation, name, may_replace, text) WHERE relation = to_regclass(%s)"""
 
 #: The foreign keys of one column that delete a row with the one that it points to, and whose
 #: triggers are enabled.

@@ -1,6 +1,7 @@
 """Write a batch of results to PostgreSQL: by a binary COPY, or in one statement."""
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from datetime import date
 from io import BytesIO
 from typing import Any
@@ -25,13 +26,21 @@ _MAX_BYTES = 1_000_000_000
 _MAX_CHARACTERS = 200_000_000
 
 
+@dataclass(frozen=True)
+class Target:
+    """A table for results, until somebody alters it."""
+
+    columns: list[tuple[Any, ...]]  # as LOCK_AND_DESCRIBE selects them
+    is_plain: bool  # nothing changes what is written
+    sequence: str | None  # that numbers its rows
+
+
 class Writing(Common):
     """The part of the dialect of PostgreSQL that writes results."""
 
+    #: By the names of tables, as the next one.
     _types: dict[str, dict[str, str]]
-    _seen_columns: dict[str, list[tuple[Any, ...]]]
-    _sequences: dict[str, str | None]
-    _is_plain: dict[str, bool]
+    _targets: dict[str, Target]
 
     def checked(self, field: peewee.Field, value: Any) -> Any:
         """Check a value in database form: the server would take a text for bytes, and interpret
@@ -60,10 +69,9 @@ class Writing(Common):
         """
         table = batch.table
         columns = self.run(queries.LOCK_AND_DESCRIBE, (table,), table=table).fetchall()
-        if self._seen_columns.get(table) == columns:
+        if table in self._targets and self._targets[table].columns == columns:
             return
         self._types.pop(table, None)
-        self._sequences.pop(table, None)
         declared = batch.declared
         types = self.run(
             queries.KINDS_OF_COLUMNS, (list(declared), list(declared.values()), table)
@@ -77,11 +85,12 @@ class Writing(Common):
                     f"where {batch.model.__name__} declares {kind}: its rows stay pending: repair "
                     "the table (astra initdb adds a missing column), then astra resume"
                 )
-        self._is_plain[table] = not columns[0][3] and all(
+        is_plain = not columns[0][3] and all(
             stored == f"{expected}{''.join(declared[name].partition('(')[1:]).replace(' ', '')}"
             for name, stored, expected, *_ in types
         )
-        self._seen_columns[table] = columns
+        sequence = self.fetch_value(queries.SEQUENCE, (table, batch.primary))
+        self._targets[table] = Target(columns, is_plain, sequence)
 
     def upsert(self, batch: Batch, may_copy: bool) -> dict[int, int]:
         """Write a batch, and return what was written, as {place in the batch: primary key}.
@@ -102,7 +111,7 @@ class Writing(Common):
 
     def is_plain(self, batch: Batch) -> bool:
         """Return whether no trigger, rule or type can change what :meth:`upsert` wrote."""
-        return self._is_plain[batch.table]
+        return self._targets[batch.table].is_plain
 
     def compare(self, batch: Batch, written: dict[int, int]) -> None:
         """Check that what is stored is what was given.
@@ -175,7 +184,7 @@ class Writing(Common):
 
     def _draw_keys(self, batch: Batch) -> list[int]:
         """Draw primary keys for the rows of a batch; none if one of them has a result already."""
-        sequence = self._sequence(batch.table, batch.primary)
+        sequence = self._targets[batch.table].sequence
         if sequence is None:
             return []
         types = self.column_types(batch.table)
@@ -194,16 +203,10 @@ class Writing(Common):
     def _is_utf8(self) -> bool:
         return bool(self.database.connection().encoding == "UTF8")
 
-    def _sequence(self, table: str, column: str) -> str | None:
-        """Return the sequence of a column, if it has one."""
-        if table not in self._sequences:
-            self._sequences[table] = self.fetch_value(queries.SEQUENCE, (table, column))
-        return self._sequences[table]
-
     def _insert(self, batch: Batch) -> dict[int, int]:
         """Insert or replace a batch in one statement."""
         types = self.column_types(batch.table)
-        columns = self._seen_columns[batch.table]
+        columns = self._targets[batch.table].columns
         writable = {name for name, *_, is_generated in columns if not is_generated}
         names = [self.quote(name) for name in batch.columns]
         arrays = _literals(batch.columns.values())

@@ -18,10 +18,7 @@ from peewee import SQL, fn
 
 from astra.database import sqlite_queries as queries
 from astra.database.dialect import (
-    Denied,
     adding_column,
-    dialects,
-    is_condition,
     no_moment,
 )
 from astra.database.sqlite_writing import Writing
@@ -44,6 +41,8 @@ class _SQLiteDatabase(peewee.SqliteDatabase):
     A file with a log is read with the log. A file without one has been closed by everybody, and is
     read as immutable, because SQLite cannot create a log in a folder that may not be written.
     """
+
+    dialect: "SQLite"
 
     def _connect(self) -> sqlite3.Connection:
         path = self.database
@@ -86,7 +85,7 @@ class SQLite(Writing):
             timeout=30,
         )
         self._targets = {}
-        dialects[self.database] = self
+        self.database.dialect = self
 
     def now(self) -> datetime:
         text = self.fetch_value(f"SELECT {self.now_sql}")
@@ -147,11 +146,11 @@ class SQLite(Writing):
     def message(self, error: BaseException) -> str:
         return str(error).strip()
 
-    def denied(self, error: BaseException) -> Denied | None:
-        """Recognize a file that may not be written: SQLite has no roles."""
+    def denied(self, error: BaseException) -> str | None:
+        """Say so if the file may not be written: SQLite has no roles."""
         if "readonly" not in str(error):
             return None
-        return Denied("you", "may not write this file, or its folder, which holds its log", None)
+        return f"you may not write this file, or its folder, which holds its log: {self.url}"
 
     def checked(self, field: peewee.Field, value: Any) -> Any:
         """Check a value in database form as PostgreSQL would: columns of SQLite accept any."""
@@ -308,23 +307,19 @@ class SQLite(Writing):
         """Return nothing: any value may be in any column."""
         return {}
 
-    def keeps_unique(self, model: Any, columns: Sequence[str]) -> bool:
-        """Return whether the database itself keeps these columns unique, and none of them NULL."""
-        table, wanted = model._meta.table_name, sorted(columns)
+    def unique_indexes(
+        self, model: Any, columns: Sequence[str]
+    ) -> Iterator[tuple[str | None, bool, bool]]:
+        table, wanted = model._meta.table_name, set(columns)
         described = self.run(queries.KEY_COLUMNS, (table,)).fetchall()
-        primary = [row for row in described if row[3]]
-        if wanted == [row[0] for row in primary] and primary[0][1].upper() == "INTEGER":
-            return True
-        if not set(wanted) <= {row[0] for row in described if row[2]}:
-            return False
-        if wanted == sorted(row[0] for row in primary):
-            return True
-        indexes = self.run(queries.UNIQUE_INDEXES, (table,)).fetchall()
-        whole = [index for index, is_partial, _ in indexes if not is_partial]
-        return any(set(wanted) == self._index_columns(index) for index in whole)
-
-    def _index_columns(self, index: str) -> set[str | None]:
-        return set(self.fetch_column(queries.INDEX_COLUMNS, (index,)))
+        primary = [(name, kind.upper()) for name, kind, _, place in described if place]
+        if primary == [(name, "INTEGER") for name in columns]:
+            yield None, True, True  # the number of the row, which needs no index
+        is_never_null = wanted <= {name for name, _, is_not_null, _ in described if is_not_null}
+        for index, is_partial, sql in self.run(queries.UNIQUE_INDEXES, (table,)).fetchall():
+            if set(self.fetch_column(queries.INDEX_COLUMNS, (index,))) == wanted:
+                condition = re.split(r"(?i)\bWHERE\b", sql, maxsplit=1)[1] if is_partial else None
+                yield condition, True, is_never_null
 
     def holds(self, column: Any, key: Any) -> Any:
         keys, key = fn.json_each(column), peewee.Value(key, converter=False)
@@ -345,15 +340,6 @@ class SQLite(Writing):
         triggers = self.fetch_column(queries.TRIGGERS, (model._meta.table_name,))
         keepers = self._keepers(model, column).values()
         return all(any(f" {keeper} WHERE " in sql for sql in triggers) for keeper in keepers)
-
-    def has_unique(self, model: Any, columns: Sequence[str], where_clause: str) -> bool:
-        """Return whether an index of any name keeps these columns unique."""
-        indexes = self.run(queries.UNIQUE_INDEXES, (model._meta.table_name,)).fetchall()
-        for name, is_partial, sql in indexes:
-            condition = re.split(r"(?i)\bWHERE\b", sql, maxsplit=1)[1] if is_partial else None
-            if self._index_columns(name) == set(columns) and is_condition(condition, where_clause):
-                return True
-        return False
 
     @contextmanager
     def snapshot(self, models: Sequence[Any] = ()) -> Iterator[None]:

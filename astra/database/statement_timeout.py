@@ -35,6 +35,11 @@ class _Watch:
     """The statements that wait for an answer, and the thread that watches them."""
 
     def __init__(self) -> None:
+        self.start_anew()
+        # A fork has no such thread, and only its parent's connections.
+        os.register_at_fork(after_in_child=self.start_anew)
+
+    def start_anew(self) -> None:
         self.lock = threading.Condition()
         self.waiting: dict[object, tuple[float, Any]] = {}  # by statement: deadline, connection
         self.max_s = float("inf")  # for every statement, once the process was asked to stop
@@ -89,14 +94,8 @@ def shut(connection: Any) -> None:
 
 _watch = _Watch()
 
-
-def _start_anew() -> None:
-    """Start afresh in a fork, which has no such thread, and only its parent's connections."""
-    global _watch
-    _watch = _Watch()
-
-
-os.register_at_fork(after_in_child=_start_anew)
+#: Limit every statement, also one that is running, because the process is to end.
+hurry = _watch.hurry
 
 
 @contextmanager
@@ -108,11 +107,6 @@ def bounded(bound_s: float) -> Iterator[None]:
         yield
     finally:
         _own.bound_s = before
-
-
-def hurry(max_s: float) -> None:
-    """Limit every statement, also one that is running, because the process is to end."""
-    _watch.hurry(max_s)
 
 
 #: Numbers are read with all of their digits, whichever connection of a pool stands behind this one:
@@ -130,10 +124,6 @@ class PatientCursor(Cursor):
             query = _with_all_digits(query)
         with self._bounded():
             super().execute(query, vars)
-
-    def executemany(self, query: Any, vars_list: Any) -> None:
-        with self._bounded():
-            super().executemany(query, vars_list)
 
     def copy_expert(self, sql: Any, file: Any, size: int = 8192) -> None:
         with self._bounded():
