@@ -6,6 +6,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from astra.models.keys import RowKey
 from astra.models.plans import Page
 from astra.states import Outcome
 
@@ -17,12 +18,15 @@ Flags = NDArray[np.bool_]
 
 
 class Rows:
-    """The rows of some pages, as columns."""
+    """The rows of some pages, as columns; `key` is the place of a row's key in `keys`."""
 
-    def __init__(self, pages: list[Page], keys: list[int]) -> None:
+    def __init__(self, pages: list[Page]) -> None:
         numbers, n_rows = [page.number for page in pages], [page.n_rows for page in pages]
         self.page: Numbers = np.repeat(np.array(numbers, dtype=np.int64), n_rows)
-        self.key = np.array(keys, dtype=np.int64)
+        row_keys = [key for page in pages for key in page.row_keys]
+        self.keys: list[RowKey] = sorted(set(row_keys))
+        self.places: dict[object, int] = {key: place for place, key in enumerate(self.keys)}
+        self.key = np.array([self.places[key] for key in row_keys], dtype=np.int64)
         joined = b"".join(bytes(page.outcomes) for page in pages)
         self.outcome = np.frombuffer(joined, dtype=np.uint8)
 
@@ -39,7 +43,9 @@ class StoredRows:
     every : the columns of all records, whatever their key.
     """
 
-    def __init__(self, rows: list[tuple[int, ...]], keys: Numbers, names: Sequence[str]) -> None:
+    def __init__(
+        self, rows: Sequence[tuple[int, ...]], keys: Numbers, names: Sequence[str]
+    ) -> None:
         # A row of zeros represents a missing record.
         table = np.array(rows or [(0,) * len(names)], dtype=np.int64)
         every: dict[str, Numbers] = dict(zip(names, table.T, strict=True))

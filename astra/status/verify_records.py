@@ -251,14 +251,7 @@ def was_released(plan: Plan, page: Page, attempts: list[Attempt]) -> bool:
 def attempts_of(plan: Plan) -> dict[int, list[Attempt]]:
     """Return the attempts of each page, in their order."""
     query = (
-        Attempt.select(
-            Page.number.alias("page_number"), Attempt.pk, Attempt.number, Attempt.token,
-            Attempt.submission_pk, Attempt.element, Attempt.job_id, Attempt.state, Attempt.began,
-            Attempt.seen, Attempt.ended, Attempt.n_handed, Attempt.n_checkpoints, Attempt.n_done,
-            Attempt.n_failed, Attempt.n_no_result, Attempt.n_found, Attempt.array_index,
-            Attempt.restarts, Attempt.t_task_s, Attempt.t_read_s, Attempt.t_write_s,
-            Attempt.row_times,
-        )
+        Attempt.select(Page.number.alias("page_number"), Attempt)
         .join(Page)
         .where(Page.plan == plan.pk)
         .order_by(Attempt.number)

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import peewee
@@ -27,10 +28,10 @@ ROWS_AT_ONCE = 200_000
 #: The columns that are read of each stored result: whether its input was read while its attempt did
 #: not run; whether it was stored before its input was read; whether the input was modified since
 #: then (1) or was deleted (2); the result's number; whether one of its times is impossible; whether
-#: it has another source than its input; and its provenance.
+#: it has another source than its input; its provenance; and a number for when its input was read.
 OF_RESULTS = (
     "key", "attempt", "read_outside", "stored_before", "input", "number", "bad_time", "bad_source",
-    "made_by",
+    "made_by", "read",
 )  # fmt: skip
 
 #: The columns that are read of each failure or record of no result: whether it is of this plan;
@@ -55,17 +56,14 @@ class Verifier:
         self.model, self.output = load(plan.input_model), load(plan.output_model)
         self.key = key_of(self.model)
         self.link = link_of(self.output, self.model)
-        # Text keys are represented by their index in `texts`.
-        self.texts: list[str] = []
-        self.numbers: dict[str, int] = {}
+        #: The keys that were found, each with the first page that has it.
+        self.page_of: dict[RowKey, int] = {}
+        self.moments: dict[object, int] = {}  # at which inputs were read
         self.breaches: list[Breach] = []
         self.checks: Counter[str] = Counter()
         self.counts: Counter[str] = Counter()
         self.attempts = attempts_of(plan)
-        pairs = sorted((a.pk, page) for page, attempts in self.attempts.items() for a in attempts)
-        self.attempt_pks = np.array([pk for pk, _ in pairs], dtype=np.int64)
-        self.attempt_pages = np.array([page for _, page in pairs], dtype=np.int64)
-        self.recorded: dict[RecordModel, bool] = {m: _any_of(plan, m) for m in (Failure, NoResult)}
+        self.attempt_pages = [(a.pk, n) for n, of_page in self.attempts.items() for a in of_page]
         self.records = RecordChecks(plan, self.model, self.output)
         self.latest = self.records.latest
         self.n_ours = 0  # results of the plan's attempts for the plan's rows
@@ -83,27 +81,22 @@ class Verifier:
         return Verdict(
             self.plan.pk, self.plan.task, self.plan.n_pages, self.plan.n_rows,
             sound=not self.checks, whole=n_ended == self.plan.n_rows, rows=n_rows,
-            n_attempts=len(self.attempt_pks), modified_since=self.counts["modified"],
+            n_attempts=len(self.attempt_pages), modified_since=self.counts["modified"],
             of_others=self.counts["others"], inputs_gone=self.counts["gone"],
             n_breaches=sum(self.checks.values()), breaches=tuple(self.breaches),
             checks=dict(self.checks),
         )  # fmt: skip
 
     def _check(self) -> None:
-        keys: list[tuple[int, Sequence[int]]] = []
+        numbers: list[int] = []
+        n_keys = 0
         for pages in _chunks(self.plan):
             whole = [page for page in pages if self._check_page(page)]
-            keys += [(page.number, self._numbers(page)) for page in pages]
+            numbers += [page.number for page in pages]
+            n_keys += sum(map(self._check_keys, pages))
             self._check_readable(whole)
         self._check_records()
-        self._check_page_numbers([number for number, _ in keys], sum(len(k) for _, k in keys))
-        self._check_keys(keys)
-
-    def _numbers(self, page: Page) -> Sequence[int]:
-        """Return the keys of a page as numbers."""
-        if not self._has_keys(page):
-            return []
-        return page.keys if self.key.is_whole else [self._number(t) for t in page.key_texts]
+        self._check_page_numbers(numbers, n_keys)
 
     def _has_keys(self, page: Page) -> bool:
         """Return whether a page has keys of the plan's kind, and no others."""
@@ -112,19 +105,8 @@ class Verifier:
             stored, other = other, stored
         return stored is not None and other is None and None not in stored
 
-    def _number(self, text: str) -> int:
-        if text not in self.numbers:
-            self.numbers[text] = len(self.texts)
-            self.texts.append(text)
-        return self.numbers[text]
-
-    def _keys(self, numbers: list[int]) -> Sequence[RowKey]:
-        """Return the keys that these numbers represent."""
-        return numbers if self.key.is_whole else [self.texts[number] for number in numbers]
-
-    def _add_breach(self, check: str, page: int | None, number: int | None, problem: str) -> None:
+    def _add_breach(self, check: str, page: int | None, key: RowKey | None, problem: str) -> None:
         """Count a breach, and list it unless enough breaches of this check are listed."""
-        key = None if number is None else self._keys([number])[0]
         self.checks[check] += 1
         if self.checks[check] <= self.max_listed:
             self.breaches.append(Breach(check, page, key, problem))
@@ -132,7 +114,7 @@ class Verifier:
     def _add_breaches(self, check: str, rows: Rows, which: Flags, problem: str) -> None:
         """Count a breach for each of the rows that `which` marks."""
         for place in np.flatnonzero(which):
-            self._add_breach(check, int(rows.page[place]), int(rows.key[place]), problem)
+            self._add_breach(check, int(rows.page[place]), rows.keys[rows.key[place]], problem)
 
     # -- the plan and its pages -------------------------------------------------------------
 
@@ -148,7 +130,7 @@ class Verifier:
         if n > self.n_ours:
             problem = f"{n} results name attempts of the plan, but only {self.n_ours} of them"
             self._add_breach("orphans", None, None, f"{problem} are results of its rows")
-        for kind in self.recorded:
+        for kind in (Failure, NoResult):
             of_plan = self._of_task(kind) & (kind.plan_pk == self.plan.pk)
             if (n := kind.select().where(of_plan).count()) > self.n_recorded[kind]:
                 problem = f"{n} rows of the table {kind._meta.table_name} name the plan, but only "
@@ -165,15 +147,15 @@ class Verifier:
             problem = f"the pages have {n_rows} rows, but the plan has {self.plan.n_rows}"
             self._add_breach("pages", None, None, problem)
 
-    def _check_keys(self, keys: list[tuple[int, Sequence[int]]]) -> None:
-        all_keys = np.concatenate([np.array(k, dtype=np.int64) for _, k in keys] or [np.array([])])
-        page = np.repeat([number for number, _ in keys], [len(k) for _, k in keys])
-        order = np.argsort(all_keys, kind="stable")
-        for place in np.flatnonzero(np.diff(all_keys[order]) == 0):
-            first, second = page[order[place]], page[order[place + 1]]
-            self._add_breach(
-                "key-twice", int(first), int(all_keys[order[place]]), f"it is also in page {second}"
-            )
+    def _check_keys(self, page: Page) -> int:
+        """Check that no key of a page is in the plan already; return the number of its keys."""
+        keys: Sequence[RowKey] = page.row_keys if self._has_keys(page) else []
+        for key in keys:
+            if first := self.page_of.get(key):
+                self._add_breach("key-twice", first, key, f"it is also in page {page.number}")
+            else:
+                self.page_of[key] = page.number
+        return len(keys)
 
     def _check_page(self, page: Page) -> bool:
         """Check a page and its attempts; return whether its rows can be checked one by one."""
@@ -256,11 +238,10 @@ class Verifier:
         self._check_readable(pages[half:])
 
     def _check_rows(self, pages: list[Page]) -> None:
-        rows = Rows(pages, [key for page in pages for key in self._numbers(page)])
-        keys = self._keys(sorted(set(rows.key.tolist())))
-        result = StoredRows(self._results(keys), rows.key, OF_RESULTS)
-        failure = StoredRows(self._records(Failure, keys), rows.key, OF_RECORDS)
-        nothing = StoredRows(self._records(NoResult, keys), rows.key, OF_RECORDS)
+        rows = Rows(pages)
+        result = StoredRows(self._results(rows), rows.key, OF_RESULTS)
+        failure = StoredRows(self._records(Failure, rows), rows.key, OF_RECORDS)
+        nothing = StoredRows(self._records(NoResult, rows), rows.key, OF_RECORDS)
         attempt_page = self._pages_of(result["attempt"])
         is_ours = result.there & (attempt_page > 0)
         self.n_ours += int(np.sum(self._pages_of(result.every["attempt"]) > 0))
@@ -325,28 +306,10 @@ class Verifier:
         mixed = result.any_of(result.is_gap)
         problem = "its results are not numbered from 0 upwards, or are from two attempts"
         add("result-mixed", rows, mixed, problem)
-        is_done = rows.ended(Outcome.RESULT) & result.there
-        of_others = is_done & ~is_ours
-        if of_others.any() and is_ours.any():
-            keys = self._keys(sorted(rows.key[is_done].tolist()))
-            read_by_us, read = self._moments_of_reading(keys)
-            forged = [read.get(k) in read_by_us for k in rows.key[of_others].tolist()]
-            of_others[np.flatnonzero(of_others)] = forged
-            problem = "its input was read together with the plan's rows, but its result names none "
-            problem += "of the plan's attempts"
-            add("attempt-unknown", rows, of_others, problem)
-
-    def _moments_of_reading(self, keys: Sequence[RowKey]) -> tuple[set[object], dict[int, object]]:
-        """Return when rows with our results were read and, by key, when the other rows were."""
-        output, key = self.output, self.link.key(self.output)
-        query = key.narrowed(output.select(key.given, output.attempt_pk, output.input_read), keys)
-        same_version = output.v_astra_major_minor == self.plan.version.major_minor
-        readings = self._fetched(query.where(same_version))
-        our_attempts = set(self.attempt_pks.tolist())
-        return (
-            {read for _, attempt, read in readings if attempt in our_attempts},
-            {number: read for number, attempt, read in readings if attempt not in our_attempts},
-        )
+        of_others = rows.ended(Outcome.RESULT) & result.there & ~is_ours
+        forged = of_others & np.isin(result["read"], result["read"][is_ours])
+        problem = "its input was read together with the plan's rows, but its result names none of "
+        add("attempt-unknown", rows, forged, problem + "the plan's attempts")
 
     def _check_records_of_rows(self, kind: RecordModel, rows: Rows, record: StoredRows) -> None:
         """Check for records that name another plan or page than their attempt."""
@@ -360,10 +323,8 @@ class Verifier:
         name = kind._meta.table_name
         problem = f"its row of the table {name} does not match attempt {{}}, which it names"
         for place in np.flatnonzero(wrong):
-            attempt = record["attempt"][place]
-            self._add_breach(
-                "given-away", int(rows.page[place]), int(rows.key[place]), problem.format(attempt)
-            )
+            key, attempt = rows.keys[rows.key[place]], record["attempt"][place]
+            self._add_breach("given-away", int(rows.page[place]), key, problem.format(attempt))
 
     def _check_pending(self, page: Page, rows: Rows, which: Flags, name: str, kind: str) -> None:
         """Check that pending rows have a record only if they are being processed again."""
@@ -384,13 +345,9 @@ class Verifier:
 
     def _pages_of(self, attempt_pks: Numbers) -> Numbers:
         """Return the page of this plan of each attempt; 0 where an attempt belongs to none."""
-        if not len(self.attempt_pks):
-            return np.zeros_like(attempt_pks)
-        place = np.searchsorted(self.attempt_pks, attempt_pks)
-        place = np.minimum(place, len(self.attempt_pks) - 1)
-        return np.where(self.attempt_pks[place] == attempt_pks, self.attempt_pages[place], 0)
+        return StoredRows(self.attempt_pages, attempt_pks, ("key", "page"))["page"]
 
-    def _results(self, keys: Sequence[RowKey]) -> list[tuple[int, ...]]:
+    def _results(self, rows: Rows) -> list[tuple[int, ...]]:
         """Return the columns `OF_RESULTS` of each stored result."""
         output, model = self.output, self.model
         same_version = output.v_astra_major_minor == self.plan.version.major_minor
@@ -398,8 +355,9 @@ class Verifier:
         is_deleted = self.key.fields[0].is_null()
         input_is = peewee.Case(None, ((is_deleted, 2), (is_up_to_date(output, model), 0)), 1)
         key = self.link.key(output)
-        return self._fetched(
-            key.narrowed(output.select(), keys)
+        results = self._fetched(
+            rows,
+            key.narrowed(output.select(), rows.keys)
             .select(
                 key.given,
                 peewee.fn.COALESCE(output.attempt_pk, 0),
@@ -415,11 +373,14 @@ class Verifier:
                 ),
                 self._is_of_another_source(),
                 peewee.fn.COALESCE(output.made_by, 0),
+                output.input_read,
             )
             .join(Attempt, peewee.JOIN.LEFT_OUTER, on=(Attempt.pk == output.attempt_pk))
             .join_from(output, model, peewee.JOIN.LEFT_OUTER, on=joined, attr="input_row")
-            .where(same_version)
+            .where(same_version),
         )
+        number_of = self.moments.setdefault
+        return [(*row, number_of(read, len(self.moments) + 1)) for *row, read in results]
 
     def _number_of_result(self) -> ColumnBase:
         """Return the number of a result within its row; one with another key has none."""
@@ -446,9 +407,9 @@ class Verifier:
             & (kind.v_astra_major_minor == self.plan.version.major_minor)
         )
 
-    def _records(self, kind: RecordModel, keys: Sequence[RowKey]) -> list[tuple[int, ...]]:
+    def _records(self, kind: RecordModel, rows: Rows) -> list[tuple[int, ...]]:
         """Return the columns `OF_RECORDS` of each failure or record of no result."""
-        if not self.recorded[kind]:
+        if not kind.select().where(self._of_task(kind)).exists():
             return []
         of_plan, is_known = kind.plan_pk == self.plan.pk, kind.made_by.in_(self.records.origins)
         refused: ColumnBase = peewee.Value(0)
@@ -459,28 +420,19 @@ class Verifier:
             kind.key, _flag(of_plan), refused,
             peewee.fn.COALESCE(kind.attempt_pk, 0), peewee.fn.COALESCE(kind.page, 0), _flag(bad),
         )  # fmt: skip
-        return self._fetched(
-            kind.select(*columns).where(self._of_task(kind) & dialect().among_texts(kind.key, keys))
-        )
+        is_of_row = dialect().among_texts(kind.key, rows.keys)
+        return self._fetched(rows, kind.select(*columns).where(self._of_task(kind) & is_of_row))
 
-    def _fetched(self, query: peewee.Select) -> list[tuple[int, ...]]:
+    def _fetched(self, rows: Rows, query: peewee.Select) -> list[tuple[Any, ...]]:
         """Return the rows of a query as the driver gives them, since there are many."""
         with peewee_errors:  # SQLite reads a key only when it is fetched
-            rows = dialect().run(*query.sql()).fetchall()
-        if self.key.is_whole:
-            return [(int(key), *numbers) for key, *numbers in rows]
-        return [(self._number(text), *numbers) for text, *numbers in rows]
+            records = dialect().run(*query.sql()).fetchall()
+        as_key = int if self.key.is_whole else str
+        return [(rows.places[as_key(key)], *columns) for key, *columns in records]
 
 
 def _flag(clause: ColumnBase) -> ColumnBase:
     return peewee.Case(None, ((clause, 1),), 0)
-
-
-def _any_of(plan: Plan, kind: RecordModel) -> bool:
-    query = kind.select(kind.pk).where(
-        (kind.task == plan.task) & (kind.input_table == plan.input_table)
-    )
-    return query.limit(1).scalar() is not None
 
 
 def _chunks(plan: Plan) -> Iterator[list[Page]]:
