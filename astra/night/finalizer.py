@@ -154,8 +154,16 @@ def _adopt(night: Night, job: JobId) -> None:
         ).execute()
 
 
-def is_alive(night: Night) -> bool:
+def is_alive(night: Night, answer: Answer | None = None, adopts: bool = True) -> bool:
     """Return whether a night has a finalizer that waits or runs, and is not held.
+
+    If sbatch's answer was lost, or the job's script submitted it again for other nodes, it is found
+    by its name.
+
+    Parameters
+    ----------
+    answer : Slurm's answer about its stored job; by default, Slurm is asked.
+    adopts : whether to store the job that is found by its name.
 
     Raises
     ------
@@ -164,55 +172,29 @@ def is_alive(night: Night) -> bool:
     """
     if night.finalizer is None:
         return False
-    if night.finalizer_job is None:
-        jobs = client.find(job_of(night))
-        if not jobs:
-            return False
-        _adopt(night, min(jobs))
     job = job_of(night)
-    answer = client.elements([job])
-    alive = is_alive_in(answer, job)
-    if alive is False and (later := _resubmitted_job(night)) is not None:
-        _adopt(night, later)
-        return is_alive(night)
-    if alive is not None:
-        return alive
-    raise SlurmUnknown(
-        f"it is unknown whether the finalizer of the night {night.pk} (job {night.finalizer_job}) "
-        f"is alive: {'; '.join(answer.notes) or 'Slurm does not say'}"
-    )
+    if night.finalizer_job is not None and _lives(night, job, answer):
+        return True
+    last = max(client.find(job), default=job)
+    if last.job_id <= job.job_id:
+        return False
+    if adopts:
+        _adopt(night, last)
+    return _lives(night, last)
 
 
-def is_alive_in(answer: Answer, job: JobId) -> bool | None:
-    """Return whether a finalizer's job waits or runs, by Slurm's answer; None if it is unknown.
-
-    One that is held, as after a failed prolog, does not count as waiting.
-    """
+def _lives(night: Night, job: JobId, answer: Answer | None = None) -> bool:
+    """Return whether a finalizer's job waits or runs; one held after a failed prolog does not."""
+    answer = answer or client.elements([job])
     execution = answer.of(job.key, None)
     if execution.state is not None:
         return execution.state.alive and not is_held(execution.reason)
-    # Without accounting only squeue can say.
-    is_gone = execution is UNKNOWN and not answer.accounting and answer.queue_covers(job.key)
-    return False if is_gone else None
-
-
-def _resubmitted_job(night: Night) -> JobId | None:
-    """Return the last job as which the night's finalizer was submitted again by its script."""
-    last = max(client.find(job_of(night)), default=None)
-    return last if last is not None and last.job_id > (night.finalizer_job or 0) else None
-
-
-def is_alive_elsewhere(night: Night) -> bool:
-    """Return whether an ended finalizer was submitted again for other nodes, and waits or runs.
-
-    Raises
-    ------
-    SlurmUnknown
-        If Slurm does not say.
-    """
-    if (job := _resubmitted_job(night)) is None:
-        return False
-    return is_alive_in(client.elements([job]), job) is not False
+    if execution is UNKNOWN and not answer.accounting and answer.queue_covers(job.key):
+        return False  # without accounting only squeue can say
+    raise SlurmUnknown(
+        f"it is unknown whether the finalizer of the night {night.pk} (job {job.job_id}) "
+        f"is alive: {'; '.join(answer.notes) or 'Slurm does not say'}"
+    )
 
 
 def _profile(settings: NightSettings) -> Profile:

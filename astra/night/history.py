@@ -12,7 +12,7 @@ from astra.errors import SlurmError, UsageError, nearest
 from astra.models.nights import Night, NightPlan
 from astra.models.plans import Plan
 from astra.models.table_checks import check_version
-from astra.night.finalizer import is_alive_elsewhere, is_alive_in, job_of
+from astra.night.finalizer import is_alive, job_of
 from astra.night.lock import is_at_work
 from astra.night.totals import current_entries, n_left, totals_of
 from astra.slurm import client
@@ -186,21 +186,14 @@ def _states(listed: list[Night]) -> dict[int, str]:
     except SlurmError:
         return {**dict.fromkeys([n.pk for n in open_nights], "running"), **states}
     for night in open_nights:
-        if night.finalizer_job is None or answer is None:
-            may_live = is_at_work(night.name)  # and may be submitting it
-        else:
-            may_live = is_alive_in(answer, job_of(night)) is not False
-        lives = may_live or _may_live_elsewhere(night)
+        try:
+            # A process at work may be submitting it.
+            lives = night.finalizer_job is None and is_at_work(night.name)
+            lives = lives or is_alive(night, answer, adopts=False)
+        except SlurmError:
+            lives = True
         states[night.pk] = "running" if lives else "without a finalizer"
     return states
-
-
-def _may_live_elsewhere(night: Night) -> bool:
-    """Return whether a finalizer waits or runs as a job whose number is not stored."""
-    try:
-        return night.finalizer is not None and is_alive_elsewhere(night)
-    except SlurmError:
-        return True
 
 
 def _status(night: Night, state: str, entries: Sequence[NightPlan] = ()) -> NightStatus:

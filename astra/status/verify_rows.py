@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import peewee
@@ -423,7 +422,7 @@ class Verifier:
         is_of_row = dialect().among_texts(kind.key, rows.keys)
         return self._fetched(rows, kind.select(*columns).where(self._of_task(kind) & is_of_row))
 
-    def _fetched(self, rows: Rows, query: peewee.Select) -> list[tuple[Any, ...]]:
+    def _fetched(self, rows: Rows, query: peewee.Select) -> list[tuple[int, ...]]:
         """Return the rows of a query as the driver gives them, since there are many."""
         with peewee_errors:  # SQLite reads a key only when it is fetched
             records = dialect().run(*query.sql()).fetchall()
