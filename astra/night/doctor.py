@@ -14,18 +14,18 @@ from functools import partial
 from urllib.parse import urlsplit
 
 from astra.config import settings as config
-from astra.config.nights import NightSettings, Notify
+from astra.config.nights import NightSettings, NightTask, Notify
 from astra.config.profiles import Profile, choose_profile
 from astra.config.settings import settings_of
 from astra.database.connection import connection, dialect
 from astra.doctor.database import database, table_findings
 from astra.doctor.environment import configuration, python, run_directory
-from astra.doctor.finding import FAILED, Finding, failed, findings, of_error, ok, warning
+from astra.doctor.finding import FAILED, Finding, failed, findings, ok, warning
 from astra.doctor.job import from_a_node
 from astra.doctor.slurm import slurm
 from astra.errors import AstraError, UsageError
 from astra.night.cron import has_entry
-from astra.night.nightly import check_settings
+from astra.night.nightly import check_finalizer, check_task
 from astra.night.notify import TOTAL_TIMEOUT_S, find_sendmail, mail_server, within
 from astra.night.plans import profile_of
 from astra.tasks.signature import choose_model, find_task, output_model
@@ -110,24 +110,22 @@ def _profiles(nights: list[NightSettings], of_all: bool) -> list[Profile]:
 def _night(settings: NightSettings) -> Iterator[Finding]:
     """Check a night's tasks and their tables, its notifications, and how it is begun."""
     part = f"night {settings.name}"
-    before: list[Finding] = []
-    try:
-        check_settings(settings)
-    except AstraError as error:
-        before.append(of_error(part, error))
+    problems = list(findings(part, partial(check_finalizer, settings)))
     for task in settings.tasks:
-        before += findings(part, partial(_tables, part, task.task, task.input_model))
-    yield from dict.fromkeys(before)
-    if not before:
+        problems += findings(part, partial(_task, part, task, settings))
+    yield from dict.fromkeys(problems)  # tasks may share a table
+    if not problems:
         yield ok(part, f"tasks that can be planned: {len(settings.tasks)}")
     yield from findings(part, partial(_connections, part, settings))
     yield from _notified(part, settings)
     yield from _begun(part, settings.name)
 
 
-def _tables(part: str, task: str, input_model: str | None) -> Iterator[Finding]:
-    function = find_task(task)
-    models = [*choose_model(function, input_model), output_model(function)]
+def _task(part: str, task: NightTask, settings: NightSettings) -> Iterator[Finding]:
+    """Check a task of a night, and its tables."""
+    check_task(task, settings)
+    function = find_task(task.task)
+    models = [*choose_model(function, task.input_model), output_model(function)]
     with connection():
         for model in models:
             yield from table_findings(part, model)

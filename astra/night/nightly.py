@@ -32,7 +32,7 @@ from pathlib import Path
 from peewee import SQL
 
 from astra.config import settings as config
-from astra.config.nights import NightSettings
+from astra.config.nights import NightSettings, NightTask
 from astra.config.profiles import choose_profile
 from astra.config.run_folder import check_folder, write_whole
 from astra.config.settings import settings_of
@@ -322,18 +322,27 @@ def _settings_of_begun(name: str) -> NightSettings:
 
 def check_settings(settings: NightSettings) -> None:
     """Raise an error if a task could not be planned or submitted, before anything is stored."""
-    check_shared_database()
-    finalizer_profile = settings.finalizer_profile or settings.profile
-    choose_profile(finalizer_profile, None)
+    check_finalizer(settings)
     for task in settings.tasks:
-        try:
-            function = find_task(task.task)
-            choose_model(function, task.input_model)
-            parse_arguments(function, task.set)
-            choose_profile(*profile_of(task, settings))
-        except UsageError as error:
-            error.args = (f"[nights.{settings.name}] {task.task}: {error}",)
-            raise
+        check_task(task, settings)
+
+
+def check_finalizer(settings: NightSettings) -> None:
+    """Raise an error if the night could not continue on a node."""
+    check_shared_database()
+    choose_profile(settings.finalizer_profile or settings.profile, None)
+
+
+def check_task(task: NightTask, settings: NightSettings) -> None:
+    """Raise an error if a task of a night could not be planned or submitted."""
+    try:
+        function = find_task(task.task)
+        choose_model(function, task.input_model)
+        parse_arguments(function, task.set)
+        choose_profile(*profile_of(task, settings))
+    except UsageError as error:
+        error.args = (f"[nights.{settings.name}] {task.task}: {error}",)
+        raise
 
 
 def _outcome(night: Night, state: str, step: NightStep, message: str | None = None) -> Nightly:

@@ -245,6 +245,17 @@ def test_what_is_broken_is_found_with_what_to_type(what, place, monkeypatch):
         }  # fmt: skip
 
 
+def test_each_task_of_a_night_that_cannot_be_planned_is_found_once(place):
+    file = place.read_text()
+    wrong = '{ task = "nowhere.task" }, { task = "tests.sample_tasks.measure", set = { nme = 1 } }'
+    place.write_text(file.replace("tasks = [", f"tasks = [{wrong}, "))
+    settings.reset()
+    found = [f.message for f in examine() if f.state == "failed"]
+    assert [m.split(":")[0] for m in found] == [
+        "[nights.survey] nowhere.task", "[nights.survey] tests.sample_tasks.measure",
+    ]  # fmt: skip
+
+
 def test_a_place_that_is_ready(place):
     done = CliRunner().invoke(main, ["doctor", "--json"])
     found = json.loads(done.stdout)
