@@ -4,7 +4,7 @@ import errno
 import os
 import sys
 
-from astra.processes import collect_seldom, open_streams
+from astra.processes import collect_garbage_rarely, open_streams
 
 #: Errors of writing to a disk that is full or not available.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
@@ -12,7 +12,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
 
 def run() -> None:
     """Run the command of the command line, and exit."""
-    collect_seldom()  # before the other imports
+    collect_garbage_rarely()  # before the other imports
     open_streams()
     for stream in (sys.stdout, sys.stderr):
         if reconfigure := getattr(stream, "reconfigure", None):

@@ -117,11 +117,11 @@ def open_streams() -> None:
 
 
 def now_s() -> float:
-    """Return the seconds since the machine started, by the clock of :func:`born_s`."""
+    """Return the seconds since the machine started, by the clock of :func:`process_start_s`."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
-def born_s(pid: int | str = "self") -> float:
+def process_start_s(pid: int | str = "self") -> float:
     """Return when a process started, in seconds since the machine did (proc(5), stat, field 22)."""
     return int(_stat(pid)[19]) / os.sysconf("SC_CLK_TCK")
 
@@ -136,16 +136,16 @@ _USUAL = gc.get_threshold()
 _SELDOM = (100_000, *_USUAL[1:])
 
 
-def collect_seldom() -> None:
+def collect_garbage_rarely() -> None:
     """Collect garbage rarely from the start of a command, and not at its end."""
     gc.set_threshold(*_SELDOM)
     atexit.register(gc.freeze)
 
 
-def collect_as_usual() -> None:
+def collect_garbage_normally() -> None:
     """Collect garbage as usual from here on, as a task expects, except for imported modules.
 
-    Do nothing in a process that did not call :func:`collect_seldom`.
+    Do nothing in a process that did not call :func:`collect_garbage_rarely`.
     """
     if gc.get_threshold() != _SELDOM:
         return

@@ -302,7 +302,7 @@ def url() -> str:
 
 
 #: Seconds for retries once a process was asked to stop: less than Slurm's KillWait.
-HURRY_S = 2.0
+LAST_WAIT_S = 2.0
 
 
 def retrying(
@@ -318,7 +318,7 @@ def retrying(
     work : a unit that can be repeated: one transaction.
     bound_s : seconds after which the last error is raised; by default, the configured
         ``[database] retry_for_s``.
-    waiting : a ``threading.Event`` that, once set, limits the retries to :data:`HURRY_S`.
+    waiting : a ``threading.Event`` that, once set, limits the retries to :data:`LAST_WAIT_S`.
     statement_s : how long each statement may take; by default, what is left of the bound.
 
     Raises
@@ -330,7 +330,7 @@ def retrying(
     """
     if bound_s is None:
         bound_s = config.current().database.retry_for_s
-    began, pause_s, hurried = time.monotonic(), 0.1, 0.0
+    began, pause_s, ending_since = time.monotonic(), 0.1, 0.0
     while True:
         try:
             left_s = bound_s - (time.monotonic() - began)
@@ -344,8 +344,8 @@ def retrying(
                 drop_connection()  # after a mere lock, open cursors are still needed
             now = time.monotonic()
             if waiting is not None and waiting.is_set():
-                hurried = hurried or now
-                bound_s = min(bound_s, hurried - began + HURRY_S)
+                ending_since = ending_since or now
+                bound_s = min(bound_s, ending_since - began + LAST_WAIT_S)
             left_s = bound_s - (now - began)
             if left_s <= 0:
                 if isinstance(error, _Unreachable):
@@ -369,7 +369,7 @@ def long_s() -> float:
 
 def _statement_limit_s(left_s: float) -> float:
     """Return how long each statement may take if so much time is left."""
-    return min(config.current().database.answer_timeout_s, max(left_s, HURRY_S))
+    return min(config.current().database.answer_timeout_s, max(left_s, LAST_WAIT_S))
 
 
 def writing(waits: bool = False, is_durable: bool = True) -> Any:

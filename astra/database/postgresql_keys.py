@@ -122,7 +122,7 @@ class Keys(Writing):
         second = self.changed_keys(fields, stored, keys[half:], values[half:])
         return first + [half + place for place in second]
 
-    def unlike_types(self, one: Any, other: Any) -> tuple[str, str] | None:
+    def differing_types(self, one: Any, other: Any) -> tuple[str, str] | None:
         """Return the types of two columns if a value of one, stored in the other, may differ.
 
         The server may also have no operator, or go by the time zone of the session.

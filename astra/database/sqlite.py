@@ -277,7 +277,7 @@ class SQLite(Writing):
         pairs = enumerate(zip(parts, values, strict=True))
         return [n for n, (part, row) in pairs if any(str(part[i]) != str(row[i]) for i in formed)]
 
-    def unlike_types(self, one: Any, other: Any) -> tuple[str, str] | None:
+    def differing_types(self, one: Any, other: Any) -> tuple[str, str] | None:
         """Return None: SQLite compares values of any types."""
         return None
 

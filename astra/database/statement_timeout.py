@@ -60,7 +60,7 @@ class _Watch:
         with self.lock:
             return self.waiting.pop(statement, None) is not None
 
-    def hurry(self, max_s: float) -> None:
+    def limit_all(self, max_s: float) -> None:
         with self.lock:
             self.max_s = max_s
             until = time.monotonic() + max_s
@@ -95,7 +95,7 @@ def shut(connection: Any) -> None:
 _watch = _Watch()
 
 #: Limit every statement, also one that is running, because the process is to end.
-hurry = _watch.hurry
+limit_all = _watch.limit_all
 
 
 @contextmanager

@@ -78,13 +78,13 @@ def claim_page(
     element: int,
     process: ElementProcess,
     n_in_progress: int = FIRST_IN_PROGRESS,
-    is_unsure: bool = False,
+    unacknowledged: bool = False,
 ) -> Claim | None:
     """Make this process the only attempt that may write a page; return None if the page is whole.
 
     Without a number, claim the next free page of the submission; return None if none is free.
     `n_in_progress` rows are assumed to be in progress until the attempt records more. If
-    `is_unsure`, an earlier claim of this process was not acknowledged, and may have been committed.
+    `unacknowledged`, an earlier claim of this process had no answer, and may have been committed.
 
     Raises
     ------
@@ -108,7 +108,7 @@ def claim_page(
         if is_withdrawn:
             raise Superseded(f"plan {plan.pk} was cancelled")
         _check_owner(page, submission)
-        _supersede(page, submission, process, is_unsure)
+        _supersede(page, submission, process, unacknowledged)
         suspects = suspects_of(page.pk) if has_suspects or page.attempt_pk else []
         n_handed = _place_after(page, {s.place for s in suspects}, n_in_progress)
         attempt = _new_attempt(page, n_attempts + 1, submission, element, process, n_handed)
@@ -254,7 +254,7 @@ def _bind_array(submission: Submission, process: ElementProcess) -> None:
 
 
 def _supersede(
-    page: Page, submission: Submission, process: ElementProcess, is_unsure: bool
+    page: Page, submission: Submission, process: ElementProcess, unacknowledged: bool
 ) -> None:
     """End the attempt that is still recorded as running; raise BusyError if it may really run."""
     old = Attempt.get_or_none(Attempt.pk == page.attempt_pk) if page.attempt_pk else None
@@ -270,7 +270,7 @@ def _supersede(
     dead_here = old.host == process.host and process_began(old.pid) != old.pid_began
     overdue = silent_s > settings.current().element.lease_s
     # A claim of this process that was not acknowledged: it has not been given a row.
-    is_own = is_unsure and (old.host, old.pid, old.pid_began) == (
+    is_own = unacknowledged and (old.host, old.pid, old.pid_began) == (
         process.host, process.pid, process.pid_began
     )  # fmt: skip
     if same_submission and not (requeued or overdue or dead_here or is_own):

@@ -49,7 +49,7 @@ from astra.models.plans import Page, Plan, Submission
 from astra.plan import spool
 from astra.plan.lookup import check_plan_version, get_plan, trust
 from astra.plan.pages import is_cancelled, page_of
-from astra.processes import collect_as_usual, now_s
+from astra.processes import collect_garbage_normally, now_s
 from astra.results.background import Heartbeat
 from astra.results.checkpoint import take_back_failures
 from astra.results.claim import Claim, check_nothing_lost
@@ -124,7 +124,7 @@ class Element:
         self.n_in_progress = FIRST_IN_PROGRESS  # rows that the next attempt is assumed to have
         self.is_connected = self.has_loaded = False
         self.is_paused = False  # whether the plan is paused
-        self.is_unsure = False  # a claim was made that the database did not acknowledge
+        self.unacknowledged = False  # a claim was made that the database did not acknowledge
         self.schedule: Schedule | None = None  # of checkpoints, once a page has had some
 
     def __enter__(self) -> "Element":
@@ -191,8 +191,8 @@ class Element:
         """
         board, plan = self.board, self.plan
         began_s = now_s()
-        if board is not None and board.birth_s:  # of the first page, all of it counts as start-up
-            began_s, board.birth_s = board.birth_s, 0.0
+        if board is not None and board.child_start_s:  # the first page: all of it is start-up
+            began_s, board.child_start_s = board.child_start_s, 0.0
         try:
             # What an earlier attempt computed and could not store is not computed again.
             spool.recover(plan, number, self.stop)
@@ -251,13 +251,13 @@ class Element:
         else would run that page while this process lives, so it is claimed again.
         """
         process = this_process(self.submission.kind, run_folder(self.plan.folder))
-        is_unsure, self.is_unsure = self.is_unsure, True
-        if is_unsure and number is None:
+        unacknowledged, self.unacknowledged = self.unacknowledged, True
+        if unacknowledged and number is None:
             number = claimed_page(self.submission, element)
         claim = claim_page(
-            self.plan, number, self.submission, element, process, self.n_in_progress, is_unsure
+            self.plan, number, self.submission, element, process, self.n_in_progress, unacknowledged
         )
-        self.is_unsure = False
+        self.unacknowledged = False
         return claim
 
     def _check_tables(self, claim: Claim, *models: type[Model]) -> None:
@@ -280,7 +280,7 @@ class Element:
         if not self.has_loaded:
             self._check_tables(claim, task.model, task.output)
             self.has_loaded = True
-            collect_as_usual()
+            collect_garbage_normally()
         stop = self.stop
         try:
             reader = Reader(

@@ -16,7 +16,7 @@ from astra.database.statements import statement
 from astra.errors import AstraError
 from astra.models.attempts import N_ENDED, Attempt
 from astra.models.plans import N_PENDING, Page, Submission
-from astra.processes import born_s
+from astra.processes import process_start_s
 from astra.states import AttemptState
 
 log = logging.getLogger(__name__)
@@ -126,7 +126,7 @@ def end_of_element(submission: Submission) -> float | None:
         times = [os.environ.get(f"SLURM_JOB_{name}_TIME", "") for name in ("START", "END")]
         if all(text.isdecimal() for text in times):
             limit_s = int(times[1]) - int(times[0])
-    return limit_s and born_s(os.getppid()) + limit_s - lead_s
+    return limit_s and process_start_s(os.getppid()) + limit_s - lead_s
 
 
 def close_pool(submission: Submission) -> None:

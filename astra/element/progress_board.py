@@ -16,7 +16,7 @@ class ProgressBoard(ctypes.Structure):
     """
 
     _fields_ = (
-        ("birth_s", c_double),  # when the child began; 0 once it has begun its first page
+        ("child_start_s", c_double),  # when the child began; 0 once it has begun its first page
         ("page_pk", c_int64), ("attempt_pk", c_int64), ("n_rows", c_int64),  # of the present page
         ("start_s", c_double),  # until the task was given its first row; 0 if it has none yet
         ("since", c_double),  # when the task began to compute, by perf_counter; 0 while it does not
@@ -32,10 +32,10 @@ class ProgressBoard(ctypes.Structure):
     def __new__(cls) -> Self:
         return cls.from_buffer(mmap.mmap(-1, ctypes.sizeof(cls)))
 
-    def reset(self, birth_s: float) -> None:
-        """Reset the board for a new child, which begins at `birth_s`."""
+    def reset(self, child_start_s: float) -> None:
+        """Reset the board for a new child, which begins at `child_start_s`."""
         ctypes.memset(ctypes.byref(self), 0, ProgressBoard.flags.offset)
-        self.birth_s = birth_s
+        self.child_start_s = child_start_s
 
     def begin_page(self, page_pk: int, attempt_pk: int, n_rows: int) -> None:
         """Begin a claimed page: no row is in progress, whatever an earlier process had left."""

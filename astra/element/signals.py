@@ -10,9 +10,9 @@ from functools import partial
 from types import FrameType
 
 from astra.config import settings
-from astra.database.connection import HURRY_S
+from astra.database.connection import LAST_WAIT_S
 from astra.database.memory import start_thread
-from astra.database.statement_timeout import hurry
+from astra.database.statement_timeout import limit_all
 from astra.errors import Interrupted
 from astra.results.stopping import ActiveRuns, Stop
 
@@ -117,9 +117,9 @@ def stop_on_signals(stop: Stop) -> Iterator[None]:
     def ask_to_stop(number: int) -> None:
         stop.ask(signal.Signals(number).name)
         interrupter.asked.set()
-        hurry(max(grace_s, HURRY_S))  # do not wait longer for a silent database
+        limit_all(max(grace_s, LAST_WAIT_S))  # do not wait longer for a silent database
         for run in list(ActiveRuns.runs):
-            run.writer.hurry()
+            run.writer.wait_no_longer()
 
     def watch() -> None:
         while (received := pipe.read()) and 0 not in received:
@@ -144,4 +144,4 @@ def stop_on_signals(stop: Stop) -> Iterator[None]:
         for number, handler in previous.items():
             signal.signal(number, handler)
         pipe.close()
-        hurry(math.inf)  # the process may continue, as that of a notebook does
+        limit_all(math.inf)  # the process may continue, as that of a notebook does

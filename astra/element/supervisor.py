@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from astra.config import settings
 from astra.element.progress_board import ProgressBoard
 from astra.errors import OutOfHours
-from astra.processes import born_s, now_s
+from astra.processes import now_s, process_start_s
 from astra.states import KILLED, OUT_OF_MEMORY, TIMED_OUT
 
 if TYPE_CHECKING:
@@ -62,9 +62,9 @@ def _supervised(
     The child returns from this function, too, with the exit status of its work.
     """
     n_deaths = last_page = 0  # with no row in progress, at the same page
-    birth_s = born_s()
+    child_start_s = process_start_s()
     while True:
-        board.reset(birth_s)
+        board.reset(child_start_s)
         _flush()
         gc.freeze()  # else the child's garbage collection would copy all shared memory pages
         own_pid = os.getpid()
@@ -73,7 +73,7 @@ def _supervised(
             parent.requests.unblock()
             return _child(work, board, own_pid)
         status = parent.wait(pid)
-        birth_s = now_s()
+        child_start_s = now_s()
         if board.finished and not parent.timed_out:
             status = board.exit_status  # whatever happened to its process after that
             return OutOfHours.exit_status if parent.hours_are_over and status == 75 else status

@@ -66,7 +66,7 @@ def suspects_of(page_pk: int) -> list[Suspect]:
     return sorted(suspects, key=lambda s: (s.deaths, -size[s.group], s.group, s.place))
 
 
-def forgive(pages: Iterable[Page]) -> None:
+def reset_deaths(pages: Iterable[Page]) -> None:
     """Reset the deaths of all suspects of these pages, whose rows are to be tried again."""
     pks = [page.pk for page in pages]
     Suspect.update(deaths=0).where(Suspect.page.in_(pks)).execute()

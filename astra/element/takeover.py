@@ -32,7 +32,7 @@ from astra.element.controls import is_throttled
 from astra.element.page_pool import cancel_waiting, left_in, may_have_waiting
 from astra.models.attempts import Attempt
 from astra.models.plans import Page, Plan, Submission
-from astra.processes import born_s, elements_here, now_s, process_began
+from astra.processes import elements_here, now_s, process_began, process_start_s
 from astra.results.stopping import Stop
 from astra.states import HELD, AttemptState, SlurmState
 
@@ -110,7 +110,7 @@ class Watcher:
             return
         self.may_cancel = False
         left_s = float("inf") if end_s is None else end_s - now_s()
-        if left_s > now_s() - born_s(os.getppid()):
+        if left_s > now_s() - process_start_s(os.getppid()):
             self.stop.retrying(lambda: cancel_waiting(self.submission))
 
     def _check(self) -> bool | None:

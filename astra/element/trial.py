@@ -15,7 +15,7 @@ from astra.element.reader import read_rows
 from astra.errors import UsageError
 from astra.models.given_keys import find_keys, listed
 from astra.models.importing import load
-from astra.models.keys import RowKey, adopted, all_rows, key_of
+from astra.models.keys import RowKey, all_rows, bound_to_database, key_of
 from astra.models.pipeline import BASES
 from astra.plan.lookup import get_plan, task_of
 from astra.results.rows import error_text
@@ -90,7 +90,7 @@ def trial_of_plan(plan: int, keys: Sequence[str]) -> Trial:
     frozen = get_plan(plan)
     function = task_of(frozen)
     bound = planned_arguments(frozen, function)
-    return Trial(function, bound, _rows(adopted(load(frozen.input_model)), keys))
+    return Trial(function, bound, _rows(bound_to_database(load(frozen.input_model)), keys))
 
 
 def _rows(model: type[Model], keys: Sequence[str]) -> dict[RowKey, object]:

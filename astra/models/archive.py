@@ -56,7 +56,7 @@ def check_archive() -> None:
     database.obj.is_known = True
 
 
-def settle_archive(copied: bool, moved: bool) -> str | None:
+def identify_archive(copied: bool, moved: bool) -> str | None:
     """Store the identity of this database, in the caller's transaction; return what was done.
 
     Raises

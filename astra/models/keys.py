@@ -111,7 +111,7 @@ class Link:
         """Return the columns of the results that identify their rows."""
         return Key(tuple(output._meta.fields[name] for name in self.result))
 
-    def points(self, result: object, model: type[Model]) -> ColumnBase:
+    def is_result_of(self, result: object, model: type[Model]) -> ColumnBase:
         """Return the clause that a result is of a row of an input model."""
         result_key = Key(tuple(getattr(result, name) for name in self.result))
         return result_key.equals(Key(tuple(getattr(model, name) for name in self.row)))
@@ -150,7 +150,7 @@ def as_key(value: object) -> int | None:
     return int(value) if -(2**63) <= value < 2**63 else None
 
 
-def adopted(model: type[M]) -> type[M]:
+def bound_to_database(model: type[M]) -> type[M]:
     """Bind a model to astra's database, if it has none of its own."""
     if model._meta.database is None:
         model._meta.set_database(database)

@@ -24,7 +24,7 @@ from peewee import (
 from astra.database.connection import dialect
 from astra.errors import TaskError, UsageError, nearest
 from astra.models.base import BaseModel, ModelMeta, TimeField, creating_index
-from astra.models.keys import Link, adopted, key_of
+from astra.models.keys import Link, bound_to_database, key_of
 from astra.models.source import Source
 from astra.models.spectrum import SpectrumMixin
 from astra.version import CURRENT
@@ -49,7 +49,7 @@ class ResultOf:
     """A declaration of an output model: its results are of the rows of an input model."""
 
     def __init__(self, model: type[Model], null: bool = False) -> None:
-        self.model, self.null = adopted(model), null
+        self.model, self.null = bound_to_database(model), null
 
     def fields(self, name: str) -> dict[str, Field]:
         """Return the columns that hold the key, by their names in the output model."""

@@ -17,7 +17,7 @@ from astra.models.administration import (
     one_at_a_time,
     recorded,
 )
-from astra.models.archive import Archive, settle_archive
+from astra.models.archive import Archive, identify_archive
 from astra.models.attempts import Attempt, Exclusion, Suspect
 from astra.models.base import BaseModel, columns_gone, every_subclass, missing_columns
 from astra.models.failures import Failure, NoResult, RowWithoutResult
@@ -151,7 +151,7 @@ def _init(
             "run astra initdb as that role"
         )
     _upgrade(version)
-    if not owners and (settled := settle_archive(copied, moved)):
+    if not owners and (settled := identify_archive(copied, moved)):
         notes.append(settled)
     if views:
         notes.append(f"views: {', '.join(make_views(own_models))}")

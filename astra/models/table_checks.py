@@ -102,7 +102,7 @@ def check_key_types(output: type[OutputModel], *models: type[Model]) -> None:
         link = link_of(output, model)
         for name, pointer in zip(link.row, link.result, strict=True):
             fields = model._meta.fields[name], output._meta.fields[pointer]
-            if (kinds := dialect().unlike_types(*fields)) is None:
+            if (kinds := dialect().differing_types(*fields)) is None:
                 continue
             kind, stored = kinds
             if kind.startswith("_"):

@@ -6,7 +6,7 @@ from peewee import TextField
 from astra.database.connection import database, dialect
 from astra.errors import NotAllowed, UsageError, nearest
 from astra.models.base import BaseModel, TimeField, every_subclass, order_index
-from astra.models.keys import adopted, key_of, modified_field, table_name
+from astra.models.keys import bound_to_database, key_of, modified_field, table_name
 
 
 class TrackedTable(BaseModel):
@@ -89,7 +89,7 @@ def track_changes(name: str) -> str:
 
 def _model_named(name: str) -> type[peewee.Model]:
     others = (m for m in every_subclass(peewee.Model) if not issubclass(m, BaseModel))
-    models: list[type[peewee.Model]] = [adopted(model) for model in others]
+    models: list[type[peewee.Model]] = [bound_to_database(model) for model in others]
     by_name = {n: m for m in models for n in (m._meta.table_name, m.__name__)}
     if name not in by_name:
         raise UsageError(

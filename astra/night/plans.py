@@ -185,7 +185,7 @@ def submit_due(night: Night, settings: NightSettings, step: NightStep) -> None:
     with connection():
         free = max(max_elements(settings) - step.n_elements, 0)
     throttles = shares(free, [due.pages for due in step.due])
-    with limits.one_site():
+    with limits.site_queried_once():
         for place, due in enumerate(step.due):
             if place < len(throttles):
                 share = min(throttles[place], due.pages)

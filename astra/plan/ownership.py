@@ -42,14 +42,14 @@ def check_own_results(
     result = output.alias("result")
     made_by = (
         result.select(result.made_by)
-        .join(model, on=link_of(output, model).points(result, model))
+        .join(model, on=link_of(output, model).is_result_of(result, model))
         .where(result.made_by.in_(pks) & (result.v_astra_major_minor == CURRENT.major_minor))
         .limit(1)
         .scalar()
     )
     has_results = made_by is not None
     if not has_results:
-        made_by = _living(pks, model, output)
+        made_by = _live_plan_of(pks, model, output)
     if made_by is None:
         return
     origin = MadeBy.get_by_id(made_by)
@@ -74,7 +74,7 @@ def _is_origin(output: type[Model]) -> Expression:
     return (MadeBy.output_table == table_name(output)) & same_version
 
 
-def _living(
+def _live_plan_of(
     origins: "ModelSelect[MadeBy]", model: type[Model], output: type[OutputModel]
 ) -> int | None:
     """Return the `made_by` of a live plan whose results may be of rows of `model`.

@@ -66,7 +66,7 @@ def _cancelled(plan: Value) -> Query:
     return Plan.select(Plan.cancelled).where(Plan.pk == plan)
 
 
-def release_silent(name: str, table: str) -> None:
+def release_without_heartbeat(name: str, table: str) -> None:
     """Release pages of cancelled plans whose attempts have had no heartbeat for a lease.
 
     Such an attempt can write nothing if it continues, so that its rows are free.
@@ -114,7 +114,7 @@ def n_unfinished_pages(plan: Plan) -> int:
     return int(Page.select().where((Page.plan == plan.pk) & (N_PENDING > 0)).count())
 
 
-def light_pages(plan: Plan) -> "ModelSelect[Page]":
+def pages_without_keys(plan: Plan) -> "ModelSelect[Page]":
     """Return the query of a plan's pages, in order and without their keys."""
     return (
         Page.select(

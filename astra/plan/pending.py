@@ -175,7 +175,7 @@ def last_ended(
 def _is_of(result: Results, model: type[Model], output: type[OutputModel]) -> ColumnBase:
     """Return the clause that a result is of a row, and of this version."""
     same_version = result.v_astra_major_minor == CURRENT.major_minor
-    return link_of(output, model).points(result, model) & same_version
+    return link_of(output, model).is_result_of(result, model) & same_version
 
 
 def is_last_of_group(model: type[Model], group_by: Iterable[str]) -> ColumnBase:

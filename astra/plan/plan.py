@@ -23,7 +23,7 @@ from astra.models.pipeline import OutputModel, link_of
 from astra.models.plans import N_PENDING, Page, Plan
 from astra.models.table_checks import check_guards, check_key_types, check_tables, check_version
 from astra.plan.ownership import check_own_results
-from astra.plan.pages import release_silent
+from astra.plan.pages import release_without_heartbeat
 from astra.plan.pending import whole_number
 from astra.plan.selection import Choice, Redo, Selection, ended
 from astra.plan.task_import import check_importable, current_folder, import_root
@@ -231,7 +231,7 @@ def _freeze(
         lock_row(f"planning {name} {table}", f"plans {name} on {table}")
         lock_row(f"results in {table_name(output)}", f"plans {name} on {table}")
         check_own_results(function, model, output)
-        release_silent(name, table)
+        release_without_heartbeat(name, table)
         live = _live_plans(name, table)
         pending, left_out = _without_left_out(choice, bool(live))
         plan = _record(function, choice, arguments, limit, provenance)

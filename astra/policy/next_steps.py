@@ -18,7 +18,7 @@ from astra.models.attempts import N_ENDED, Attempt, Exclusion, excluded_nodes
 from astra.models.plans import Page, Plan, Submission
 from astra.models.stored_json import log_damage
 from astra.plan.lookup import is_trusted
-from astra.plan.pages import PageStatus, light_pages
+from astra.plan.pages import PageStatus, pages_without_keys
 from astra.policy import retry_policy
 from astra.policy.retry_policy import Decision, End
 from astra.slurm import limits
@@ -71,7 +71,7 @@ def next_steps(
     if not wanted:
         return []
     with connection():
-        pages = [page for page in light_pages(plan) if page.number in wanted]
+        pages = [page for page in pages_without_keys(plan) if page.number in wanted]
         submissions = {s.pk: s for s in Submission.select().where(Submission.plan == plan.pk)}
         gained, searched = _attempts(plan)
     overrides = {key: value for key, value in (options or {}).items() if value is not None}
@@ -209,7 +209,7 @@ def record(plan: Plan, steps: Iterable[PageStep], statuses: Iterable[PageStatus]
     if not before:
         return
     with connection(), writing():
-        for page in light_pages(plan):
+        for page in pages_without_keys(plan):
             old = before.get(page.number)
             if old is None or old.end is None or page.submission_pk == old.page.submission_pk:
                 continue  # a limit of Slurm's: it was not submitted
@@ -231,7 +231,7 @@ def exclude_bad_nodes(
     settings = config.current().policy
     ends: list[tuple[int, End | None, str | None]] = []
     with connection():
-        pages = list(light_pages(plan))
+        pages = list(pages_without_keys(plan))
     for page in pages:
         ends += [(page.number, end, end.node) for end in ends_of(page)]
     ends += [(step.page.number, step.end, step.end.node) for step in steps if step.end is not None]

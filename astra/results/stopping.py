@@ -54,7 +54,7 @@ class Stop:
         self.wanted.set()
 
     def retrying(self, work: Callable[[], T], bound_s: float | None = None) -> T:
-        """Call `work()` as :func:`retrying` does, which waits for HURRY_S once a stop is wanted."""
+        """Call `work()` as :func:`retrying` does, for LAST_WAIT_S once a stop is wanted."""
         return retrying(work, bound_s, self.wanted)
 
 
@@ -149,7 +149,8 @@ class ActiveRuns:
                 cls.previous = signal.signal(signal.SIGTERM, cls.on_sigterm)
         cls.runs.append(run)
         if any(other.stop.is_wanted for other in cls.runs):
-            cls.runs[-1].writer.hurry()  # a task within the task of an element that has to stop
+            # A task within the task of an element that has to stop.
+            cls.runs[-1].writer.wait_no_longer()
 
     @classmethod
     def leave(cls, run: object) -> None:

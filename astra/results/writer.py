@@ -81,7 +81,7 @@ class Writer:
         self.writes_in_background = claim is not None and _may_write_behind()
         self.background = Background(self, heartbeat, self.is_sqlite)
         self.writing = threading.RLock()  # one checkpoint at a time
-        self.hurried = threading.Event()  # the run, or its process, is about to end
+        self.is_ending = threading.Event()  # the run, or its process, is about to end
         self.must_write_all = False  # whether all waiting rows have to be written now
         #: Whether the task continues without waiting for the file, until the next checkpoint.
         self.skips_wait = False
@@ -117,9 +117,9 @@ class Writer:
         if self.background.thread is not None or _may_write_behind():
             self.background.wake()
 
-    def hurry(self) -> None:
+    def wait_no_longer(self) -> None:
         """Write what waits, but do not wait for a database that is away: the process is to end."""
-        self.hurried.set()
+        self.is_ending.set()
         self.wake()
 
     def is_full(self) -> bool:
@@ -230,7 +230,7 @@ class Writer:
 
     def close(self) -> None:
         """End the second thread; do not wait for it while the database keeps it from writing."""
-        self.hurried.set()
+        self.is_ending.set()
         self.background.close(wait=not (self.writes_in_background and self.unwritten()))
 
     # -- called by the second thread -----------------------------------------------------------
@@ -283,7 +283,7 @@ class Writer:
             try:
                 written = retrying(
                     lambda: write(checkpoint, self.target, self.claim, self._judge),
-                    waiting=self.stop.wanted if self.writes_in_background else self.hurried,
+                    waiting=self.stop.wanted if self.writes_in_background else self.is_ending,
                 )
             except BaseException:
                 self.buffer.put_back(checkpoint)

@@ -21,7 +21,7 @@ from astra.models.archive import check_archive
 from astra.models.attempts import Attempt
 from astra.models.plans import Page, Plan, Submission
 from astra.plan.lookup import get_plan
-from astra.plan.pages import PageStatus, light_pages, release
+from astra.plan.pages import PageStatus, pages_without_keys, release
 from astra.processes import command_of, is_element, process_began
 from astra.slurm import client, parse
 from astra.states import ALIVE, AttemptState, PageState
@@ -107,7 +107,7 @@ def cancel(plan: int, page: int | None = None) -> Cancelled:
 
 def _n_pending(plan: Plan) -> int:
     with connection():
-        return sum(page.n_pending for page in light_pages(plan))
+        return sum(page.n_pending for page in pages_without_keys(plan))
 
 
 def _end_jobs(plan: Plan) -> list[int]:

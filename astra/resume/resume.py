@@ -6,11 +6,11 @@ from dataclasses import replace
 
 from astra.config.profiles import choose_profile
 from astra.database.connection import connection, writing
-from astra.element.suspects import forgive
+from astra.element.suspects import reset_deaths
 from astra.errors import SlurmRefused, UsageError, nearest
 from astra.models.plans import Page, Plan
 from astra.plan.lookup import check_plan_version, get_plan
-from astra.plan.pages import PageStatus, light_pages
+from astra.plan.pages import PageStatus, pages_without_keys
 from astra.policy import retry_policy
 from astra.policy.next_steps import PageStep, exclude_bad_nodes, grouped, next_steps, record
 from astra.resume.refill import Refill, put_back, withdraw_pages
@@ -286,7 +286,7 @@ def _choose(
     if failed and not dry_run:
         _reset(plan, chosen)
     with connection():
-        pages = [p for p in light_pages(plan) if p.number in chosen]
+        pages = [p for p in pages_without_keys(plan) if p.number in chosen]
     seen = {row.number: row.attempt_pk for row in statuses.stored.rows if row.number in chosen}
     claimed = {p.number for p in pages if p.attempt_pk != seen[p.number]}
     if claimed:
@@ -314,7 +314,7 @@ def _reset(plan: Plan, numbers: set[int]) -> None:
     with connection(), writing():
         failed = Page.select().where((Page.plan == plan.pk) & (Page.n_failed > 0))
         pages = [page for page in failed if page.number in numbers]
-        forgive(pages)
+        reset_deaths(pages)
         for page in pages:
             was = bytes(page.outcomes)
             outcomes = was.replace(bytes([Outcome.FAILURE]), bytes([Outcome.PENDING]))

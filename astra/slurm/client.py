@@ -30,11 +30,11 @@ from astra.slurm.parse import (
     Key,
     Names,
     Usage,
+    merge_answers,
     parse_sacct,
     parse_squeue,
     parse_submission,
     parse_usage,
-    settle,
 )
 from astra.slurm.refusals import refusal
 from astra.slurm.script import array_spec
@@ -172,7 +172,7 @@ def elements(jobs: Iterable[int | JobId], again: bool = True, recent_s: float = 
     for cluster, part in parts:
         answer = _elements(part, cluster, again, recent_s)
         if cluster is None:
-            answers += _asked_elsewhere(part, answer, again, recent_s)
+            answers += _answers_of_clusters(part, answer, again, recent_s)
         else:
             answers.append(_without_hidden(part, answer, cluster))
     return Answer(
@@ -219,7 +219,7 @@ def _names(jobs: Iterable[JobId]) -> Names:
     return names
 
 
-def _asked_elsewhere(
+def _answers_of_clusters(
     jobs: Sequence[JobId], answer: Answer, again: bool, recent_s: float
 ) -> list[Answer]:
     """Return the answer, and those of other clusters about jobs that this one did not take.
@@ -235,7 +235,7 @@ def _asked_elsewhere(
         cluster = this_cluster()
     except SlurmError as error:
         note = f"the cluster of this machine is unknown, so no job is treated as gone: {error}"
-        return [_doubted(answer, silent, note)]
+        return [_with_unsettled(answer, silent, note)]
     elsewhere: dict[str, list[JobId]] = {}
     for job in silent:
         if job.home is not None and job.home != cluster.name:
@@ -276,10 +276,10 @@ def _without_hidden(jobs: Sequence[JobId], answer: Answer, cluster: str | None) 
         reason = f"it is unknown whether Slurm shows {user_name()} jobs of others ({error})"
     users = ", ".join(sorted({str(job.user) for job in hidden}))
     note = f"{reason}, so that jobs of {users} are unknown here: ask {users} to run the command"
-    return _doubted(answer, hidden, note)
+    return _with_unsettled(answer, hidden, note)
 
 
-def _doubted(answer: Answer, jobs: Iterable[JobId], note: str) -> Answer:
+def _with_unsettled(answer: Answer, jobs: Iterable[JobId], note: str) -> Answer:
     unsettled = answer.unsettled | {job.key for job in jobs}
     return replace(answer, unsettled=unsettled, notes=(*answer.notes, note))
 
@@ -331,7 +331,7 @@ def _elements(jobs: Sequence[JobId], cluster: str | None, again: bool, recent_s:
             for key, execution in booked.items()
             if key[0] not in lost or (execution.state and not execution.state.alive)
         }
-    return settle(queued, booked)
+    return merge_answers(queued, booked)
 
 
 def _lost(jobs: Iterable[JobId], listed: str, queued: Mapping[Key, Execution]) -> set[int | str]:

@@ -197,7 +197,7 @@ _site: dict[tuple[str, ...], str] | None = None
 
 
 @contextmanager
-def one_site() -> Iterator[None]:
+def site_queried_once() -> Iterator[None]:
     """Query partitions, nodes and reservations only once within a block."""
     global _site
     before, _site = _site, {} if _site is None else _site

@@ -330,7 +330,7 @@ def _megabytes(text: str) -> float | None:
 CONTRADICTED = "squeue does not know it (any more)"
 
 
-def settle(queued: Mapping[Key, Execution], booked: Mapping[Key, Execution]) -> Answer:
+def merge_answers(queued: Mapping[Key, Execution], booked: Mapping[Key, Execution]) -> Answer:
     """Merge the executions from squeue and sacct: squeue decides, sacct adds ended elements.
 
     The exit code is squeue's, too: sacct subtracts 128 from a status of 128 or more (22.05).

@@ -9,7 +9,7 @@ from pathlib import Path
 from shlex import quote
 
 import peewee
-from peewee import Model
+from peewee import JOIN, Model
 
 from astra.database.connection import connection, database, dialect, tuples
 from astra.errors import TaskError, UsageError
@@ -303,7 +303,7 @@ class _Row:
         )  # fmt: skip
         query = key.narrowed(output.select(), given_keys(key, [self.typed]))
         query = query.select(*columns).join_from(
-            output, model, peewee.JOIN.LEFT_OUTER, on=link.points(output, model), attr="input_row"
+            output, model, JOIN.LEFT_OUTER, on=link.is_result_of(output, model), attr="input_row"
         )
         order = output.v_astra_major_minor, output.result_number, output.task_pk
         for pk, number, version, created, modified, read, attempt, made_by, newest in tuples(

@@ -350,7 +350,7 @@ class Verifier:
         """Return the columns `OF_RESULTS` of each stored result."""
         output, model = self.output, self.model
         same_version = output.v_astra_major_minor == self.plan.version.major_minor
-        joined = self.link.points(output, model)
+        joined = self.link.is_result_of(output, model)
         is_deleted = self.key.fields[0].is_null()
         input_is = peewee.Case(None, ((is_deleted, 2), (is_up_to_date(output, model), 0)), 1)
         key = self.link.key(output)

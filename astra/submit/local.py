@@ -17,7 +17,7 @@ from astra.config.run_folder import check_folder, open_to_append, run_folder, um
 from astra.database.connection import connection, retrying, tuples, url
 from astra.errors import DatabaseError, Interrupted
 from astra.models.plans import Page, Plan, Submission
-from astra.plan.pages import light_pages
+from astra.plan.pages import pages_without_keys
 from astra.submit.intent import make_intent, new_submission
 from astra.submit.render import element_arguments
 from astra.submit.submit import Submitted
@@ -244,4 +244,4 @@ def _stop_on_signals(processes: _Processes) -> dict[int, Handler]:
 def pages_to_run(plan: Plan) -> list[Page]:
     """Return the pages that belong to no submission and have rows left."""
     with connection():
-        return [p for p in light_pages(plan) if p.submission_pk is None and p.n_pending]
+        return [p for p in pages_without_keys(plan) if p.submission_pk is None and p.n_pending]

@@ -153,7 +153,7 @@ class RowsInProgress:
         del self.by_key[known]
         return True
 
-    def pop_misled(self) -> dict[HandedRow, object]:
+    def pop_misattributed(self) -> dict[HandedRow, object]:
         """Remove the rows in progress that lack a result because results named other rows.
 
         Return them with what was named. That is the row that was handed over last before such a

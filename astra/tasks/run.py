@@ -123,7 +123,7 @@ class Run:
         try:
             yield from self._results(Pass(self.rows))
             while not self.stop.is_wanted and (group := self.blame.next_group()):
-                yield from self._results(self._once_more(*group))
+                yield from self._results(self._run_group(*group))
             if not self.writer.writes_in_background:
                 self.writer.flush()
                 yield from self._stored()
@@ -136,7 +136,7 @@ class Run:
                 self.writer.close()
                 ActiveRuns.leave(self)
 
-    def _once_more(self, group: list[HandedRow], halve: bool) -> Pass:
+    def _run_group(self, group: list[HandedRow], halve: bool) -> Pass:
         """Hand over a group of rows by itself."""
         keys = [handed.key for handed in group if handed.key is not None]
         if self.blame.is_deadly:  # the group may end this process: write everything first
@@ -455,7 +455,7 @@ class Run:
     def _settle(self) -> None:
         """End the rows in progress without a result: the task has returned."""
         self._end_gathered()
-        for handed, named in self.in_progress.pop_misled().items():
+        for handed, named in self.in_progress.pop_misattributed().items():
             self._record(handed, foreign_row_refusal(handed, named, self.writer.target))
         rows = self.in_progress.clear()
         if rows and self.settings.write_to_database:

@@ -236,7 +236,7 @@ def input_models(function: Callable[..., object]) -> list[type[Model]]:
     TaskError
         If the annotation is missing or names no tables; the message shows the signature.
     """
-    from astra.models.keys import adopted, key_of
+    from astra.models.keys import bound_to_database, key_of
     from astra.models.spectrum import SpectrumMixin, every_spectrum_model
 
     parameter = rows_parameter(function)
@@ -254,7 +254,7 @@ def input_models(function: Callable[..., object]) -> list[type[Model]]:
             models.update(dict.fromkeys(every_spectrum_model()))
         elif _is_model(part):
             key_of(part)
-            models[adopted(part)] = None
+            models[bound_to_database(part)] = None
         else:
             raise _declaration_error(
                 function,
@@ -302,14 +302,14 @@ def choose_model(
     TaskError
         If it is none of them; they are listed.
     """
-    from astra.models.keys import adopted, key_of
+    from astra.models.keys import bound_to_database, key_of
 
     if chosen is None:
         return input_models(function)
     named = chosen if _is_model(chosen) else _model_named(str(chosen))
     if named is not None and not is_annotated(function):
         key_of(named)
-        return [adopted(named)]
+        return [bound_to_database(named)]
     models = input_models(function)
     for model in models:
         if named is model or chosen in (model.__name__, model._meta.table_name):

@@ -17,7 +17,7 @@ from astra.element.element import Element, run_element
 from astra.element.page_pool import end_of_element, give_back, take_page
 from astra.models.attempts import Attempt, Suspect
 from astra.models.plans import Page, Submission
-from astra.processes import born_s
+from astra.processes import process_start_s
 from astra.results.stopping import Stop
 from astra.resume.cancel import cancel
 from astra.resume.resume import resume, resume_local
@@ -139,7 +139,7 @@ class TestClaims:
         """A limit of 0 is none, and a warning without a time comes a minute before the limit."""
         submission = pool_of(plan_of(10, 10))
         submission.profile = json.dumps({"options": {"time": time, "signal": warning}})
-        begins_s = born_s(os.getppid())
+        begins_s = process_start_s(os.getppid())
         assert end_of_element(submission) == (time_s and begins_s + time_s)
 
     def test_the_end_that_slurm_gives_an_element_counts_more_than_the_options(
@@ -150,7 +150,7 @@ class TestClaims:
         submission.profile = json.dumps({"options": {"time": 90, "signal": "B:TERM@20"}})
         monkeypatch.setenv("SLURM_JOB_START_TIME", "1000000")  # by the clock of slurmctld
         monkeypatch.setenv("SLURM_JOB_END_TIME", "1000060")
-        begins_s = born_s(os.getppid())
+        begins_s = process_start_s(os.getppid())
         assert end_of_element(submission) == begins_s + 5400 - 20
         submission.kind = "slurm"
         assert end_of_element(submission) == begins_s + 60 - 20

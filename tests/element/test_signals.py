@@ -11,7 +11,7 @@ import warnings
 import pytest
 
 from astra.config import settings
-from astra.database.connection import HURRY_S, connection, database
+from astra.database.connection import LAST_WAIT_S, connection, database
 from astra.element.signals import stop_on_signals
 from astra.models.attempts import Attempt
 from astra.results.stopping import Stop, Terminated
@@ -404,5 +404,5 @@ def test_a_process_that_goes_on_after_its_run_waits_for_statements_as_before(pg_
         signal.raise_signal(signal.SIGTERM)
         assert stop.wanted.wait(60)
     with connection():
-        longer_s = max(settings.current().element.grace_s, HURRY_S) + 0.5
+        longer_s = max(settings.current().element.grace_s, LAST_WAIT_S) + 0.5
         assert database.execute_sql("SELECT 1 FROM pg_sleep(%s)", (longer_s,)).fetchone() == (1,)

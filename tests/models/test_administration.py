@@ -163,7 +163,7 @@ def test_initdb_recovers_from_a_deadlock_with_an_element(pg_url, monkeypatch):
 def test_a_statement_may_take_longer_than_initdb_tries_again_for(pg_url, monkeypatch):
     """As the wait for another initdb, or a constraint on a large table."""
     monkeypatch.setattr("astra.models.schema.LOCK_TIMEOUT_S", 0.1)
-    monkeypatch.setattr("astra.database.connection.HURRY_S", 0.1)
+    monkeypatch.setattr("astra.database.connection.LAST_WAIT_S", 0.1)
     waits = "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'advisory' AND "
     waits += "clock_timestamp() - query_start > '0.5 s'"
     with psycopg2.connect(pg_url) as rival, rival.cursor() as cursor, ThreadPoolExecutor() as pool:

@@ -13,7 +13,7 @@ from astra.database.connection import connection, dialect
 from astra.errors import TaskError
 from astra.models import OutputModel, result_of
 from astra.models.given_keys import find_keys
-from astra.models.keys import adopted, check_keys
+from astra.models.keys import bound_to_database, check_keys
 from astra.plan.plan import create_plan
 from astra.status.failures import failures
 from astra.status.status import status
@@ -106,7 +106,7 @@ def make_moments(kind: str) -> None:
             "INSERT INTO others_moment SELECT timestamptz '2024-01-01 00:00:00+00' + n * interval "
             "'1 hour' FROM generate_series(0, 9) AS n"
         )
-        adopted(Moment)
+        bound_to_database(Moment)
         OfMoment.create_table()
 
 
@@ -161,7 +161,7 @@ def test_a_moment_with_a_zone_is_found_as_a_key(pg_url):
 def test_a_moment_declared_without_its_zone_is_refused_where_the_zone_counts(pg_url, monkeypatch):
     make_moments("timestamptz")
     with connection():
-        adopted(Hour)
+        bound_to_database(Hour)
         OfHour.create_table()
     monkeypatch.setenv("PGTZ", "Asia/Kathmandu")
     with pytest.raises(TaskError, match=r"Hour\.at is .* timestamptz,.*declare .* DateTimeTZField"):
@@ -178,7 +178,7 @@ def test_an_enum_is_a_key_if_it_is_declared_as_one(pg_url):
         dialect().run("CREATE TABLE others_mood (mood mood PRIMARY KEY)")
         dialect().run("INSERT INTO others_mood VALUES ('sad'), ('happy')")
         for model in (Mood, TypedMood):
-            adopted(model)
+            bound_to_database(model)
         for output in (OfMood, OfTypedMood):
             output.create_table()
     expected = r'Mood\.mood is .* public\.mood,.* varchar,.*field_type = "public\.mood", drop the'
@@ -259,7 +259,7 @@ def test_a_key_that_its_results_would_change_is_refused(pg_url):
         dialect().run("CREATE TABLE others_size (size double precision PRIMARY KEY)")
         dialect().run("INSERT INTO others_size VALUES (0.1), (0.5)")
         for model in (Padded, Fixed, Size):
-            adopted(model)
+            bound_to_database(model)
         for output in (OfPadded, OfFixed, OfSize):
             output.create_table()
     with pytest.raises(TaskError, match=r"bpchar.* varchar, .* declare the key as FixedCharField"):
@@ -337,7 +337,7 @@ def test_a_row_whose_key_python_does_not_hold_fails_alone(pg_url, planned_task, 
         for row in good + bad:
             values = ", ".join(f"'{value}'" for value in row.split(","))
             dialect().run(f"INSERT INTO {model._meta.table_name} VALUES ({values})")
-        adopted(model)
+        bound_to_database(model)
         (OfPeriod if model is Period else OfShift).create_table()
     (planned,) = create_plan(planned_task)
     run_here(planned.plan)

@@ -19,7 +19,7 @@ from astra.models import OutputModel, result_of
 from astra.models.attempts import Attempt
 from astra.models.failures import Failure, NoResult
 from astra.models.given_keys import find_keys
-from astra.models.keys import adopted, check_keys, key_of
+from astra.models.keys import bound_to_database, check_keys, key_of
 from astra.models.plans import Page
 from astra.models.schema import init_database
 from astra.plan.plan import create_plan
@@ -336,7 +336,7 @@ def of_epochs(rows: Iterable[Epoch]) -> Iterable[OfEpoch]:
 def test_a_number_or_a_time_of_day_says_not_when_a_row_was_modified(url, column, monkeypatch):
     monkeypatch.setattr(Epoch._meta, "modified", column, raising=False)
     with connection():
-        adopted(Epoch).create_table()
+        bound_to_database(Epoch).create_table()
         OfEpoch.create_table()
     with pytest.raises(TaskError, match=f"Epoch.{column} is of the type .*, which says no moment"):
         create_plan(of_epochs)
@@ -351,7 +351,7 @@ class BySize(peewee.Model):
 
 def test_a_key_that_sqlite_gives_back_otherwise_is_refused(url):
     with connection():
-        adopted(BySize).create_table()
+        bound_to_database(BySize).create_table()
         BySize.create(size=1 / 3)
         if dialect().name == "postgresql":
             check_keys(BySize)
@@ -383,7 +383,7 @@ def test_one_row_of_a_group_is_its_last_even_if_it_was_never_modified(url, chang
         yield from ()
 
     with connection():
-        for model in (adopted(StarVisit), LastVisit):
+        for model in (bound_to_database(StarVisit), LastVisit):
             model.create_table()
         for year in changed:
             StarVisit.create(star=7, changed=year and datetime(year, 1, 1))
@@ -400,7 +400,7 @@ def of_visits(visits: Iterable[StarVisit]) -> Iterable[LastVisit]:
 @pytest.mark.parametrize("kind", ["timestamp", "timestamptz", "date"])
 def test_rows_of_times_that_python_does_not_know_are_processed_once(pg_url, kind):
     with connection():
-        for model in (adopted(StarVisit), LastVisit):
+        for model in (bound_to_database(StarVisit), LastVisit):
             model.create_table()
         dialect().run(f"ALTER TABLE others_star_visit ALTER changed TYPE {kind}")
         for at in ("infinity", "-infinity", "0044-03-15 BC", "20000-01-01", "2024-02-29", None):
@@ -414,7 +414,7 @@ def test_rows_of_times_that_python_does_not_know_are_processed_once(pg_url, kind
 
 def test_a_key_that_a_table_that_inherits_has_too_is_refused(pg_url):
     with connection():
-        adopted(StarVisit).create_table()
+        bound_to_database(StarVisit).create_table()
         dialect().run("CREATE TABLE others_heir () INHERITS (others_star_visit)")
         dialect().run("INSERT INTO others_star_visit VALUES (1, 7, NULL)")
         check_keys(StarVisit)

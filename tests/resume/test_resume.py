@@ -13,7 +13,7 @@ from astra.errors import BusyError
 from astra.models.attempts import Attempt
 from astra.models.plans import Page, Plan, Submission
 from astra.resume.resume import resume, resume_local
-from astra.slurm.parse import Answer, Execution, settle
+from astra.slurm.parse import Answer, Execution, merge_answers
 from astra.states import PageState, SlurmState
 from astra.status.status import status
 from astra.submit.submit import submit
@@ -59,7 +59,7 @@ class TestHere:
     def test_a_page_that_is_claimed_after_its_state_was_read(self, interrupted, monkeypatch):
         plan, submission = interrupted
         here = this_process("local", Path())
-        before(monkeypatch, "light_pages", lambda: claim(plan, submission, here))
+        before(monkeypatch, "pages_without_keys", lambda: claim(plan, submission, here))
         done = resume_local(plan.pk)
         assert done.pages == 0 and done.skipped == {"running": 1}
         assert still_belongs_to(submission)
@@ -99,7 +99,7 @@ def test_an_end_that_the_accounting_missed_is_an_administrators_concern(url, mon
     pool_of(plan)
     with connection():
         Submission.update(kind="slurm", job_id=7, job_name="j", elements=[1, 2, 3]).execute()
-    answer = settle({}, {("j", 2): Execution(SlurmState.RUNNING)})
+    answer = merge_answers({}, {("j", 2): Execution(SlurmState.RUNNING)})
     monkeypatch.setattr("astra.status.status.query_slurm", lambda *_: (answer, []))
     advice = status(plan.pk).advice
     assert any(line.startswith("sacctmgr show runawayjobs   ") and "7_2" in line for line in advice)

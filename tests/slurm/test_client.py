@@ -13,7 +13,7 @@ from astra.config import settings
 from astra.errors import SlurmError, SlurmRefused, SlurmUnknown
 from astra.slurm import client, command, limits, parse
 from astra.slurm.limits import parse_max_array_size
-from astra.slurm.parse import expand, parse_sacct, parse_squeue, parse_submission, settle
+from astra.slurm.parse import expand, merge_answers, parse_sacct, parse_squeue, parse_submission
 from astra.slurm.refusals import refusal
 from astra.slurm.script import array_spec, directive
 from astra.states import SlurmState as S
@@ -123,7 +123,7 @@ class TestSacct:
 
 class TestTogether:
     def test_squeue_decides_and_sacct_adds(self) -> None:
-        answer = settle(parse_squeue(SQUEUE), parse_sacct(SACCT))
+        answer = merge_answers(parse_squeue(SQUEUE), parse_sacct(SACCT))
         assert answer.of(30, 4).state is S.PENDING
         assert answer.of(30, 6).state is S.CANCELLED
         assert answer.of(30, 99).state is S.ABSENT
@@ -133,14 +133,14 @@ class TestTogether:
         # sacct showed `exit 143` as 15:0, squeue as 36608.
         live = parse_squeue("9_1|FAILED|36608|n1|NonZeroExitCode|astra|")
         booked = parse_sacct("9_1|FAILED|15:0|n1|None|astra\n")
-        assert settle(live, booked).of(9, 1).exit_code == 143
+        assert merge_answers(live, booked).of(9, 1).exit_code == 143
 
     def test_alive_in_accounting_alone_is_unknown(self) -> None:
-        found = settle({}, parse_sacct("9_1|RUNNING|0:0|n1||astra\n")).of(9, 1)
+        found = merge_answers({}, parse_sacct("9_1|RUNNING|0:0|n1||astra\n")).of(9, 1)
         assert found.state is None and "sacct calls it RUNNING" in str(found.reason)
 
     def test_an_array_that_accounting_does_not_tell_apart_yet(self) -> None:
-        answer = settle({}, parse_sacct("9|PENDING|0:0|||astra\n"))
+        answer = merge_answers({}, parse_sacct("9|PENDING|0:0|||astra\n"))
         assert answer.of(9, 1).state is None
 
     def test_no_answer_is_never_absent(self) -> None:

@@ -204,7 +204,7 @@ def begins_another(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
     """Is asked to stop, and begins another task after that."""
     for spectrum in spectra:
         signal.raise_signal(signal.SIGTERM)
-        wait_for(ActiveRuns.runs[0].writer.hurried.is_set, "the request to stop")
+        wait_for(ActiveRuns.runs[0].writer.is_ending.is_set, "the request to stop")
         for result in costly([spectrum]):
             yield Measured.from_spectrum(spectrum, value=result.value)
 
