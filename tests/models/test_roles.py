@@ -3,29 +3,21 @@
 import os
 import socket
 import subprocess
-from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 import peewee
 import pytest
 
-from astra.config import settings
-from astra.config.run_folder import run_folder
-from astra.config.settings import Config, use
-from astra.database.connection import bind, connection, database, reset
+from astra.database.connection import bind, connection, database
 from astra.element.element import run_element
-from astra.errors import NotAllowed, TaskError, Untrusted, UsageError
+from astra.errors import NotAllowed, UsageError
 from astra.models import BossVisitSpectrum
 from astra.models.attempts import Attempt
 from astra.models.nights import Night, NightPlan
 from astra.models.plans import Page, Plan, Submission
 from astra.models.schema import init_database
-from astra.night.clean import clean
-from astra.night.finalizer import folder_of
-from astra.plan.lookup import find_modules, get_plan, revoke_trust, task_of, trust
+from astra.plan.lookup import get_plan
 from astra.plan.plan import create_plan
 from astra.plan.spool import recover
 from astra.processes import process_began
@@ -34,73 +26,12 @@ from astra.status.failures import failures
 from astra.status.plans import all_plans
 from astra.status.status import status
 from astra.status.verify import verify
-from astra.submit.intent import make_intent, new_submission
-from tests import forks
-from tests.conftest import ROOT, fresh_database
 from tests.many_tasks import Peak, peaks
-from tests.sample_tasks import Measured, broken, fill, measure
+from tests.roles import PASSWORD, ROLES, Url, as_role, astra, planned, submitted
+from tests.sample_tasks import Measured, broken, measure
 from tests.servers import Postgres
 
 pytestmark = pytest.mark.postgres
-
-_PASSWORD = "only for the tests"
-ROLES = {"plans": 'night "planner" %s', "writes": "night:element", "reads": "night_reader"}
-
-Url = Callable[[str], str]
-
-
-@pytest.fixture(scope="session")
-def granted(postgres: Postgres) -> str:
-    """The name of a template, whose owner has given the roles their parts."""
-    for role in ROLES.values():
-        postgres.create_role(role, _PASSWORD)
-    postgres.create_database("granted", template="astra_template")
-    bind(postgres.url("granted", user="astra"))
-    init_database(("tests.sample_tasks",), tuple(f"{role}:{kind}" for kind, role in ROLES.items()))
-    reset()
-    return "granted"
-
-
-@pytest.fixture
-def of(postgres: Postgres, granted: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Url]:
-    """A database of which each role has its part; URLs over TCP."""
-    with fresh_database(postgres, granted, monkeypatch) as pg_url:
-        name = urlsplit(pg_url).path[1:]
-        bind(postgres.url(name, user="astra"))
-        fill(40)
-        yield partial(_url_of, postgres, name)
-
-
-def _url_of(postgres: Postgres, name: str, kind: str) -> str:
-    if kind == "owner":
-        return postgres.url(name, user="astra")
-    return postgres.url(name, quote(ROLES[kind], safe=""), _PASSWORD)
-
-
-def as_role(of: Url, kind: str) -> None:
-    database.close()
-    bind(of(kind))
-
-
-def astra(of: Url, kind: str, *words: object) -> subprocess.CompletedProcess[str]:
-    return forks.astra(*words, env={**os.environ, "ASTRA_DATABASE_URL": of(kind)})
-
-
-def planned(of: Url, **arguments: object) -> int:
-    as_role(of, "plans")
-    found = create_plan(measure, BossVisitSpectrum, limit=20, arguments=arguments)[0]
-    assert found.plan is not None
-    return found.plan
-
-
-def submitted(of: Url, plan: int) -> str:
-    """The planner's part of a submission; the token that its elements are started with."""
-    as_role(of, "plans")
-    with connection():
-        frozen, pages = Plan.get_by_id(plan), list(Page.select().where(Page.plan == plan))
-    submission = new_submission(frozen, [p.number for p in pages], 0, 1, "slurm")
-    make_intent(submission, pages)
-    return str(submission.token)
 
 
 def refused(done: subprocess.CompletedProcess[str], kind: str, lacks: str) -> None:
@@ -109,7 +40,7 @@ def refused(done: subprocess.CompletedProcess[str], kind: str, lacks: str) -> No
     assert "Traceback" not in done.stderr
     assert repr(ROLES[kind]) in done.stderr and "permission denied for" in done.stderr
     assert "astra initdb --grant" in done.stderr and f":{lacks}" in done.stderr
-    assert _PASSWORD not in done.stderr and quote(_PASSWORD) not in done.stderr
+    assert PASSWORD not in done.stderr and quote(PASSWORD) not in done.stderr
 
 
 def test_each_does_its_part_of_a_night(of: Url) -> None:
@@ -153,7 +84,7 @@ def test_the_planner_makes_scripts(
     monkeypatch.setenv("PATH", f"{scontrol.parent}:{os.environ['PATH']}")
     done = astra(of, "plans", "submit", "tests.sample_tasks.measure", "--dry-run")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "#SBATCH --array=1" in done.stdout and _PASSWORD not in done.stdout
+    assert "#SBATCH --array=1" in done.stdout and PASSWORD not in done.stdout
     assert Plan.select().count() == 0  # what a dry run makes it takes back
     refused(
         astra(of, "reads", "submit", "tests.sample_tasks.measure", "--dry-run"), "reads", "plans"
@@ -292,183 +223,6 @@ def test_the_element_pauses_a_plan_whose_pages_all_break(of: Url) -> None:
     assert get_plan(plan).paused is not None
 
 
-_STRANGE = """
-from pathlib import Path
-from collections.abc import Iterable
-from astra import task
-from astra.models import BossVisitSpectrum
-from tests.sample_tasks import Measured
-
-Path(__file__).with_name("ran").touch()
-
-@task
-def measure(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
-    for spectrum in spectra:
-        yield Measured.from_spectrum(spectrum, value=1.0)
-"""
-
-
-def test_what_another_role_planned_is_imported_by_nobody_else(
-    of: Url, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    theirs, ran = tmp_path / "theirs", tmp_path / "theirs" / "ran"
-    theirs.mkdir()
-    (theirs / "strange_task.py").write_text(_STRANGE)
-    monkeypatch.chdir(theirs)
-    done = astra(of, "plans", "plan", "strange_task.measure", "--page-size", "20")
-    assert done.returncode == 0, done.stdout + done.stderr
-    monkeypatch.chdir(tmp_path)
-    as_role(of, "plans")
-    plan = Plan.select().get()
-    assert plan.role == ROLES["plans"]
-    ran.unlink()
-    for words in (
-        ("resume", plan.pk, "--local"), ("submit", plan.pk, "--local"), ("verify", plan.pk),
-        ("try", plan.pk, 1), ("retry", plan.pk, "--local"),
-    ):  # fmt: skip
-        done = astra(of, "owner", *words)
-        assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
-        assert repr(ROLES["plans"]) in done.stderr and str(theirs) in done.stderr
-        assert "--trust" in done.stderr and "trusted_roots" in done.stderr
-        assert not ran.exists(), words
-    assert astra(of, "owner", "doctor").stdout and not ran.exists()
-    done = astra(of, "owner", "resume", plan.pk, "--local", "--trust")
-    assert done.returncode == 0 and ran.exists(), done.stdout + done.stderr
-    (tmp_path / "astra.toml").write_text(f'[plan]\ntrusted_roots = ["{tmp_path}", "{ROOT}"]\n')
-    assert astra(of, "owner", "verify", plan.pk).returncode == 0
-
-
-@pytest.mark.parametrize("kind", ["plan", "night"])
-def test_a_token_leads_to_no_other_folder(of: Url, tmp_path: Path, kind: str) -> None:
-    """`clean`, and whoever writes scripts, stays below the run directory."""
-    precious = tmp_path / "night-precious"
-    precious.mkdir()
-    like, long_ago = planned(of), datetime(2020, 1, 1, tzinfo=UTC)
-    as_role(of, "plans")
-    if kind == "plan":
-        folder = run_folder(get_plan(like).folder)
-        token = f"{get_plan(like).token}/../../{precious.name}"
-        with connection():
-            values = {**Plan.get_by_id(like).__data__, "token": token, "cancelled": long_ago}
-            Plan.delete().where(Plan.pk == like).execute()
-            Plan.insert({k: v for k, v in values.items() if k != "role"}).execute()
-    else:
-        folder = run_folder("night-1-x")
-        token = f"x/../../{precious.name}"
-        names = ("name", "date", "cwd", "host", "created_by")
-        values = dict.fromkeys(names, "n") | {"pk": 1, "token": token, "ended": long_ago}
-        with connection():
-            Night.insert(values).execute()
-    folder.mkdir(parents=True)
-    as_role(of, "owner")
-    cleaned = clean(keep_days=0, dry_run=False)
-    assert precious.exists() and str(precious) not in str(cleaned)
-    assert not Plan.select().exists() or kind == "night"
-
-
-def test_a_night_of_another_role_says_not_where_its_finalizer_runs(
-    of: Url, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """There may be a configuration, or modules, that would run with the privileges of others."""
-    theirs, ours = tmp_path / "theirs", tmp_path / "ours"
-    theirs.mkdir()
-    ours.mkdir()
-    columns = {"name": "n", "date": "d", "host": "h", "created_by": "c"}
-    for kind, cwd in (("plans", theirs), ("owner", ours)):
-        as_role(of, kind)
-        with connection():
-            Night.insert({**columns, "cwd": str(cwd)}).execute()
-    as_role(of, "plans")
-    for change in ({"cwd": str(theirs)}, {"token": "x"}, {"name": "x"}, {"role": "astra"}):
-        with pytest.raises(NotAllowed, match="permission denied"), connection():
-            Night.update(change).execute()
-    with pytest.raises(NotAllowed, match="permission denied"), connection():
-        Night.insert({**columns, "cwd": str(theirs), "role": "astra"}).execute()
-    as_role(of, "owner")
-    with connection():
-        strange, own = Night.select().order_by(Night.pk)
-    assert folder_of(own) == str(ours)
-    assert folder_of(strange) == str(Path.cwd()) != str(theirs)
-    use(Config(plan=settings.Plan(trusted_roots=(str(tmp_path),))))
-    assert folder_of(strange) == str(theirs)
-
-
-def made_by_planner(of: Url, like: int, **values: object) -> Plan:
-    """A plan as the planner writes it into the table by hand, like another."""
-    as_role(of, "plans")
-    with connection():
-        data = {**Plan.get_by_id(like).__data__, **values}
-        del data["role"]
-        Plan.insert(data).execute()
-        return Plan.get_by_id(data["pk"])
-
-
-@pytest.mark.parametrize(
-    ("path", "strange"), [("os:system", "os.py"), ("sys:exit", "sys"), ("xml.sax:parse", "xml")]
-)
-def test_whatever_is_installed_is_no_task_of_anybody(of: Url, path: str, strange: str) -> None:
-    """Not from a root that is trusted either: the module is found elsewhere."""
-    plan = made_by_planner(
-        of, planned(of), pk=900, token="x", task_path=path, import_root=str(ROOT)
-    )
-    use(Config(plan=settings.Plan(trusted_roots=(str(ROOT),))))
-    as_role(of, "owner")
-    with pytest.raises(Untrusted, match=rf"in .*{strange} would run"):
-        find_modules(plan)
-    try:
-        trust(plan)
-        with pytest.raises(TaskError, match="is not a task: it lacks @task"):
-            task_of(plan)
-    finally:
-        revoke_trust()
-
-
-def test_a_plan_in_the_place_of_another_is_not_the_one_that_was_submitted(of: Url) -> None:
-    as_role(of, "owner")
-    plan = create_plan(measure, BossVisitSpectrum, limit=20)[0].plan
-    assert plan is not None
-    with connection():
-        frozen, pages = Plan.get_by_id(plan), list(Page.select().where(Page.plan == plan))
-        submission = new_submission(frozen, [1, 2], 0, 1, "slurm")
-    make_intent(submission, pages)
-    as_role(of, "plans")
-    with connection():
-        Plan.delete().where(Plan.pk == plan).execute()
-        data = {name: value for name, value in frozen.__data__.items() if name != "role"}
-        Plan.insert({**data, "import_root": "/tmp/theirs"}).execute()
-        for row in (submission, *pages):
-            data = {name: value for name, value in row.__data__.items() if name != "role"}
-            type(row).insert(data).execute()
-        Page.update(submission_pk=submission.pk).execute()
-    as_role(of, "owner")
-    (run,) = run_element(plan, 1, submission.token, planned_by=frozen.role)
-    assert run.state == "broken" and "--trust" in run.message
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {Plan.import_root: "/tmp/x"}, {Plan.task_path: "x:y"}, {Plan.cwd: "/tmp/x"},
-        {Plan.role: "astra"}, {Plan.arguments: "{}"}, {Plan.token: "../.."},
-        {Submission.profile: "{}"}, {Submission.role: "astra"}, {Submission.log_folder: "/"},
-    ],
-    ids=lambda change: str(next(iter(change)).name),
-)  # fmt: skip
-def test_the_planner_changes_no_plan_into_another(of: Url, change: dict[peewee.Field, str]) -> None:
-    as_role(of, "plans")
-    (field,) = change
-    with pytest.raises(NotAllowed, match="permission denied"), connection():
-        field.model.update(change).execute()
-
-
-def test_the_planner_says_not_who_it_is(of: Url) -> None:
-    plan = planned(of)
-    with connection():
-        values = {**Plan.get_by_id(plan).__data__, "pk": 900, "role": "astra"}
-    with pytest.raises(NotAllowed, match="permission denied"), connection():
-        Plan.insert(values).execute()
-
-
 @pytest.mark.parametrize("kind", ROLES)
 def test_nobody_else_makes_or_gives(of: Url, kind: str) -> None:
     for words in ((), ("--grant", f"{ROLES['reads']}:plans")):
@@ -491,7 +245,7 @@ def test_tables_made_later_are_given_too(of: Url) -> None:
 
 
 def test_a_role_without_rights_gets_a_clear_message(of: Url, postgres: Postgres) -> None:
-    postgres.sql(f"CREATE ROLE stranger LOGIN PASSWORD '{_PASSWORD}'")
+    postgres.sql(f"CREATE ROLE stranger LOGIN PASSWORD '{PASSWORD}'")
     bind(of("reads").replace(quote(ROLES["reads"]), "stranger"))
     with pytest.raises(NotAllowed, match=r"'stranger'.*--grant stranger:reads"):
         all_plans()
