@@ -106,7 +106,7 @@ class TestBash:
         lines = [f"printf '%s\\0' {quoted[v]}" for v in good]
         assert bash("\n".join(lines)).split(b"\0")[:-1] == [v.encode() for v in good]
 
-    def test_every_value_of_a_rendered_script(self, tmp_path: Path) -> None:
+    def test_values_arrive_in_a_script_unchanged(self, tmp_path: Path) -> None:
         values = [v for v in hostile(8_000, "environment") if arrives(v)]
         good = [v for v in values if not secrets.has_password(v)]
         names = [f"V{i}" for i in range(len(good))]
@@ -120,7 +120,7 @@ class TestBash:
         )  # fmt: skip
         assert bash(text).split(b"\0")[:-1] == [v.encode() for v in good]
 
-    def test_every_comment_of_a_rendered_script(self, tmp_path: Path) -> None:
+    def test_comments_of_a_script_stay_comments(self, tmp_path: Path) -> None:
         for a, b in zip(*[iter(hostile(400, "comment"))] * 2, strict=True):
             change = partial(replace, SCRIPT, chdir=tmp_path, setup=["exit 0"])
             made = change(task=a, made_by=b, made_at=a, pages=b)
@@ -158,7 +158,7 @@ class TestBash:
         run = "export SLURM_ARRAY_TASK_ID=1\n" + "\n".join(words)
         assert bash(run).split(b"\n\0")[:-1] == [os.fsencode(place) for place in places]
 
-    def test_the_interpreter_and_the_token(self) -> None:
+    def test_the_interpreter_and_the_token_stay_single_words(self) -> None:
         for value in hostile(6_000, "command"):
             made = replace(SCRIPT, python=(value,), arguments=(value,))
             words = refused_or(value, lambda made=made: made.command, ScriptError)
@@ -173,7 +173,7 @@ _PLAIN_LINES = len(
 
 
 class TestSbatch:
-    def test_every_value_of_a_directive(self) -> None:
+    def test_values_of_a_directive_arrive_unchanged(self) -> None:
         for value in hostile(20_000, "directive"):
             text = refused_or(value, partial(script.directive, value), ScriptError)
             if text is None:
@@ -181,7 +181,7 @@ class TestSbatch:
             else:
                 assert sbatch_reads(str(text)) == [value]
 
-    def test_every_option_of_a_profile(self) -> None:
+    def test_options_of_a_profile_arrive_unchanged(self) -> None:
         general = profiles.get("general", settings.Config())
         keys, good = sorted(profiles.OPTIONS), []
         for i, value in enumerate(hostile(9_000, "profile")):
@@ -199,7 +199,7 @@ class TestSbatch:
         options = [line.removeprefix("#SBATCH --").partition("=") for line in lines]
         assert [(name, *sbatch_reads(text)) for name, _, text in options] == good
 
-    def test_every_name_of_an_option(self) -> None:
+    def test_hostile_names_of_options_are_refused(self) -> None:
         general = profiles.get("general", settings.Config())
         for name in hostile(2_000, "option"):
             with pytest.raises(ConfigError):
@@ -231,31 +231,31 @@ def _rendered(directives: list[tuple[str, str | None]]) -> str:
 class TestNames:
     """What is looked up by its name is found, or refused: never evaluated."""
 
-    def test_tasks(self) -> None:
+    def test_hostile_names_of_tasks_are_refused(self) -> None:
         for name in hostile(200, "task"):
             with pytest.raises(TaskError):
                 find_task(name)
 
-    def test_input_models_and_groups(self) -> None:
+    def test_hostile_names_of_models_and_groups_are_refused(self) -> None:
         for name in hostile(5_000, "model"):
             with pytest.raises(TaskError):
                 choose_model(measure, name)
             with pytest.raises(TaskError):
                 group_column(BossVisitSpectrum, name)
 
-    def test_templates(self, tmp_path: Path) -> None:
+    def test_hostile_names_of_templates_are_refused(self, tmp_path: Path) -> None:
         for name in hostile(2_000, "template"):
             with pytest.raises(ScriptError):
                 script.render(name, SCRIPT, tmp_path)
 
-    def test_folders_of_templates(self, tmp_path: Path) -> None:
+    def test_hostile_folders_of_templates_change_no_script(self, tmp_path: Path) -> None:
         plain = script.render("element.sh.j2", SCRIPT)
         for name in hostile(100, "templates"):
             folder = tmp_path / name.replace("/", "_")
             text = refused_or(name, partial(script.render, "element.sh.j2", SCRIPT, folder))
             assert text in (plain, None)
 
-    def test_arguments_of_tasks(self) -> None:
+    def test_arguments_of_tasks_arrive_unchanged(self) -> None:
         for name in hostile(1_000, "argument"):
             with pytest.raises(TaskError):
                 parse_arguments(measure, {name + "'": "x"})
@@ -267,7 +267,9 @@ class TestNames:
                 assert json.loads(json.dumps(found)) == {"computed": value}
             refused_or(value, partial(parse_arguments, measure, {"raise_every": value}), TaskError)
 
-    def test_configuration(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_values_of_the_configuration_arrive_or_are_refused(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         for value in hostile(3_000, "configuration"):
             for variable in ("ASTRA_RUN_DIR", "ASTRA_DATABASE_URL"):
                 monkeypatch.setattr(os, "environ", {variable: value})  # even with a NUL
@@ -283,7 +285,7 @@ class TestNames:
 class TestDatabase:
     """The same at PostgreSQL and at SQLite."""
 
-    def test_parameters(self, url: str) -> None:
+    def test_parameters_arrive_in_the_database_unchanged(self, url: str) -> None:
         values = hostile(4_000, f"parameter {dialect().name}")
         good = [v for v in values if arrives(v)]
         mark = "%s" if dialect().name == "postgresql" else "?"
@@ -294,7 +296,7 @@ class TestDatabase:
             rows += database.execute_sql(sql, part).fetchone()
         assert rows == good
 
-    def test_results(self, url: str) -> None:
+    def test_results_are_stored_unchanged_or_fail_alone(self, url: str) -> None:
         """As elements write them: thousands in one statement; a bad one costs itself alone."""
         values = hostile(1_500, f"result {dialect().name}")
         yielded = []
@@ -309,7 +311,7 @@ class TestDatabase:
         assert failed == {i for i, v in enumerate(values, 1) if not arrives(v)}
         assert stored == {i: v for i, v in enumerate(values, 1) if arrives(v)}
 
-    def test_failures(self, url: str) -> None:
+    def test_messages_of_failures_are_stored_unchanged(self, url: str) -> None:
         """Messages and tracebacks are whatever a task raises; task names whatever it is called."""
         values = hostile(600, f"failure {dialect().name}")
         plain = [v for v in values if arrives(v) and secrets.hide(v) == v and len(v) < 2000]
@@ -321,7 +323,9 @@ class TestDatabase:
             found = {int(f.key): f.message for f in Failure.select()}
         assert found == dict(enumerate(plain))
 
-    def test_plans(self, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_names_and_arguments_of_plans_are_stored_unchanged(
+        self, url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """Names and arguments in the statements that plan: held rows, locks, freezing."""
         fill(3)
         names = hostile(50, f"plan {dialect().name}")
@@ -340,7 +344,7 @@ class TestDatabase:
             assert (held.plan, held.held) == (None, 3)
         assert task_name(measure) == "tests.sample_tasks.measure"
 
-    def test_the_current_folder(
+    def test_the_current_folder_is_stored_unchanged_or_refused(
         self, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         fill(3)
@@ -358,7 +362,7 @@ class TestDatabase:
                 with pytest.raises(AstraError, match=r"current folder.*not UTF-8"):
                     create_plan(measure, BossVisitSpectrum)
 
-    def test_locks(self, url: str) -> None:
+    def test_locks_of_hostile_names_exclude(self, url: str) -> None:
         for name in [v for v in hostile(60, f"lock {dialect().name}") if arrives(v)]:
             with (
                 hold(name, "tries", "nothing"),
@@ -409,6 +413,6 @@ class TestDatabase:
         assert tried[True] > 5
 
     @pytest.mark.postgres
-    def test_schemas_that_a_program_binds(self, pg_url: str) -> None:
+    def test_hostile_schemas_are_refused(self, pg_url: str) -> None:
         for name in hostile(300, "schema"):
             refused_or(name, partial(bind, pg_url, name), ConfigError)

@@ -156,7 +156,10 @@ def test_no_module_has_more_than_500_lines():
 
 
 def test_tests_of_a_folder_are_in_the_folder_of_its_name():
-    folders = {path.parent.name for path in (ROOT / "tests").glob("*/test_*.py")} - {"faults", "servers"}
+    folders = {path.parent.name for path in (ROOT / "tests").glob("*/test_*.py")} - {
+        "faults",
+        "servers",
+    }
     assert folders <= _FLOOR_OF.keys()
 
 

@@ -60,7 +60,7 @@ MODULES = {
         (("plan", "slam", "--limit", str(2**70)), "is more than 9,223,372,036,854,775,807"),
     ],
 )
-def test_modules_and_tasks(sqlite_url, tmp_path, words, said):
+def test_wrong_modules_and_tasks_are_named(sqlite_url, tmp_path, words, said):
     for name, text in MODULES.items():
         (tmp_path / f"{name}.py").write_text(text)
     (tmp_path / "mt.py").write_text(
@@ -93,7 +93,7 @@ def test_modules_and_tasks(sqlite_url, tmp_path, words, said):
         ("sqlite:////proc", "check that its folder is there"),
     ],
 )
-def test_database_urls(tmp_path, url, said):
+def test_wrong_database_urls_are_named(tmp_path, url, said):
     Path("no.db").write_bytes(b"no database at all " * 300)
     before = set(tmp_path.iterdir())
     for words in (("plans",), ("initdb",)):
@@ -165,7 +165,7 @@ def test_what_is_no_plain_function(sqlite_url):
         find_task(Path().exists)
 
 
-def test_ellipsis_in_annotations(sqlite_url):
+def test_an_ellipsis_in_annotations_is_understood(sqlite_url):
     @task
     def one(s: Iterable[BossVisitSpectrum]) -> Iterable[Measured | types.EllipsisType]:
         yield ...
@@ -281,7 +281,9 @@ def test_a_missing_table_is_said_before_a_row_is_computed(url):
         create_plan(measure)
 
 
-def test_initdb_by_a_role_that_owns_nothing(postgres, pg_url, monkeypatch, tmp_path):
+def test_initdb_by_a_role_that_owns_nothing_names_the_owner(
+    postgres, pg_url, monkeypatch, tmp_path
+):
     name = urlsplit(pg_url).path[1:]
     postgres.sql("DROP ROLE IF EXISTS bob")
     postgres.sql("CREATE ROLE bob LOGIN PASSWORD 'of the tests'")

@@ -68,7 +68,7 @@ def test_a_process_that_is_not_astras_is_left_as_it_is(sqlite_url, tmp_path):
     assert (gc.get_threshold(), gc.get_freeze_count()) == before
 
 
-def test_a_command_collects_less(sqlite_url, tmp_path):
+def test_a_command_collects_garbage_rarely(sqlite_url, tmp_path):
     """The collector's runs in a command, beside those of the same one without the entry."""
     told = "import atexit, gc, sys; n = []; gc.callbacks.append(lambda *_: n.append(1)); "
     told += "atexit.register(lambda: print(len(n), file=sys.stderr)); sys.argv[1:] = ['plans']; "

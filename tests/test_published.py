@@ -112,7 +112,7 @@ def test_pixels_are_read_from_the_file_of_a_row(url, tmp_path, monkeypatch):
         assert Extracted.get().flux.tolist() == [0, 0]
 
 
-def test_errors_of_the_flux_and_kinds_of_spectra(url):
+def test_errors_of_the_flux_and_kinds_of_spectra_are_those_of_the_published_package(url):
     spectrum = BossVisitSpectrum(ivar=np.array([4.0, 0.0, -1.0]), flux=np.ones(3))
     assert spectrum.e_flux.tolist() == [0.5, np.inf, np.inf]
     assert BossVisitSpectrum().e_flux is None

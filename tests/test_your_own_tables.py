@@ -39,7 +39,7 @@ def follow(url: str, folder: Path, schema: str | None) -> None:
     assert "whole: 2 done + 1 no result = 3 rows" in said[0]
 
 
-def test_on_sqlite(tmp_path):
+def test_the_page_runs_on_sqlite_as_written(tmp_path):
     import sqlite3
 
     with sqlite3.connect(tmp_path / "survey.db") as made:

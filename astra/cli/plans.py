@@ -133,8 +133,8 @@ def _resume(
 def recover(plan: int, as_json: bool) -> None:
     """Store results that elements of PLAN left in spool files, without computing them again.
 
-    submit and resume do this automatically. Exit status: 0 stored, 4 a file is kept, as the table
-    refuses its results.
+    submit and resume do this automatically. Exit status: 0 stored, 4 a file is kept because the
+    table refuses its results.
     """
     recovered = api.recover(plan)
     show.as_json(recovered) if as_json else show.recovered(recovered)

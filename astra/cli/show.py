@@ -422,7 +422,7 @@ def recovered(result: Recovered) -> None:
     for path in result.set_aside:
         line(f"  no longer valid, its rows are computed again: {path}")
     for path in result.kept:
-        line(f"  kept, as the table refuses its results: {path}")
+        line(f"  kept, because the table refuses its results: {path}")
 
 
 def estimated(estimates: Iterable[Estimate]) -> None:

@@ -23,7 +23,7 @@ url = {url}
 """
 
 _HEAD = '''\
-"""Tables, and what is computed from their rows. `astra initdb {module}` makes the new tables."""
+"""Tables, and tasks on their rows. `astra initdb {module}` creates the tables of results."""
 
 from collections.abc import Iterable
 
@@ -37,7 +37,7 @@ from astra.models import OutputModel, result_of
 _TASK = '''
 
 class {name}Result(OutputModel):
-    """What is computed of a row: add columns of your own."""
+    """The result for one row; add your own columns."""
 
     {pointer} = result_of({name})
     value = FloatField(null=True)
@@ -45,13 +45,13 @@ class {name}Result(OutputModel):
 
 @task
 def measure_{pointer}(rows: Iterable[{name}]) -> Iterable[{name}Result]:
-    """A result for each row: compute it here."""
+    """Compute a result for each row."""
     for row in rows:
         yield {name}Result.from_row(row, value=1.0)
 '''
 
 _SPECTRA = '''\
-"""What is computed from spectra. `astra initdb {module}` makes the new table."""
+"""Tasks on spectra. `astra initdb {module}` creates the tables of results."""
 
 from collections.abc import Iterable
 
@@ -62,14 +62,14 @@ from astra.models import BossVisitSpectrum, PipelineOutputModel
 
 
 class Brightness(PipelineOutputModel):
-    """What is computed of a spectrum: add columns of your own."""
+    """The result for one spectrum; add your own columns."""
 
     value = FloatField(null=True)
 
 
 @task
 def brightness(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Brightness]:
-    """A result for each spectrum: compute it here."""
+    """Compute a result for each spectrum."""
     for spectrum in spectra:
         yield Brightness.from_spectrum(spectrum, value=spectrum.snr)
 '''

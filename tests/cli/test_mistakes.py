@@ -162,18 +162,18 @@ def test_a_column_that_was_renamed_or_changed(module, url):
         ("value = FloatField(),", "Table3.value is a tuple: remove the comma"),
     ],
 )
-def test_a_column_that_would_silently_be_none(column, message, module, sqlite_url):
+def test_what_would_silently_be_no_column_is_refused(column, message, module, sqlite_url):
     name = module(MODEL.format(n=3, columns=column))
     done = astra("initdb", name)
     assert done.exit_code == 2 and message in done.output and f"{name}.py:8)" in done.output
 
 
-def test_the_number_of_a_plan_in_place_of_a_task(sqlite_url):
+def test_the_number_of_a_plan_in_place_of_a_task_is_recognised(sqlite_url):
     done = astra("run", "1")
     assert done.exit_code == 2 and "It is the number of a plan." in done.output
 
 
-def test_a_model_without_a_table(module, sqlite_url):
+def test_a_model_without_a_table_is_named_with_the_command_that_creates_it(module, sqlite_url):
     fill(1)
     text = MODEL.format(n=3, columns="value = FloatField()")
     text += "@task\ndef f(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Table3]:\n    yield\n"
@@ -231,7 +231,7 @@ def test_a_row_that_ends_its_process_shows_its_line_when_it_is_tried(module, sql
     assert f'{name}.py", line 11 in f' in done.stderr, done
 
 
-def test_two_tasks_of_one_name(module, sqlite_url):
+def test_two_tasks_of_one_name_are_refused_with_their_lines(module, sqlite_url):
     name = module(2 * f"{LOOP}        yield Measured.from_spectrum(s, value=1.0)\n\n\n")
     done = astra("initdb", name)
     assert done.exit_code == 2 and f"two tasks have the name {name}.f, at the lines 7 and 13" in (
@@ -255,7 +255,7 @@ def test_imports_that_fail(module, sqlite_url):
     assert f"{name}.py:7)" in astra("initdb", name).output
 
 
-def test_a_table_of_two_models(module, sqlite_url):
+def test_two_models_of_one_table_are_named(module, sqlite_url):
     text = (
         "class Table{n}(PipelineOutputModel):\n    class Meta:\n        table_name = 'mistaken_4'\n"
     )
@@ -269,7 +269,7 @@ def test_a_task_is_found_by_the_end_of_its_name(module, sqlite_url):
     assert f"Did you mean '{name}.f'" in astra("run", "f").output
 
 
-def test_an_input_table_without_rows(sqlite_url):
+def test_an_input_table_without_rows_is_said_to_be_empty(sqlite_url):
     done = astra("plan", "tests.sample_tasks.measure", "--input-model", "BossVisitSpectrum")
     assert "nothing is pending in BossVisitSpectrum, which has no rows" in done.output
 
@@ -277,6 +277,6 @@ def test_an_input_table_without_rows(sqlite_url):
 @pytest.mark.parametrize(
     "words", [("status", "--task"), ("plans", "--task"), ("nights",), ("report",)], ids=" ".join
 )
-def test_a_name_that_the_shell_gave_in_another_encoding(url, words):
+def test_a_name_in_another_encoding_than_utf8_is_refused(url, words):
     done = astra(*words, b"caf\xe9".decode("utf-8", "surrogateescape"))
     assert done.exit_code == 2 and r"'caf\udce9' is not UTF-8" in done.output

@@ -213,7 +213,7 @@ def test_files_on_grids_of_their_own_are_shifted_to_rest(tmp_path):
     assert np.abs(np.diff(lowest)) < 2.0
 
 
-def test_spectra_of_the_database(tmp_path, stars, sqlite_url):
+def test_a_sample_takes_its_spectra_from_the_database(tmp_path, stars, sqlite_url):
     from astra.models.schema import init_database
 
     init_database()

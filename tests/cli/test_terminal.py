@@ -52,7 +52,7 @@ def test_every_command_that_shows_a_plan(sqlite_url: str) -> None:
     harmless(html(report_of([plan])))
 
 
-def test_a_mail_of_a_night() -> None:
+def test_the_mail_of_a_night_has_no_control_characters() -> None:
     now, name = datetime.now(UTC), EVIL + "\nBcc: all@example.org"
     night = NightStatus(
         1, name, "2026-01-01", "not whole", now, now, *[0] * 7, 0.0, 0.0, "h", "me",

@@ -38,7 +38,7 @@ def load(
 
 
 class TestWhichFile:
-    def test_without_any_the_defaults(self, tmp_path: Path) -> None:
+    def test_without_a_file_the_defaults_are_used(self, tmp_path: Path) -> None:
         found = load(tmp_path)
         assert found.path is None
         assert found.database.url == f"sqlite:///{tmp_path}/astra.db"
@@ -71,7 +71,7 @@ class TestWhichFile:
         found = load(tmp_path, ASTRA_CONFIG="", ASTRA_DATABASE_URL="", XDG_CONFIG_HOME="")
         assert found.source("database.url") == "default"
 
-    def test_resolved_once_and_anew_after_reset(
+    def test_settings_are_read_once_and_again_after_a_reset(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.chdir(tmp_path)
@@ -87,7 +87,7 @@ class TestWhichFile:
 
 
 class TestValues:
-    def test_where_each_came_from(self, tmp_path: Path) -> None:
+    def test_each_setting_knows_where_it_came_from(self, tmp_path: Path) -> None:
         text = '[database]\nurl = "postgresql:///a"\nretry_for_s = 5\n[run]\ndir = "r"'
         found = load(tmp_path, text, ASTRA_DATABASE_URL="postgresql:///b")
         assert found.database.url == "postgresql:///b"
@@ -248,11 +248,11 @@ class TestSecrets:
             "host=h user=me",
         ],
     )
-    def test_nothing_to_hide(self, url: str) -> None:
+    def test_a_text_without_a_password_is_unchanged(self, url: str) -> None:
         assert secrets.hide_password(url) == url
         assert not secrets.has_password(url)
 
-    def test_inside_a_traceback(self) -> None:
+    def test_passwords_are_hidden_inside_a_traceback(self) -> None:
         text = 'connect("postgresql://me:geheim@h/db")\nat me@site.org: password=geheim'
         assert "geheim" not in secrets.hide_password(text)
         assert "me@site.org" in secrets.hide_password(text)
@@ -262,7 +262,7 @@ class TestSecrets:
         secret = f"<{password}>"
         assert secret not in secrets.hide_password(f"postgresql://me:{secret}@host/db")
 
-    def test_rows_hide_and_name_the_source(self, tmp_path: Path) -> None:
+    def test_shown_settings_hide_secrets_and_name_their_source(self, tmp_path: Path) -> None:
         found = load(
             tmp_path,
             '[profiles.a]\npartition = "p"\nsetup = ["export MY_TOKEN=geheim", "true"]\n'

@@ -61,7 +61,7 @@ class TestInheritance:
         with pytest.raises(ConfigError, match="a -> b -> a"):
             profile.get("a", config)
 
-    def test_a_circle_of_one(self) -> None:
+    def test_a_profile_that_extends_itself_is_refused(self) -> None:
         with pytest.raises(ConfigError, match=r"extends 'a': no profile 'a'|circle"):
             profile.get("a", having(a={"extends": "a"}))
 
@@ -71,7 +71,7 @@ class TestInheritance:
         with pytest.raises(ConfigError, match=r"astra.toml: \[profiles.a\] extends 'x'"):
             profile.get("a", having(a={"extends": "x"}))
 
-    def test_options_on_top(self) -> None:
+    def test_options_take_precedence_over_the_profile(self) -> None:
         found = profile.get("general", Config()).with_options(time="5", mem=False, throttle=2)
         assert found.options["time"] == "5"
         assert "mem" not in found.options
@@ -112,7 +112,7 @@ class TestValues:
             "UNLIMITED",
         ],
     )
-    def test_times_of_slurm(self, time: Any) -> None:
+    def test_times_are_accepted_in_all_forms_of_slurm(self, time: Any) -> None:
         assert options(time=time) == {"time": time}
 
     @pytest.mark.parametrize(

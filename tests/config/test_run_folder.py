@@ -34,7 +34,7 @@ def runs(tmp_path: Path) -> Path:
 
 class TestFolders:
     @pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
-    def test_private_whatever_the_umask(self, runs: Path, umask: int) -> None:
+    def test_folders_are_private_whatever_the_umask_is(self, runs: Path, umask: int) -> None:
         old = os.umask(umask)
         try:
             check_folder(runs / "plan-1" / "logs")
@@ -59,7 +59,9 @@ class TestFolders:
 
     @pytest.mark.parametrize("bits", [0o770, 0o702, 0o777, 0o1777])
     @pytest.mark.parametrize("part", ["", "plan-1", "plan-1/logs"])
-    def test_writable_by_others(self, runs: Path, bits: int, part: str) -> None:
+    def test_a_folder_that_others_may_write_is_refused(
+        self, runs: Path, bits: int, part: str
+    ) -> None:
         check_folder(runs / "plan-1" / "logs")
         (runs / part).chmod(bits)
         with pytest.raises(UsageError, match=rf"others may write.*{bits:04o}.*chmod go-w"):
@@ -67,14 +69,16 @@ class TestFolders:
 
     @ROOT
     @pytest.mark.parametrize("part", ["", "plan-1", "plan-1/logs"])
-    def test_of_another_owner(self, runs: Path, part: str) -> None:
+    def test_a_folder_of_another_owner_is_refused(self, runs: Path, part: str) -> None:
         check_folder(runs / "plan-1" / "logs")
         os.chown(runs / part, OTHER, OTHER)
         with pytest.raises(UsageError, match=rf"belongs to the user {OTHER}, not to you"):
             check_folder(runs / "plan-1" / "logs")
 
     @pytest.mark.parametrize("part", ["plan-1", "plan-1/logs"])
-    def test_links_below_it(self, runs: Path, part: str, tmp_path: Path) -> None:
+    def test_links_below_the_run_directory_are_refused(
+        self, runs: Path, part: str, tmp_path: Path
+    ) -> None:
         elsewhere = tmp_path / "elsewhere"
         elsewhere.mkdir(mode=0o755)
         check_folder((runs / part).parent)
@@ -83,21 +87,21 @@ class TestFolders:
             check_folder(runs / "plan-1" / "logs")
         assert mode(elsewhere) == 0o755 and not list(elsewhere.iterdir())
 
-    def test_the_users_own_link_to_it(self, runs: Path, tmp_path: Path) -> None:
+    def test_the_users_own_link_to_it_is_followed(self, runs: Path, tmp_path: Path) -> None:
         (tmp_path / "scratch").mkdir(mode=0o700)
         runs.parent.symlink_to(tmp_path / "scratch")
         check_folder(runs / "plan-1")
         assert (tmp_path / "scratch" / "runs" / "plan-1").is_dir()
 
     @ROOT
-    def test_another_users_link_on_the_way(self, runs: Path, tmp_path: Path) -> None:
+    def test_another_users_link_on_the_way_is_refused(self, runs: Path, tmp_path: Path) -> None:
         (tmp_path / "scratch").mkdir(mode=0o700)
         runs.parent.symlink_to(tmp_path / "scratch")
         os.lchown(runs.parent, OTHER, OTHER)
         with pytest.raises(UsageError, match=f"link of the user {OTHER}"):
             check_folder(runs / "plan-1")
 
-    def test_a_file_in_its_place(self, runs: Path) -> None:
+    def test_a_file_in_its_place_is_named(self, runs: Path) -> None:
         runs.parent.mkdir()
         runs.write_text("")
         with pytest.raises(UsageError, match=str(runs)):
@@ -114,7 +118,7 @@ class TestFolders:
 
 
 class TestFiles:
-    def test_whole_and_never_writable_by_others(self, tmp_path: Path) -> None:
+    def test_a_file_is_replaced_whole_and_is_never_writable_by_others(self, tmp_path: Path) -> None:
         file = tmp_path / "script.sh"
         old = os.umask(0)
         try:
@@ -208,7 +212,7 @@ class TestFiles:
         with pytest.raises(UsageError, match="file is not a folder; remove it, or set"):
             check_folder(tmp_path / "file" / "plan-1-x")
 
-    def test_the_umask_of_elements(self) -> None:
+    def test_elements_let_nobody_else_write(self) -> None:
         old = os.umask(0o002)
         try:
             assert umask_without_write() == 0o022

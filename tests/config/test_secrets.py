@@ -300,7 +300,7 @@ class TestProfiles:
         assert not has_mark(f"{it.value} {_describe(night)} {settings.rows()}")
 
     @pytest.mark.parametrize("key", ["export", "comment", "wckey", "extra"])
-    def test_an_option_with_one(self, key: str) -> None:
+    def test_an_option_that_holds_a_password_is_refused(self, key: str) -> None:
         night = profiles.get("general", config.Config()).with_options(
             **{key: f"PGPASSWORD={PLAIN}"}
         )
@@ -324,7 +324,7 @@ class TestProfiles:
     def test_a_line_that_names_its_place_is_taken(self, line: str) -> None:
         assert line in script.render("element.sh.j2", replace(SCRIPT, setup=[line]))
 
-    def test_a_template_with_this_processes_own(
+    def test_a_template_that_writes_a_password_is_refused(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("PGPASSWORD", PLAIN)
@@ -385,7 +385,9 @@ class TestMessages:
             assert not has_mark(str(caught.value))
         assert parse_arguments(measure, {"computed": "postgresql://me@h/db"})
 
-    def test_the_traceback_of_a_bug(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_traceback_of_a_bug_hides_passwords(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setenv("PGPASSWORD", SPECIAL)
         (tmp_path / "bug.py").write_text(
             "from astra import cli\n"

@@ -48,7 +48,7 @@ def _short_grace(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("n, limit", [(2000, 250)])
-def test_a_poisoned_night(url, n, limit):
+def test_a_poisoned_night_ends_with_every_row(url, n, limit):
     fill(n)
     (planned,) = create_plan(poisoned, BossVisitSpectrum, limit=limit)
     resume_local(planned.plan, 2, row_timeout=1.0)

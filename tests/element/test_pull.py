@@ -235,7 +235,7 @@ class TestSlurm:
             own = Attempt.select().join(Page).where(Page.number == Attempt.element)
             assert own.count() >= 1
 
-    def test_fewer_elements_than_pages(self, slurm: Slurm):
+    def test_fewer_elements_than_pages_run_all_of_them(self, slurm: Slurm):
         """Each array has its share of them, and pages beyond the last element are no less safe."""
         plan = plan_of(200, 10, row_s=0.001)
         done = submit(plan.pk, options={"max_elements": 3, "hold": True})
@@ -248,7 +248,7 @@ class TestSlurm:
         assert is_whole(plan) and elements().total() == 20 and set(elements()) <= {1, 2}
 
     @pytest.mark.parametrize("options", [{"pull": False}, {"pages_per_element": 1}])
-    def test_a_page_for_each_element(self, slurm: Slurm, options):
+    def test_without_pull_each_element_runs_its_own_page(self, slurm: Slurm, options):
         plan = plan_of(30, 10)
         submit(plan.pk, options=options)
         run_out(slurm)

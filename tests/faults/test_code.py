@@ -125,7 +125,7 @@ def test_what_a_tasks_code_does(pages, way, tmp_path_factory):
         assert len(_left_behind(tmp_path_factory.getbasetemp())) == 1
 
 
-def test_before_the_first_row(url):
+def test_a_task_that_raises_before_its_first_row_breaks_its_page(url):
     """No row is to blame: the rows stay pending, and the page records the exception."""
     fill(ROWS)
     (planned,) = create_plan(hopeless, BossVisitSpectrum)
@@ -149,7 +149,7 @@ def fragile(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
 """
 
 
-def test_in_its_import(url, tmp_path, monkeypatch):
+def test_a_task_that_cannot_be_imported_breaks_its_page(url, tmp_path, monkeypatch):
     """The module cannot be imported when elements run; once it is fixed, the plan continues."""
     module = tmp_path / "fragile.py"
     module.write_text(_MODULE)

@@ -157,7 +157,7 @@ def test_signals_of_scancel(faulty, tmp_path, moment):
     assert computed_once(computed, 1500) and ended_well(plan)
 
 
-def test_the_time_limit(faulty, tmp_path):
+def test_an_element_at_its_time_limit_stores_its_rows(faulty, tmp_path):
     """Of one minute, for longer work: drained as Slurm ends it, and resumed where it stood."""
     computed, fast = tmp_path / "computed", tmp_path / "fast"
     plan = plan_of(10, 10, row_s=12, slow_until=str(fast), computed=str(computed))

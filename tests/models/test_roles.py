@@ -265,7 +265,7 @@ def test_roles_work_in_a_schema_other_than_public(of: Url) -> None:
 
 
 class TestRefused:
-    def test_unknown_roles_and_words(self, of: Url) -> None:
+    def test_unknown_roles_and_rights_are_refused(self, of: Url) -> None:
         as_role(of, "owner")
         with pytest.raises(UsageError, match=r"no role 'night_readr'.*'night_reader'"):
             init_database((), ("night_readr:reads",))

@@ -139,12 +139,12 @@ def test_rows_know_their_instrument(tmp_path, sqlite_url):
 
 
 @pytest.mark.parametrize(("unit", "angstrom"), [("nm", 10), ("um", 1e4), ("Angstrom", 1), ("A", 1)])
-def test_wavelengths_in_units(tmp_path, unit, angstrom):
+def test_wavelengths_are_converted_to_angstrom(tmp_path, unit, angstrom):
     pixels = read_pixels(write(tmp_path / "a.fits", table_of(unit)))
     assert pixels.arrays["wavelength"] == pytest.approx(angstrom * 10**LOGLAM)
 
 
-def test_vectors_of_variable_length(tmp_path):
+def test_vectors_of_variable_length_are_read(tmp_path):
     columns = [
         fits.Column(name, "PD()", array=np.array([array, FLUX[:3]], dtype=object))
         for name, array in {"loglam": LOGLAM, "flux": FLUX, "ivar": FLUX}.items()

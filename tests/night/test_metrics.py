@@ -44,7 +44,7 @@ def samples(text: str) -> dict[str, float]:
     return found
 
 
-def test_nights_and_rows_by_state(url):
+def test_metrics_count_nights_and_rows_by_state(url):
     empty = samples(metrics())
     assert empty['astra_plans{state="running"}'] == 0
     assert not any(name.startswith(("astra_night", "astra_rows")) for name in empty)

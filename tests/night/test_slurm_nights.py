@@ -38,7 +38,7 @@ from tests.servers import Postgres, Slurm, folder, wait_for
 pytestmark = [pytest.mark.slurm, pytest.mark.postgres]
 
 
-def test_every_row_once(slurm):
+def test_every_row_is_computed_once(slurm):
     plan = plan_of(4000, 250)
     done = submit(plan, options={"throttle": 4})
     assert done.pages == 16 and [job.array for job in done.jobs] == ["1-16%4"]
@@ -267,7 +267,7 @@ def test_a_status_without_an_answer_is_unknown(slurm, tmp_path, monkeypatch):
     assert resume(plan).pages == 0
 
 
-def test_more_elements_than_connections(cluster, monkeypatch, tmp_path):
+def test_more_elements_than_connections_store_every_row(cluster, monkeypatch, tmp_path):
     """25 elements in four nodes' worth of slots, on a server that takes 10 connections."""
     with folder() as path:
         server = Postgres(path / "postgres", max_connections=10)
@@ -295,7 +295,7 @@ def test_more_elements_than_connections(cluster, monkeypatch, tmp_path):
             server.stop()
 
 
-def test_clocks_an_hour_apart(cluster, monkeypatch, tmp_path):
+def test_changes_are_seen_although_clocks_are_an_hour_apart(cluster, monkeypatch, tmp_path):
     """The database is an hour ahead of the nodes; a row is changed while it is processed."""
     (library,) = Path("/usr/lib").glob("*/faketime/libfaketime.so.1")
     with folder() as path:

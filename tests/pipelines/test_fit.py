@@ -11,7 +11,7 @@ from tests.pipelines.spectra import DWARF, observe
 
 
 @pytest.mark.parametrize("free_continuum", [True, False])
-def test_gradient_of_chi2(model, free_continuum):
+def test_the_gradient_of_chi2_is_that_of_differences(model, free_continuum):
     flux, ivar = observe(model, [DWARF], 50, np.random.default_rng(0))
     problem = Problem.of(model, on_pixels(flux, ivar), free_continuum)
     here, first = np.array([[0.45, 0.5, 0.4, 0.6]]), np.array([0])
@@ -21,7 +21,7 @@ def test_gradient_of_chi2(model, free_continuum):
         assert -2 * gradient[0, i] == pytest.approx((higher - lower) / 2e-5, rel=1e-4)
 
 
-def test_labels_without_noise(model):
+def test_labels_without_noise_are_recovered(model):
     labels = synthetic.random_labels(np.random.default_rng(8), 20, margin=0.1)
     found = fit(model, model.flux(labels), np.full((20, WAVELENGTH.size), 1e6))
     assert found.converged.all() and not found.at_edge.any()

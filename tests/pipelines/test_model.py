@@ -32,7 +32,7 @@ def test_the_model_knows_stars_that_it_has_not_seen(model):
 
 
 @pytest.mark.parametrize("labels", [DWARF, [2900, 5.3, 0.3, 0.3], [4400, 4.1, -0.9, 0.0]])
-def test_derivatives_of_the_flux(model, labels):
+def test_derivatives_of_the_flux_are_those_of_differences(model, labels):
     flux, jacobian = model.flux_and_jacobian(labels)
     assert flux == pytest.approx(model.flux(labels))
     for derivative, direction in zip(jacobian, np.diag([1.0, 1e-3, 1e-3, 1e-3]), strict=True):

@@ -120,7 +120,7 @@ def test_any_text_is_a_condition_or_refused(sqlite_url, text):
             Observed.select().where(found).sql()
 
 
-def test_times_uuids_and_null(table):
+def test_times_uuids_and_null_are_compared_as_the_database_does(table):
     Observed.insert(day=DAY, at=MOMENT.replace(tzinfo=None), seen=MOMENT, uid=UID).execute()
     (last,) = [len(ROWS) + 1]
     for text in (

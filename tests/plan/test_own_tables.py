@@ -164,7 +164,7 @@ def test_any_key_from_the_plan_to_the_results(others, task):
     assert held.plan is None and held.held == 2
 
 
-def test_the_same_directly(others):
+def test_a_direct_call_does_the_same_as_a_plan(others):
     with connection():
         for task, (model, output) in TASKS.items():
             rows = model.select()
@@ -221,7 +221,7 @@ def test_rows_are_taken_in_any_order(others):
     assert result.light_curve.mag == result.period
 
 
-def test_elements_in_other_processes(others):
+def test_elements_in_other_processes_find_the_keys(others):
     (planned,) = create_plan(periods, limit=5)
     done = astra("submit", planned.plan, "--local", "-j", 2, cwd=ROOT)
     assert done.returncode == 8, done.stdout + done.stderr  # every row has ended, one as a failure
@@ -231,7 +231,7 @@ def test_elements_in_other_processes(others):
 
 
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: task.__name__)
-def test_results_of_keys_of_any_kind(others, task):
+def test_results_are_found_by_keys_of_any_kind(others, task):
     model, _ = TASKS[task]
     run_and_check(task)
     found = StoredResults(task)

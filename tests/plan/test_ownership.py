@@ -118,7 +118,7 @@ def test_what_a_direct_call_has_stored_counts(url: str) -> None:
         create_plan(remeasure)
 
 
-def test_results_of_spectra_by_a_task_on_sources(url: str) -> None:
+def test_results_of_spectra_by_a_task_on_sources_keep_others_out(url: str) -> None:
     init_database()
     fill(4)
     (sources,) = create_plan(of_sources)

@@ -86,7 +86,7 @@ def test_order_is_total(url):
     assert [pk for page in pages for pk in page] == expected and pages[4] == []
 
 
-def test_one_row_per_group(url):
+def test_one_row_of_each_group_is_pending(url):
     fill(30)
     rows = list(query_of(per_source))
     assert len([r for r in rows if r.source_pk]) == 5
@@ -129,7 +129,7 @@ def test_a_wrong_limit_or_page_is_refused(sqlite_url, options):
         generate_queries_for_task(measure, **options)
 
 
-def test_tasks_on_sources(url):
+def test_tasks_on_sources_have_pending_sources(url):
     fill(10)
     ((model, query),) = generate_queries_for_task(on_sources)
     assert model is Source and query.count() == 5

@@ -42,7 +42,7 @@ def plan_of(**options):
     return create_plan(measure, BossVisitSpectrum, **options)[0]
 
 
-def test_frozen_into_pages(url):
+def test_pending_rows_are_frozen_into_pages(url):
     fill(25)
     planned = plan_of(limit=10)
     assert (planned.pages, planned.rows) == (3, 25)

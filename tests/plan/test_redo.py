@@ -165,7 +165,7 @@ def test_why_says_what_has_changed_since_a_result(labels, tmp_path_factory, monk
         object.__setattr__(relabel.__astra__, "revision", 1)
 
 
-def test_all_failed_and_older_than(labels):
+def test_redo_takes_all_failed_or_older_rows(labels):
     run(arguments={"bad": 2, "none": 3})
     assert stored().keys() == {1, 4, 5, 6}
     with connection():

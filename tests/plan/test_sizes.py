@@ -49,7 +49,7 @@ def test_rows_fill_the_time_and_limits_have_a_margin():
     assert four.limit == (1800 - 30) / 2 and four.element_s == 7200 and four.elements == 283
 
 
-def test_defaults_without_experience():
+def test_without_attempts_the_defaults_are_used():
     found = sized(had=None)
     assert (found.limit, found.time, found.mem, found.element_s) == (1000, None, None, None)
     assert "--probe" in found.notes[0]
@@ -74,7 +74,7 @@ def test_pages_are_cut_to_fit_the_partition_and_maintenance():
     assert "not even one row fits" in none.notes[0] and "more than the 512M" in none.notes[1]
 
 
-def test_a_target_shorter_than_a_row():
+def test_a_target_shorter_than_a_row_gives_pages_of_one_row():
     found = sized(10.0)
     assert found.limit == 1 and "one row alone" in found.notes[0]
 
@@ -131,7 +131,7 @@ def test_a_probe_is_a_plan_of_its_own(pg_url):
     assert not other.experience.same_arguments and "had these arguments" in other.notes[0]
 
 
-def test_the_command_line(pg_url):
+def test_a_time_and_a_page_size_exclude_each_other(pg_url):
     fill(60)
     words = ["estimate", "tests.sample_tasks.costly", "--time", "90s", "--set", "row_s=0.01"]
     told = CliRunner().invoke(main, [*words, "--probe"], catch_exceptions=False)

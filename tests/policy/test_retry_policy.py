@@ -84,7 +84,7 @@ class TestRules:
         made = step("OUT_OF_MEMORY", base={"mem": "8G"}, used={"mem": "2G"})
         assert made.options == () and "mem 8G instead of 2G" in made.explanation
 
-    def test_memory_per_cpu(self):
+    def test_memory_per_cpu_grows_without_the_limit_of_a_node(self):
         had = {"mem_per_cpu": "500M"}
         made = step("OUT_OF_MEMORY", base=had, used=had, allowed=PartitionLimits(max_mem_mb=100))
         assert made.options == (("mem_per_cpu", "750M"),)
@@ -179,13 +179,13 @@ class TestNodes:
             (p, None, n) for p, n in good.items()
         ]
 
-    def test_failures_that_gather_at_a_node(self):
+    def test_failures_that_gather_at_a_node_exclude_it(self):
         bad = {1: "n1", 2: "n1", 3: "n1", 4: "n2"}
         good = {n: "n2" for n in range(5, 15)}
         assert list(bad_nodes(self.ends(bad, good), 3)) == ["n1"]
         assert bad_nodes(self.ends(bad, good), 4) == {} == bad_nodes(self.ends(bad, good), 0)
 
-    def test_failures_that_go_with_the_page(self):
+    def test_failures_that_follow_a_page_exclude_no_node(self):
         ends = [(p, End("FAILED", n), n) for p in (1, 2, 3) for n in ("n1", "n2")]
         assert bad_nodes([*ends, *self.ends({}, {9: "n3", 8: "n1", 7: "n2"})], 3) == {}
 

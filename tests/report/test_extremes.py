@@ -79,7 +79,7 @@ def many_failures(n_pages: int, n_failures: int, n_kinds: int) -> int:
 
 
 @pytest.mark.postgres
-def test_a_long_plan_with_many_failures(pg_url, browser, tmp_path):
+def test_a_long_plan_with_many_failures_is_readable(pg_url, browser, tmp_path):
     plan = many_failures(1000, 5000, 40)
     report = report_of([plan])
     assert (report.n_rows, report.n_pages, report.rows["failed"]) == (100_000, 1000, 5000)
@@ -116,7 +116,7 @@ def test_a_bar_of_one_colour_is_not_drawn(sqlite_url, browser, tmp_path):
     mixed.close()
 
 
-def test_a_plan_without_pages(sqlite_url, browser, tmp_path):
+def test_a_plan_without_pages_has_no_rows_to_process(sqlite_url, browser, tmp_path):
     plan = planned(10, run=False)
     Page.delete().where(Page.plan == plan).execute()
     Plan.update(n_pages=0, n_rows=0).where(Plan.pk == plan).execute()
@@ -125,7 +125,7 @@ def test_a_plan_without_pages(sqlite_url, browser, tmp_path):
     page.close()
 
 
-def test_cancelled_before_and_after_it_began(sqlite_url, browser, tmp_path):
+def test_a_cancelled_plan_is_shown_as_cancelled(sqlite_url, browser, tmp_path):
     untouched = planned(20, run=False)
     cancel(untouched)
     begun = planned(20)
@@ -177,7 +177,7 @@ def test_texts_are_clipped_without_their_secrets():
     assert clipped("a" * 10, 4) == "aa … 6 characters left out … aa"
 
 
-def test_times_in_both_zones(monkeypatch):
+def test_times_are_written_in_both_zones(monkeypatch):
     import time
 
     moment = datetime(2026, 11, 24, 23, 30, 5, tzinfo=UTC)

@@ -103,7 +103,7 @@ def test_several_plans_are_one_night_and_are_compared(sqlite_url):
     assert "the night before" in page and "night of 24 November" in page
 
 
-def test_a_plan_that_nothing_ran_of(sqlite_url, browser, tmp_path):
+def test_a_plan_of_which_nothing_ran_says_what_to_type(sqlite_url, browser, tmp_path):
     fill(10)
     plan = made(10, 5, run=False)
     report = report_of([plan])
@@ -114,7 +114,7 @@ def test_a_plan_that_nothing_ran_of(sqlite_url, browser, tmp_path):
     page.close()
 
 
-def test_means_over_bins():
+def test_means_over_bins_are_weighted():
     edges = np.array([0.0, 1.0, 2.0, 4.0]) + 1.8e9
     starts, ends = np.array([0.5, 0.0, 3.0]) + 1.8e9, np.array([1.5, 4.0, 3.0]) + 1.8e9
     assert mean_over(starts, ends, edges) == pytest.approx([1.5, 1.5, 1.0])
@@ -130,7 +130,7 @@ def test_a_histogram_holds_every_value():
     assert sum(histogram(np.array([1.0])).counts) == 1
 
 
-def test_times_and_sizes_in_words():
+def test_durations_are_written_in_words():
     said = [duration(s) for s in (0, 0.0042, 1.5, 75, 3600, 7265, 200_000)]
     assert said == ["0 s", "4.2 ms", "1.5 s", "1 min 15 s", "1 h", "2 h 1 min", "2 d 7 h"]
 
@@ -203,7 +203,7 @@ def in_trouble() -> int:
     return plan
 
 
-def test_in_a_browser(sqlite_url, browser, tmp_path):
+def test_the_report_works_in_a_browser(sqlite_url, browser, tmp_path):
     text = html(report_of([in_trouble()]))
     assert SECRET not in text and "alert(1)</script>" not in text
     page = opened(browser, text, tmp_path)
@@ -303,7 +303,7 @@ def many_pages(n: int) -> int:
     return plan
 
 
-def test_100_000_pages(pg_url, browser, tmp_path):
+def test_a_report_of_100_000_pages_stays_small(pg_url, browser, tmp_path):
     plan = many_pages(100_000)
     began = time.monotonic()
     report = report_of([plan])

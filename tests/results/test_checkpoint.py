@@ -135,7 +135,7 @@ def test_results_that_are_too_long_for_a_statement_are_written_by_several(pg_url
     assert "PostgreSQL takes no statement of 2" in failure.message
 
 
-def test_arrays_of_the_database_with_one_and_two_dimensions(pg_url):
+def test_arrays_of_one_and_two_dimensions_are_stored(pg_url):
     Matrix.create_table()
     yielding(
         Matrix,
@@ -251,7 +251,7 @@ def test_a_bad_key_does_not_end_the_page(url):
     assert failures()[5].exception == "BadKey" and "64 bits" in failures()[5].message
 
 
-def test_rows_without_a_key_and_further_results_of_a_row(url):
+def test_later_results_of_a_row_replace_earlier_ones(url):
     fill(3)
 
     @task
@@ -317,7 +317,7 @@ def test_failures_are_of_the_table_that_their_row_stands_in(url):
     assert NoResult.select().count() == 0
 
 
-def test_an_exception_without_a_text(url):
+def test_an_exception_without_a_text_is_recorded(url):
     fill(3)
 
     class Mute(Exception):

@@ -22,7 +22,7 @@ from tests.own_tables import LightCurve, Period
 from tests.sample_tasks import Measured, OfSource, fill, measure
 
 
-def test_it_bears_the_times_of_the_database(url):
+def test_a_result_has_the_times_of_the_database(url):
     fill(3)
     results = list(measure(BossVisitSpectrum.select()))
     with connection():

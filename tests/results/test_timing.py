@@ -47,7 +47,7 @@ def check_costs(attempt: Attempt, n_rows: int, row_s: float, load_s: float, mb: 
     assert mb < attempt.max_rss_mb < mb + 90
 
 
-def test_done_failed_and_nothing(url):
+def test_rows_that_end_in_any_way_are_timed(url):
     plan = plan_of(40, 20, row_s=0.02, load_s=0.3, mb=100, raise_every=10, nothing_every=7)
     resume_local(plan)
     first, second = attempts()
@@ -90,7 +90,7 @@ def test_a_killed_attempt_keeps_those_of_its_last_checkpoint(pg_url):
     assert 50 < attempt.max_rss_mb < 200
 
 
-def test_died_with_a_row(pg_url):
+def test_an_attempt_that_died_keeps_its_measurements(pg_url):
     """The next attempt starts in a process that its parent has ready."""
     resume_local(plan_of(30, 30, mb=50, kill_at=20, write_frequency=0.1, row_s=0.02))
     died, *others, last = attempts()

@@ -105,7 +105,7 @@ def test_an_end_that_the_accounting_missed_is_an_administrators_concern(url, mon
     assert any(line.startswith("sacctmgr show runawayjobs   ") and "7_2" in line for line in advice)
 
 
-def test_on_slurm(slurm: Slurm, monkeypatch):
+def test_a_page_that_a_requeued_element_claimed_is_not_submitted(slurm: Slurm, monkeypatch):
     """Slurm requeues a cancelled element, which claims its page as that is submitted again."""
     plan = plan_of(10, 10)
     (job,) = submit(plan.pk, options={"hold": True}).jobs

@@ -149,7 +149,7 @@ class TestSlurm:
         restored.run("scontrol", "requeue", job)
         restored.wait_job(job, "COMPLETED")
 
-    def test_the_limit_on_submitted_jobs(self, restored: Slurm) -> None:
+    def test_the_limit_on_submitted_jobs_holds(self, restored: Slurm) -> None:
         restored.set_max_submit(3)
         with pytest.raises(ServerError, match="AssocMaxSubmitJobLimit"):
             self.submit(restored, "true", "--array=1-4")

@@ -73,7 +73,7 @@ class TestRefusals:
     def test_what_sbatch_prints(self, output: str, job: parse.JobId | None) -> None:
         assert parse_submission(output) == job
 
-    def test_the_size_of_arrays(self) -> None:
+    def test_the_size_of_arrays_is_read_from_the_configuration(self) -> None:
         text = "MaxArraySize            = 1001\nSchedulerParameters     = bf_interval=1{}\n"
         assert parse_max_array_size(text.format("")) == 1001
         assert parse_max_array_size(text.format(",max_array_tasks=100")) == 101
@@ -132,14 +132,16 @@ class TestNoAnswer:
         commands(sbatch="echo '17;big'; echo 'spank: a plugin failed' >&2; exit 1")
         assert client.submit(Path("x.sh")) == parse.JobId(17, "big")
 
-    def test_a_missing_command(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_missing_command_is_named_with_its_remedy(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setenv("PATH", "/nowhere")
         with pytest.raises(SlurmError, match="sbatch is not on PATH: load the module") as caught:
             client.submit(Path("x.sh"))
         assert not isinstance(caught.value, SlurmUnknown)
         assert not command.available()
 
-    def test_a_machine_without_slurms_configuration(self, commands: Commands) -> None:
+    def test_a_machine_without_slurms_configuration_is_recognised(self, commands: Commands) -> None:
         commands(
             squeue="echo 'squeue: fatal: Could not establish a configuration source' >&2; exit 1"
         )
@@ -330,7 +332,9 @@ class TestReal:
             (tmp_path / "dos.sh").write_bytes(b"#!/bin/bash\r\ntrue\r\n")
             client.submit(tmp_path / "dos.sh")
 
-    def test_the_limit_of_submitted_jobs(self, real: None, tmp_path: Path) -> None:
+    def test_a_refusal_at_the_limit_of_submitted_jobs_is_recognised(
+        self, real: None, tmp_path: Path
+    ) -> None:
         def set_limit(most: int) -> None:
             words = f"-i modify user root where account=sdss set MaxSubmitJobs={most}"
             command.run(["sacctmgr", *words.split()])
@@ -355,7 +359,9 @@ class TestReal:
             client.cancel(one)
         assert client.find(parse.JobId(0, name=name)) == [job]
 
-    def test_elements_of_a_mixed_array(self, real: None, tmp_path: Path) -> None:
+    def test_elements_of_a_mixed_array_each_have_their_state(
+        self, real: None, tmp_path: Path
+    ) -> None:
         body = "case $SLURM_ARRAY_TASK_ID in 1) exit 0;; 2) exit 3;; 3) kill -9 $$;; *) sleep 99;; esac"
         job = client.submit(script(tmp_path, body, "--array=1-8%5"))
         states = lambda: {i: client.elements([job]).of(job.job_id, i).state for i in range(1, 9)}  # noqa: E731

@@ -186,7 +186,7 @@ def test_reasons_that_no_time_removes(reason):
         "Nodes required for job are DOWN, DRAINED or reserved for jobs in higher priority partitions",
     ],
 )  # fmt: skip
-def test_reasons_that_pass(reason):
+def test_reasons_that_pass_do_not_need_a_person(reason):
     assert not never_starts(reason)
 
 

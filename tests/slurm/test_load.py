@@ -114,7 +114,7 @@ def twenty_tasks(folder: Path, monkeypatch) -> str:
 
 @pytest.mark.slurm
 @pytest.mark.postgres
-def test_a_night_of_20_tasks(slurm, tmp_path, monkeypatch, calls):
+def test_a_night_of_20_tasks_calls_slurm_rarely(slurm, tmp_path, monkeypatch, calls):
     """40 elements, of which 30 run at once; each command is called a bounded number of times."""
     write(tmp_path, twenty_tasks(tmp_path, monkeypatch), monkeypatch)
     fill(20)

@@ -29,7 +29,7 @@ def ran(n: int, **arguments) -> None:
     run_here(create_plan(measure, BossVisitSpectrum, arguments=arguments)[0].plan)
 
 
-def test_results_in_all_forms(url, monkeypatch):
+def test_results_are_printed_in_all_forms(url, monkeypatch):
     assert "has stored no result" in astra("results", TASK).output
     assert json.loads(astra("results", TASK, "--json").stdout) == []
     monkeypatch.setattr(module, "CHUNK", 10)
@@ -53,7 +53,7 @@ def test_results_in_all_forms(url, monkeypatch):
     assert "and more (--limit N" in astra("results", TASK).output
 
 
-def test_results_of_some_keys(url, tmp_path, monkeypatch):
+def test_results_of_chosen_keys_are_printed(url, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "CHUNK", 2)
     ran(6)
     rows = astra("results", TASK, "--json", "--keys", "5,3,99,4")

@@ -82,7 +82,7 @@ def test_a_plan_before_and_after_its_run(url):
     assert_sound(plan, result=35)
 
 
-def test_failures_and_rows_without_result(url):
+def test_failures_and_rows_without_result_are_consistent(url):
     plan = run(plan_of(60, raise_every=7, null_every=10, nothing_every=11))
     bad = {k for k in range(1, 61) if k % 7 == 0}
     nothing = {k for k in range(1, 61) if k % 11 == 0} - bad
@@ -191,7 +191,7 @@ def test_an_input_that_was_deleted(url):
     assert assert_sound(plan, result=29, failure=1).inputs_gone == 1
 
 
-def test_a_plan_on_sources(url):
+def test_a_missing_result_of_a_source_is_found(url):
     fill(3, sources=8)
     (planned,) = create_plan(on_sources, Source, limit=3)
     run_here(planned.plan)
@@ -345,7 +345,7 @@ def test_an_outcome_that_does_not_exist(url):
     assert {b.check for b in verify(plan).breaches} >= {"shape"}
 
 
-def test_a_key_that_stands_twice(url):
+def test_a_key_that_stands_twice_is_found(url):
     plan = plan_of(30)
     page = Page.get(Page.number == 1)
     page.keys = [*page.keys[:-1], 5]
@@ -353,7 +353,7 @@ def test_a_key_that_stands_twice(url):
     assert [(b.check, b.page, b.key) for b in verify(plan).breaches] == [("key-twice", 1, 5)]
 
 
-def test_two_attempts_at_once(url):
+def test_two_running_attempts_of_a_page_are_found(url):
     plan = run(plan_of(10))
     first = Attempt.get()
     Attempt.insert(

@@ -91,7 +91,7 @@ def said(*words: str) -> str:
     return done.output
 
 
-def test_the_story_of_a_row(stones):
+def test_the_history_of_a_row_is_in_order(stones):
     story = history_of(weigh, "a")
     assert story.pending and not story.results + story.plans and "no result at" in story.why
     assert story.next == f"astra plan {NAME} --keys a"
@@ -159,7 +159,7 @@ def test_a_failure_that_is_not_taken_again(stones):
     assert "up to date" in history_of(weigh, "a").why and history_of(weigh, "a").ends == ()
 
 
-def test_a_key_of_two_columns(stones):
+def test_a_key_of_two_columns_is_accepted_in_both_forms(stones):
     run(weigh_plates)
     story = history_of(weigh_plates, '["2024-01-01", 3]')
     assert len(story.results) == 1 and f"--keys '{story.key}' --redo all" in story.next
@@ -185,7 +185,7 @@ def of_either(rows: Iterable[Numbered | Stone]) -> Iterable[OfEither]:
         yield OfEither.from_row(row)
 
 
-def test_a_key_of_the_second_input_model_only(url):
+def test_a_key_of_the_second_input_model_only_is_found(url):
     with connection():
         for model in (Numbered, Stone, OfEither):
             model.create_table()

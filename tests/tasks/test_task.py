@@ -30,7 +30,7 @@ def stored() -> list[int]:
     return sorted(m.spectrum_pk for m in Measured.select())
 
 
-def test_published_examples(url, capsys):
+def test_the_published_examples_run(url, capsys):
     fill(20)
     rows = BossVisitSpectrum.select()
     for result in measure(rows, batch_size=500, write_frequency=60):
@@ -41,7 +41,7 @@ def test_published_examples(url, capsys):
     assert "BossVisitSpectrum>: 20 spectra to process" in capsys.readouterr().out
 
 
-def test_bare_with_arguments_and_at_the_call(url):
+def test_keywords_are_given_bare_with_arguments_or_at_the_call(url):
     fill(10)
 
     @task(batch_size=4)
