@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from types import MappingProxyType
 
-from astra.errors import SlurmError, SlurmUnknown
+from astra.errors import SlurmUnknown
 from astra.states import SlurmState
 
 
@@ -190,14 +190,17 @@ def _keys(job: str, name: str, names: Names) -> list[Key]:
 
 
 def _state(word: str, reason: str | None) -> tuple[SlurmState | None, str | None]:
-    """Parse a state; an unknown word leaves this one element unknown, and no other."""
-    try:
-        state = slurm_state(word)
-    except SlurmError:
+    """Parse a state, which sacct may follow with more text: ``CANCELLED by 0``.
+
+    An unknown word leaves this one element unknown, and no other.
+    """
+    first = word.partition(" ")[0].rstrip("+")
+    state = _SLURM_WORDS.get(first)
+    if state is None:
         return None, f"Slurm calls it {word}, a state that astra does not know"
     if state is SlurmState.RUNNING:  # Slurm still shows what it waited for
-        return state, word if word.split()[0] in _STOPPED_WORDS else None
-    held = word.split()[0] in _HELD_WORDS and not never_starts(reason)
+        return state, word if first in _STOPPED_WORDS else None
+    held = first in _HELD_WORDS and not never_starts(reason)
     return state, word if held else reason
 
 
@@ -376,23 +379,6 @@ _SLURM_WORDS = {
     "SPECIAL_EXIT": SlurmState.PENDING,
     "RESV_DEL_HOLD": SlurmState.PENDING,
 }
-
-
-def slurm_state(word: str) -> SlurmState:
-    """Parse Slurm's word for a state, which sacct may follow with more text.
-
-    >>> slurm_state("CANCELLED by 0")
-    <SlurmState.CANCELLED: 'CANCELLED'>
-
-    Raises
-    ------
-    SlurmError
-        If the word is not one of Slurm's: nothing is concluded from it.
-    """
-    first = word.split()[0].rstrip("+") if word.strip() else ""
-    if first not in _SLURM_WORDS:
-        raise SlurmError(f"Slurm state {word!r} is not known to astra; nothing follows from it")
-    return _SLURM_WORDS[first]
 
 
 #: States of jobs that somebody has to release.
