@@ -13,6 +13,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cache, partial
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -178,11 +179,7 @@ def get(name: str | None, config: Config) -> Profile:
     """
     if name is None:
         name = "default" if "default" in config.profiles else "general"
-    profile = Profile(name)
-    for layer, table, file in reversed(_layers(name, config)):
-        keys = {key: value for key, value in table.items() if key != "extends"}
-        profile = _applied(profile, keys, layer, f"{file}: [profiles.{layer}]")
-    return profile
+    return replace(_merged(name, config), name=name)
 
 
 def directives(profile: Profile) -> list[tuple[str, str | None]]:
@@ -193,47 +190,40 @@ def directives(profile: Profile) -> list[tuple[str, str | None]]:
     ]
 
 
-Layer = tuple[str, Mapping[str, object], str]  # name, keys, file
+def _merged(name: str, config: Config, above: tuple[tuple[str, str], ...] = ()) -> Profile:
+    """Return a profile on top of those that it extends.
 
-
-def _layers(name: str, config: Config) -> list[Layer]:
-    """Return the profile and those that it extends, nearest first."""
-    layers: list[Layer] = []
-    wanted: str | None = name
-    seen: list[tuple[str, str]] = []
-    while wanted is not None:
-        # A profile that extends its own name extends the shipped profile of that name.
-        shipped = layers and layers[-1][0] == wanted and wanted in config.profiles
-        layer = _layer(
-            wanted, config, shipped=bool(shipped), asked_by=layers[-1] if layers else None
+    Those `above` extend it, the nearest last, each with its file.
+    """
+    # A profile that extends its own name extends the shipped profile of that name.
+    is_shipped = name not in config.profiles or (above and above[-1][0] == name)
+    tables = _shipped() if is_shipped else config.profiles
+    file = str(_shipped_file() if is_shipped else config.path or "configuration")
+    if name not in tables:
+        whose = f"{above[-1][1]}: [profiles.{above[-1][0]}] extends {name!r}: " if above else ""
+        raise ConfigError(f"{whose}no profile {name!r}. {nearest(name, names(config))}")
+    if (name, file) in above:
+        circle = " -> ".join([*(n for n, _ in above), name])
+        raise ConfigError(f"{file}: profiles extend each other in a circle: {circle}")
+    place, keys = f"{file}: [profiles.{name}]", dict(tables[name])
+    extended = keys.pop("extends", None)
+    if not isinstance(extended, str | None):
+        raise ConfigError(
+            f'{place} extends = {extended!r}: should be the name of one profile, such as "general"'
         )
-        if (wanted, layer[2]) in seen:
-            circle = " -> ".join([*(n for n, _ in seen), wanted])
-            raise ConfigError(f"{layer[2]}: profiles extend each other in a circle: {circle}")
-        seen.append((wanted, layer[2]))
-        layers.append(layer)
-        extends = layer[1].get("extends")
-        if extends is not None and not isinstance(extends, str):
-            raise ConfigError(
-                f"{layer[2]}: [profiles.{layer[0]}] extends = {extends!r}: should be the name of "
-                'one profile, such as "general"'
-            )
-        wanted = extends
-    return layers
+    base = Profile(name)
+    if extended is not None:
+        base = _merged(extended, config, (*above, (name, file)))
+    return _applied(base, keys, name, place)
 
 
-def _layer(name: str, config: Config, shipped: bool, asked_by: Layer | None) -> Layer:
-    if name in config.profiles and not shipped:
-        return name, config.profiles[name], str(config.path or "configuration")
-    if name in _shipped():
-        return name, _shipped()[name], str(shipped_files.config_dir() / "profiles.toml")
-    whose = f"{asked_by[2]}: [profiles.{asked_by[0]}] extends {name!r}: " if asked_by else ""
-    raise ConfigError(f"{whose}no profile {name!r}. {nearest(name, names(config))}")
+def _shipped_file() -> Path:
+    return shipped_files.config_dir() / "profiles.toml"
 
 
 @cache
 def _shipped() -> Mapping[str, Mapping[str, object]]:
-    file = shipped_files.config_dir() / "profiles.toml"
+    file = _shipped_file()
     try:
         tables = tomllib.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
