@@ -78,7 +78,7 @@ def run_local(
         end_submission(submission)
         for number, handler in previous.items():
             signal.signal(number, handler)
-    if processes.stopped:
+    if processes.n_signals:
         raise interrupted(plan)
     message = None
     if processes.failed:
@@ -129,8 +129,8 @@ def _run_elements(
     """Start elements, `n_processes` at a time, until all have ended or no page is free."""
     queue = list(elements)
     shown = 0.0
-    while (queue or processes.running) and not processes.stopped:
-        while queue and len(processes.running) < n_processes and not processes.stopped:
+    while (queue or processes.running) and not processes.n_signals:
+        while queue and len(processes.running) < n_processes and not processes.n_signals:
             processes.start(queue.pop(0))
         if processes.reap():  # an element that succeeds has found no free page
             queue.clear()
@@ -172,7 +172,7 @@ class _Processes:
             *element_arguments(plan, self.token, row_timeout),
         ]  # fmt: skip
         self.running: dict[int, subprocess.Popen[bytes]] = {}
-        self.stopped = self.stop_requested = self.at_once = False
+        self.n_signals = 0  # the first asks the elements to stop, the second kills them
         self.failed: dict[int, int] = {}  # element: exit status
 
     def start(self, element: int) -> None:
@@ -210,18 +210,16 @@ class _Processes:
         return succeeded
 
     def ask_to_stop(self) -> None:
-        """Send SIGTERM to all processes that run, and start no more."""
-        self.stopped = True
+        """Send SIGTERM to all processes that run."""
         for process in self.running.values():
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
 
     def end(self) -> None:
         """Terminate all elements that still run."""
-        if any(process.poll() is None for process in self.running.values()):
-            self.ask_to_stop()
+        self.ask_to_stop()
         deadline = time.monotonic() + config.current().element.grace_s + _STORING_S
-        while self.running and time.monotonic() < deadline and not self.at_once:
+        while self.running and time.monotonic() < deadline and self.n_signals < 2:
             self.reap()
             time.sleep(_POLL_S / 2)
         for process in self.running.values():
@@ -234,8 +232,7 @@ def _stop_on_signals(processes: _Processes) -> dict[int, Handler]:
     """Handle SIGINT and SIGTERM by asking the processes to stop; return the previous handlers."""
 
     def on_signal(number: int, frame: object) -> None:
-        """Ask the elements to stop at the first signal; kill them at the second."""
-        processes.at_once, processes.stop_requested = processes.stop_requested, True
+        processes.n_signals += 1
         processes.ask_to_stop()
 
     return {n: signal.signal(n, on_signal) for n in (signal.SIGINT, signal.SIGTERM)}
