@@ -50,25 +50,22 @@ def _numbers(version: str) -> list[int]:
 def configuration() -> Iterator[Finding]:
     """Check each file of the configuration, variables and profiles."""
     part = "configuration"
-    all_measured = True
-    try:
-        used = settings.current().path
-        yield ok(part, f"{used} is used" if used else "no file: defaults are used (astra init)")
-    except ConfigError as error:
-        yield of_error(part, error)
-        used, all_measured = None, False
-    cwd = Path.cwd()
-    for file in settings.usual_files(os.environ, cwd) if all_measured else ():
-        if file.is_file() and file != used:
-            yield from _other_file(file)
     for name in sorted(os.environ):
         if name.startswith("ASTRA_") and name not in (*settings.VARIABLES, "ASTRA_NIGHT_STATE"):
             hint = nearest(name, settings.VARIABLES)
             yield warning(
                 part, f"no variable {name} is known; it is ignored", f"{hint} unset {name}"
             )
-    if all_measured:
-        yield from findings(part, _profiles)
+    try:
+        used = settings.current().path
+    except ConfigError as error:
+        yield of_error(part, error)
+        return
+    yield ok(part, f"{used} is used" if used else "no file: defaults are used (astra init)")
+    for file in settings.usual_files(os.environ, Path.cwd()):
+        if file.is_file() and file != used:
+            yield from _other_file(file)
+    yield from findings(part, _profiles)
 
 
 def _other_file(file: Path) -> Iterator[Finding]:
