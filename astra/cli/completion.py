@@ -13,7 +13,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from astra import api
-from astra.config.units import is_number
+from astra.config.units import is_number, written_moment
 from astra.states import PlanState, SlurmState
 
 Pairs = Iterator[tuple[str, str]]
@@ -91,7 +91,7 @@ def plans(ctx: click.Context) -> Pairs:
         return  # completion must not create a file
     for p in api.plans(30):
         remaining = f"{p.pending:,} of {p.rows:,} rows left"
-        yield str(p.plan), f"{p.task} on {p.input_model}, {p.created:%m-%d %H:%M}, {remaining}"
+        yield str(p.plan), f"{p.task} on {p.input_model}, {written_moment(p.created)}, {remaining}"
 
 
 def profiles(ctx: click.Context) -> Pairs:

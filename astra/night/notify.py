@@ -27,6 +27,7 @@ from urllib.parse import urlsplit
 from astra.config import secrets
 from astra.config.nights import NightSettings, Notify
 from astra.config.startup import printable
+from astra.config.units import written_moment
 from astra.database.connection import connection
 from astra.database.threads import in_thread
 from astra.models.nights import Night
@@ -77,7 +78,7 @@ def compose(night: NightStatus) -> tuple[str, str]:
     )
     lines = [f"{subject} (night {night.night}).", numbers]
     if night.ended:
-        began, ended = (f"{t.astimezone():%Y-%m-%d %H:%M %Z}" for t in (night.began, night.ended))
+        began, ended = map(written_moment, (night.began, night.ended))
         lines.append(
             f"It ran from {began} to {ended}, with {night.retries:,} retries and "
             f"{night.cpu_h:,.2f} CPU hours."

@@ -219,7 +219,7 @@ def _next_steps(plan: Plan, pages: Pages) -> tuple[list[NextStep], list[str]]:
     except AstraError as error:
         return [], [f"the next step of the unfinished pages is unknown: {error}"]
     notes = [
-        f"node {e.node} is excluded until {e.until:%Y-%m-%d %H:%M:%S}: {e.reason}"
+        f"node {e.node} is excluded until {written_moment(e.until)}: {e.reason}"
         for e in excluded_nodes().values()
         if pages.tally.keys() - {PageState.DONE}
     ]

@@ -208,7 +208,7 @@ def test_a_night_in_which_the_clocks_go_back_says_which_time_is_meant(sqlite_url
             moments = {"began": began, "ended": began + timedelta(minutes=20)}
             Night.update(**moments, whole=True).where(Night.pk == made.pk).execute()
         said = compose(night_of("survey"))[1]
-        assert "ran from 2026-10-25 02:50 CEST to 2026-10-25 02:10 CET, with" in said
+        assert "ran from 2026-10-25 02:50:00 CEST to 2026-10-25 02:10:00 CET, with" in said
         shown = CliRunner().invoke(main, ["nights"]).output
         assert "2026-10-25 02:50:00 CEST  2026-10-25 02:10:00 CET" in shown
     finally:

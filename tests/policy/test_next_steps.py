@@ -9,6 +9,7 @@ import pytest
 from astra.config import settings
 from astra.config.profiles import choose_profile
 from astra.config.retry_rules import RULES
+from astra.config.units import written_moment
 from astra.database.connection import connection, dialect, writing
 from astra.element.claiming import claim_page, this_process
 from astra.models import BossVisitSpectrum
@@ -171,7 +172,8 @@ class TestOnSlurm:
         made = resume(plan)
         script = Path(made.jobs[0].script).read_text()
         assert made.pages == lost and "--exclude=n1\n" in script and "--cpus-per-task=8" in script
-        assert any("node n1 is excluded until" in note for note in status(plan).notes)
+        until = written_moment(Exclusion.get().until)
+        assert any(f"node n1 is excluded until {until}:" in note for note in status(plan).notes)
         run_out(slurm)
         assert status(plan).state == "whole" and resume(plan).pages == 0
         # It expires, and a node that Slurm does not know is never named.
