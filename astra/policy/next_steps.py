@@ -46,8 +46,9 @@ class NextStep:
     explanation: str
 
 
-#: States in which an element may end before it starts; this says nothing of its page.
-_ENDS_OF_QUEUED = (SlurmState.CANCELLED, SlurmState.DEADLINE)
+#: States in which an element may end before it starts; this says nothing of its page. Nor does an
+#: end of which Slurm does not say, as its accounting is unavailable, or was purged.
+_ENDS_OF_QUEUED = (SlurmState.CANCELLED, SlurmState.DEADLINE, SlurmState.ABSENT, None)
 
 
 def next_steps(

@@ -35,6 +35,24 @@ from tests.sample_tasks import Measured, fill, hungry, measure
 from tests.servers import Slurm, wait_for
 
 
+@pytest.mark.parametrize("accounting", [True, False])
+def test_a_page_that_nobody_began_uses_up_no_retry_if_slurm_cannot_say_its_end(url, accounting):
+    """The accounting was purged, or gives no answer, and squeue has forgotten the array."""
+    plan = plan_of(20, 10)
+    pool_of(plan)
+    with connection(), writing():
+        claim_page(plan, 2, Submission.get(), 2, this_process("local", Path()))
+        Submission.update(
+            kind="slurm", job_id=7, job_name="j", elements=[1, 2], created="2026-01-01"
+        ).execute()
+        Attempt.update(seen="2026-01-01").execute()
+    pages = read_pages(plan, Answer(accounting=accounting), True)
+    assert pages.states == [PageState.LOST] * 2
+    queued, begun = next_steps.next_steps(plan, pages)
+    assert (begun.end.no_row_ended, queued.end.no_row_ended) == (True, False)
+    assert queued.decision.explanation == "next as before (uses up no retry)"
+
+
 @pytest.mark.parametrize("end_of_queued", [SlurmState.CANCELLED, SlurmState.DEADLINE])
 def test_a_page_that_nobody_began_uses_up_no_retry(url, end_of_queued):
     """Its element was cancelled, or met its deadline, while it waited; or it ended at another page, whatever ended it."""
