@@ -303,6 +303,15 @@ def frugal(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
 
 
 @task
+def crash(spectra: Iterable[BossVisitSpectrum], until: str = "") -> Iterable[Measured]:
+    """Every row kills its process until a file exists, as on a node that lacks instructions."""
+    for spectrum in spectra:
+        if not os.path.exists(until):
+            os.kill(os.getpid(), signal.SIGILL)
+        yield Measured.from_spectrum(spectrum, value=1.0)
+
+
+@task
 def deadly(spectra: Iterable[BossVisitSpectrum], bad: int = 0) -> Iterable[Measured]:
     """One row ends the whole element, as a memory limit does: nobody is left to say so."""
     for spectrum in spectra:

@@ -28,8 +28,8 @@ from astra.config import settings
 from astra.database.connection import database, dialect, retrying
 from astra.database.dialect import peewee_errors
 from astra.database.threads import in_background
-from astra.element.suspects import CERTAIN
-from astra.errors import AstraError
+from astra.element.suspects import CERTAIN, count_earlier, reset_deaths
+from astra.errors import AstraError, BrokenElement
 from astra.models.attempts import Attempt
 from astra.models.keys import FALSE, RowKey, all_rows, changed_keys, key_of, may_change, moment_of
 from astra.models.pipeline import OutputModel, link_of
@@ -118,12 +118,33 @@ class Reader:
             return
         moment = peewee.Value(None) if self.moment is None else self.moment
         query = self._query_for(keys).select(self.key.given, moment)
+        failures = []
         for key, stored in self.stop.retrying(lambda: database.execute(query).fetchall()):
             modified = OutputModel.input_modified.python_value(stored)
             suspect = self.given_up[key]
             times = f", {suspect.deaths} times" if 1 < suspect.deaths < CERTAIN else ""
-            failure = Refusal(key, suspect.exception, f"{suspect.cause}{times}", modified)
-            writer.add(failures=[failure])
+            failures.append(Refusal(key, suspect.exception, f"{suspect.cause}{times}", modified))
+        self._check_share(writer, failures)
+        writer.add(failures=failures)
+
+    def _check_share(self, writer: Writer, failures: list[Refusal]) -> None:
+        """Count the rows that are given up, and those that ended before a process crashed.
+
+        Raises
+        ------
+        BrokenElement
+            If most rows of this element failed: its node or the task is to blame, and not its rows.
+        """
+        tally = writer.tally
+        if not tally.n_ended:
+            self.stop.retrying(lambda: count_earlier(self.claim.attempt, tally))
+        tally.n_ended += len(failures)
+        tally.count(failures)
+        try:
+            tally.check(writer.target.task)
+        except BrokenElement:
+            self.stop.retrying(lambda: reset_deaths([self.claim.page]))
+            raise
 
     def __iter__(self) -> Iterator[HandedRow]:
         self.began = time.monotonic()

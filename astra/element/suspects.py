@@ -11,8 +11,11 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from astra.models.attempts import Suspect
+from peewee import fn
+
+from astra.models.attempts import Attempt, Suspect
 from astra.models.plans import Page
+from astra.results.stopping import Tally
 
 
 @dataclass(frozen=True)
@@ -70,3 +73,13 @@ def reset_deaths(pages: Iterable[Page]) -> None:
     """Reset the deaths of all suspects of these pages, whose rows are to be tried again."""
     pks = [page.pk for page in pages]
     Suspect.update(deaths=0).where(Suspect.page.in_(pks)).execute()
+
+
+def count_earlier(attempt: Attempt, tally: Tally) -> None:
+    """Count how rows ended in the earlier processes of an element, which have crashed."""
+    n_stored = Attempt.n_done + Attempt.n_no_result
+    ended = Attempt.select(fn.SUM(n_stored), fn.SUM(Attempt.n_failed)).where(
+        (Attempt.submission_pk == attempt.submission_pk) & (Attempt.element == attempt.element)
+    )
+    tally.n_stored, tally.n_failed = ended.scalar(as_tuple=True)
+    tally.n_ended = tally.n_stored + tally.n_failed

@@ -5,7 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from peewee import OperationalError
+from peewee import OperationalError, fn
 
 from astra.api import run_here
 from astra.config import settings
@@ -30,6 +30,7 @@ from tests.sample_tasks import (
     Measured,
     close_files,
     collect_and_hang,
+    crash,
     deadly,
     fill,
     frugal,
@@ -202,6 +203,29 @@ def test_a_row_that_ends_the_whole_element(url):
     assert (failed.key, failed.exception) == (3, "KilledProcess")
     assert "being processed when its process ended without a record, 3 times" in failed.message
     assert Measured.select().count() == 7 and verify(planned.plan).sound
+
+
+@pytest.mark.parametrize("limit", [3, 12])
+def test_an_element_whose_rows_all_crash_breaks_its_page_and_takes_no_other(url, tmp_path, limit):
+    """Its node is to blame, and not the rows of one page after the other."""
+    with open(tmp_path / "astra.toml", "a") as file:
+        file.write("max_deaths = 1\nmax_failures_after = 4\n")
+    settings.reset()
+    good = tmp_path / "good"
+    plan = plan_of(24, limit, crash, until=str(good))
+    resume_local(plan.pk, 1)
+    found = status(plan.pk)
+    with connection():
+        n_elements = Attempt.select(fn.COUNT(Attempt.element.distinct())).scalar()
+        broken = [a.message for a in Attempt.select().where(Attempt.state == "broken")]
+    n_failed = found.rows.get("failed", 0)
+    assert found.state == "attention" and n_failed <= 4 * n_elements
+    assert broken and all("of this element failed, more than the share" in m for m in broken)
+    good.touch()
+    resume_local(plan.pk, 1)
+    rows = status(plan.pk).rows
+    assert (rows["done"], rows.get("failed", 0)) == (24 - n_failed, n_failed)
+    assert verify(plan.pk).sound
 
 
 @pytest.mark.parametrize("since", ["deleted", "processed"])
