@@ -119,3 +119,6 @@ class SlurmState(StrEnum):
 KILLED, OUT_OF_MEMORY, TIMED_OUT = "KilledProcess", "OutOfMemory", "RowTimeout"
 
 QUARANTINED = (KILLED, OUT_OF_MEMORY, TIMED_OUT)
+
+#: The exception of rows that were not in their table when they were to be read.
+INPUT_GONE = "InputGone"

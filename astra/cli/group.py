@@ -49,11 +49,27 @@ class _WithExamples:
 class _Command(_WithExamples, click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         ctx.allow_extra_args = self.name in _TAKE_A_TASK
-        rest = super().parse_args(ctx, args)
+        rest = super().parse_args(ctx, self._with_negative_keys(ctx, args))
         if rest and not ctx.resilient_parsing:
             task = ctx.params.get("task") or ctx.params.get("task_or_plan")
             ctx.fail(_hint(str(self.name), str(task), rest))
         return rest
+
+    def _with_negative_keys(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Return arguments with ``--`` before those that look like options and are numbers."""
+        numbers: list[str] = []
+        while True:
+            try:
+                self.make_parser(ctx).parse_args(args=[*args, "--", *numbers])
+            except click.NoSuchOption as error:
+                name = error.option_name
+                place = next((n for n, arg in enumerate(args) if arg.startswith(name)), None)
+                if place is None or not name[1:2].isdigit():
+                    raise
+                numbers.append(args[place])
+                args = args[:place] + args[place + 1 :]
+            else:
+                return [*args, "--", *numbers] if numbers else args
 
 
 def _hint(command: str, task: str, arguments: Sequence[str]) -> str:

@@ -109,19 +109,19 @@ def bounded(bound_s: float) -> Iterator[None]:
         _own.bound_s = before
 
 
-#: Numbers are read with all of their digits, whichever connection of a pool stands behind this one:
-#: a session's setting is of one of them.
-_ALL_DIGITS = "SET LOCAL extra_float_digits = 1"
+#: Numbers are read with all of their digits, and intervals as the texts that pages hold as keys,
+#: whichever connection of a pool stands behind this one: a session's setting is of one of them.
+_READ_SETTINGS = "SET LOCAL extra_float_digits = 1; SET LOCAL IntervalStyle = 'postgres'"
 
 _RETURNS_ROWS = re.compile(r"\s*(SELECT|WITH|INSERT|UPDATE|DELETE)\b", re.IGNORECASE)
 
 
 class PatientCursor(Cursor):
-    """Apply the time limit of the thread to each statement, and have all digits read."""
+    """Apply the time limit of the thread to each statement, and have values read in one form."""
 
     def execute(self, query: Any, vars: Any = None) -> None:
         if self.connection.info.transaction_status == TRANSACTION_STATUS_IDLE:
-            query = _with_all_digits(query)
+            query = _with_read_settings(query)
         with self._bounded():
             super().execute(query, vars)
 
@@ -150,10 +150,10 @@ class PatientCursor(Cursor):
             _watch.leave(statement)
 
 
-def _with_all_digits(query: Any) -> Any:
-    """Add the setting to a transaction, or to a statement that is one by itself."""
+def _with_read_settings(query: Any) -> Any:
+    """Add the settings to a transaction, or to a statement that is one by itself."""
     if not isinstance(query, str):
         return query
     if query.startswith("BEGIN"):
-        return f"{query}; {_ALL_DIGITS}"
-    return f"{_ALL_DIGITS}; {query}" if _RETURNS_ROWS.match(query) else query
+        return f"{query}; {_READ_SETTINGS}"
+    return f"{_READ_SETTINGS}; {query}" if _RETURNS_ROWS.match(query) else query

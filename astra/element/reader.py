@@ -36,10 +36,10 @@ from astra.models.pipeline import OutputModel, link_of
 from astra.models.spectrum import pixel_columns
 from astra.plan.pending import has_result
 from astra.results.claim import Claim
-from astra.results.rows import HandedRow, Refusal
+from astra.results.rows import HandedRow, Refusal, changed_key_message
 from astra.results.stopping import Stop
 from astra.results.writer import Writer
-from astra.states import Outcome
+from astra.states import INPUT_GONE, Outcome
 
 log = logging.getLogger(__name__)
 
@@ -258,10 +258,7 @@ class Reader:
         changed = set(changed_keys(self.key, stored, values))
         for k in changed:
             _, moment = rows.pop(k)
-            message = (
-                f"Python has the key as {', '.join(map(repr, values[k]))}, which "
-                f"{self.output.__name__} stores as another key: its result would not be found"
-            )
+            message = changed_key_message(values[k], self.output)
             if self.writer is not None:
                 modified = OutputModel.input_modified.python_value(moment)
                 self.writer.add(failures=[Refusal(k, "KeyChanged", message, modified)])
@@ -277,7 +274,7 @@ class Reader:
         for k in keys:
             if k not in has_result and self.writer is not None:
                 message = "the input row was deleted after it was planned"
-                self.writer.add(failures=[Refusal(k, "InputGone", message)])
+                self.writer.add(failures=[Refusal(k, INPUT_GONE, message)])
         return [k for k in keys if k in has_result and not has_result[k]]
 
     def _cut(self, keys: list[RowKey]) -> tuple[list[RowKey], list[RowKey]]:

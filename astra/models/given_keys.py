@@ -3,6 +3,7 @@
 import csv
 import json
 from collections.abc import Iterable
+from contextlib import suppress
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import cast
@@ -20,7 +21,8 @@ def keys_of(text: str) -> list[str]:
     """Read keys from a file with one on each line, or from a list that is separated by commas.
 
     A key of several columns is a line of their values, separated by commas, tabs or blanks, or a
-    JSON array; in a list it can only be a JSON array.
+    JSON array; in a list it can only be a JSON array. Blank lines are no keys; in a list, a key
+    may be quoted, also if it is blank.
 
     Raises
     ------
@@ -40,7 +42,8 @@ def keys_of(text: str) -> list[str]:
         return [line.removesuffix("\r") for line in lines if line.strip()]
     if text.lstrip().startswith("["):
         return [text]
-    return [word for row in csv.reader([text]) for word in row if word.strip()]
+    words = [word for row in csv.reader(text.splitlines(keepends=True)) for word in row]
+    return [word for word in words if word.strip() or '"' in text]
 
 
 def given_keys(key: Key, values: Iterable[object]) -> list[RowKey]:
@@ -111,7 +114,8 @@ def _part(field: Field, value: object) -> object:
     if field.field_type == "UUID":
         return field.db_value(value if isinstance(value, UUID) else UUID(str(value).strip()))
     if field.field_type == "DATE":
-        return date.fromisoformat(str(value).strip()).isoformat()
+        with suppress(ValueError):  # the database knows dates that Python does not
+            return date.fromisoformat(str(value).strip()).isoformat()
     if field.field_type in _MOMENTS:
         value = _in_utc(value)
     if value is None or "\0" in (text := str(value)):
@@ -140,13 +144,38 @@ def find_keys(model: type[Model], values: Iterable[object]) -> tuple[list[RowKey
     TaskError
         If a value cannot be a key of the table.
     """
-    key = key_of(model)
-    by_given: dict[RowKey, RowKey] = {}
-    typed = given_keys(key, values)
-    if typed:
-        query = key.narrowed(model.select().bind(database), typed).select(key.given, key.column)
-        by_given = dict(cast("list[tuple[RowKey, RowKey]]", run_keys(query)))
+    typed = given_keys(key_of(model), values)
+    by_given = _keys_by_given(model, typed)
     return list(dict.fromkeys(by_given.values())), [k for k in typed if k not in by_given]
+
+
+def keys_by_value(model: type[Model], values: Iterable[object]) -> dict[object, RowKey]:
+    """Return the keys of a table's rows, as pages hold them, by the values that Python has.
+
+    Values that are of no row are left out.
+    """
+    key = key_of(model)
+    given: dict[object, RowKey] = {}
+    for value in values:
+        with suppress(ValueError, TypeError):
+            given[value] = _given(key, value)
+    try:
+        with database.atomic():
+            by_given = _keys_by_given(model, list(given.values()))
+    except TaskError:  # one of them cannot be a key: it costs none of the others
+        if len(given) == 1:
+            return {}
+        listed, half = list(given), len(given) // 2
+        return keys_by_value(model, listed[:half]) | keys_by_value(model, listed[half:])
+    return {value: by_given[text] for value, text in given.items() if text in by_given}
+
+
+def _keys_by_given(model: type[Model], typed: list[RowKey]) -> dict[RowKey, RowKey]:
+    if not typed:
+        return {}
+    key = key_of(model)
+    query = key.narrowed(model.select().bind(database), typed).select(key.given, key.column)
+    return dict(cast("list[tuple[RowKey, RowKey]]", run_keys(query)))
 
 
 def run_keys(query: peewee.BaseQuery) -> list[tuple[object, ...]]:

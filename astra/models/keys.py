@@ -150,6 +150,11 @@ def as_key(value: object) -> int | None:
     return int(value) if -(2**63) <= value < 2**63 else None
 
 
+def as_tuple(value: object) -> tuple[object, ...]:
+    """Return the values of a key's columns, also where there is only one."""
+    return value if isinstance(value, tuple) else (value,)
+
+
 def bound_to_database(model: type[M]) -> type[M]:
     """Bind a model to astra's database, if it has none of its own."""
     if model._meta.database is None:

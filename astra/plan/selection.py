@@ -23,6 +23,7 @@ from astra.plan.pending import (
     pending_rows,
     whole_number,
 )
+from astra.states import INPUT_GONE
 from astra.version import CURRENT
 
 #: A row that has ended without a result.
@@ -179,6 +180,8 @@ def ended(
 ) -> ColumnBase:
     """Return the clause that a row ended so at this version, and was not modified since.
 
+    A row of which a failure says that it was gone is in its table again: it has not failed.
+
     Parameters
     ----------
     exceptions : count only failures with these exceptions.
@@ -187,7 +190,7 @@ def ended(
     record, clause = _records(kind, model, task)
     clause &= same_moment(record.input_modified, model)
     if kind is Failure:
-        clause &= ~record.refused
+        clause &= ~record.refused & (record.exception != INPUT_GONE)
     if exceptions:
         clause &= record.exception << exceptions
     if is_kept is not None:

@@ -1,24 +1,25 @@
 """Checkpoints: one transaction writes a batch of results and the page's progress together."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import product
 
 import peewee
-from peewee import ColumnBase, Query, Value
+from peewee import ColumnBase, Model, Query, Value
 
-from astra.database.connection import database, dialect, tuples, writing
+from astra.database.connection import dialect, tuples, writing
 from astra.database.dialect import NotStored
 from astra.database.statements import statement
 from astra.errors import BrokenElement
 from astra.models.attempts import Attempt
 from astra.models.failures import Failure, NoResult, RowWithoutResult
-from astra.models.keys import Link, RowKey, as_key, key_of
+from astra.models.given_keys import keys_by_value
+from astra.models.keys import Link, RowKey, as_key, as_tuple, changed_keys, key_of, may_change
 from astra.models.plans import Page
 from astra.results.batches import Written, check, store_batch, write_or_halve
 from astra.results.claim import Claim, Progress, Snapshot, hold_page
-from astra.results.columns import Group, by_columns, refused_by_database
+from astra.results.columns import Group, ResultRefused, by_columns, refused_by_database
 from astra.results.multiple_results import write_rows
 from astra.results.rows import (
     Checkpoint,
@@ -26,6 +27,7 @@ from astra.results.rows import (
     Refusal,
     Target,
     YieldedResult,
+    changed_key_message,
 )
 from astra.states import COUNTED, Outcome
 from astra.version import CURRENT
@@ -56,7 +58,11 @@ def write(
     with writing():
         if claim is not None:
             hold_page(claim)
-        stored, refused = _write_results(checkpoint.results, target, claim)
+        results, changed = checkpoint.results, list[Refusal]()
+        if claim is None:  # the rows of a page were checked as they were read
+            results, changed = _without_changed_keys(results, target)
+        stored, refused = _write_results(results, target, claim)
+        refused += changed
         broken: BrokenElement | None = None
         try:
             judge(refused)
@@ -78,7 +84,8 @@ def write(
     checkpoint.refused = refused
     checkpoint.n_stored = len(stored) + len(checkpoint.no_results)
     for failure in refused:
-        log.error("%s %s: result refused: %s", target.task, failure.key, failure.summary)
+        key = failure.link_value if failure.key is None else failure.key
+        log.error("%s %s: result refused: %s", target.task, key, failure.summary)
     return [yielded.result for yielded in stored]
 
 
@@ -101,26 +108,49 @@ def _by_own_results(
     return ends, [yielded for yielded in stored if yielded.handed not in without]
 
 
+def _without_changed_keys(
+    results: list[YieldedResult], target: Target
+) -> tuple[list[YieldedResult], list[Refusal]]:
+    """Refuse the results of rows whose key they do not hold: they would be of other rows."""
+    output, link = target.output, target.link
+    if target.model is None or output is None or link is None:
+        return results, []
+    key, stored = key_of(target.model), link.key(output)
+    rows = [y.handed for y in results if y.handed and y.handed.link_value is not None]
+    if not rows or not may_change(key, stored):
+        return results, []
+    _look_up_keys(rows, target.model)
+    values = {row.key: as_tuple(row.link_value) for row in rows if row.key is not None}
+    changed = {None, *changed_keys(key, stored, values)}
+    good, refused = [], []
+    for yielded in results:
+        handed = yielded.handed
+        if handed is None or handed.link_value is None or handed.key not in changed:
+            good.append(yielded)
+        else:
+            message = changed_key_message(as_tuple(handed.link_value), output)
+            refused.append(ResultRefused(yielded, "KeyChanged", message).refusal)
+    return good, refused
+
+
 def _find_keys(
     checkpoint: Checkpoint, stored: list[YieldedResult], refused: list[Refusal], target: Target
 ) -> None:
     """Look up the keys of rows of which only the columns that results point to are known."""
+    if target.model is None or target.link is None or target.link.is_whole:
+        return
     rows: list[HandedRow | Refusal] = [*checkpoint.no_results, *checkpoint.failures, *refused]
+    if any(y.handed and y.handed.key is None for y in stored) and _recorded(target):
+        rows += [y.handed for y in stored if y.handed]
+    _look_up_keys(rows, target.model)
+
+
+def _look_up_keys(rows: Sequence[HandedRow | Refusal], model: type[Model]) -> None:
+    """Set the keys of rows by the values that Python has of them."""
     unknown = [row for row in rows if row.key is None and row.link_value is not None]
-    if target.model is None or not (unknown or stored):
-        return
-    link, model = target.link, target.model
-    if link is None or link.is_whole:
-        return
-    key, kinds = key_of(model), _recorded(target)
-    handed = [y.handed for y in stored if y.handed] if kinds else []
-    for row in [*unknown, *(h for h in handed if h.key is None)]:
-        values = row.link_value if isinstance(row.link_value, tuple) else (row.link_value,)
-        query = model.select(key.text)
-        for field, value in zip(key.fields, values, strict=True):
-            query = query.where(field == value)
-        record = database.execute(query.limit(1)).fetchone()
-        row.key = record[0] if record else None
+    keys = keys_by_value(model, {row.link_value for row in unknown})
+    for row in unknown:
+        row.key = keys.get(row.link_value)
 
 
 def _mark_further_failures(failures: list[Refusal], stored: list[YieldedResult]) -> list[Refusal]:

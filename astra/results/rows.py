@@ -1,6 +1,7 @@
 """Rows on their way from the task to the database: handed to the task, yielded, or refused."""
 
 import traceback as tracebacks
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
@@ -221,6 +222,14 @@ def foreign_row_refusal(handed: HandedRow, named: object, target: Target) -> Ref
         handed.key, "ForeignRow", message, handed.modified,
         table=handed.table, link_value=handed.link_value, is_mistake=True,
     )  # fmt: skip
+
+
+def changed_key_message(values: Sequence[object], output: type[Model]) -> str:
+    """Describe that results would not hold the key of a row."""
+    return (
+        f"Python has the key as {', '.join(map(repr, values))}, which {output.__name__} stores as "
+        "another key: its result would not be found"
+    )
 
 
 def place_of(error: BaseException) -> str | None:

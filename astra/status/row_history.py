@@ -286,8 +286,11 @@ class _Row:
         if len(key_of(self.model).fields) > 1:
             return quote(str(self.key))
         text = io.StringIO()
-        csv.writer(text, lineterminator="").writerow([self.key])
-        return quote(text.getvalue())
+        is_blank = not str(self.key).strip()
+        csv.writer(text, quoting=csv.QUOTE_ALL if is_blank else csv.QUOTE_MINIMAL).writerow(
+            [self.key]
+        )
+        return quote(text.getvalue().removesuffix("\r\n"))
 
     # -- what is stored ---------------------------------------------------------------------
 

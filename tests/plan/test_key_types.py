@@ -9,9 +9,10 @@ from playhouse.postgres_ext import DateTimeTZField
 
 from astra import task
 from astra.api import run_here
-from astra.database.connection import connection, dialect
+from astra.database.connection import connection, dialect, reset
 from astra.errors import TaskError
 from astra.models import OutputModel, result_of
+from astra.models.failures import Failure
 from astra.models.given_keys import find_keys
 from astra.models.keys import bound_to_database, check_keys
 from astra.plan.plan import create_plan
@@ -99,6 +100,17 @@ def of_typed_moods(rows: Iterable[TypedMood]) -> Iterable[OfTypedMood]:
         yield OfTypedMood.from_row(row)
 
 
+class Day(peewee.Model):
+    day = peewee.DateField(primary_key=True)
+
+    class Meta:
+        table_name = "others_day"
+
+
+class OfDay(OutputModel):
+    day = result_of(Day)
+
+
 def make_moments(kind: str) -> None:
     with connection():
         dialect().run(f"CREATE TABLE others_moment (at {kind} PRIMARY KEY)")
@@ -156,6 +168,14 @@ def test_a_moment_with_a_zone_is_found_as_a_key(pg_url):
     with connection():
         for key in (given, str(given), "2024-01-01T03:00:00Z", "2024-01-01 03:00:00"):
             assert find_keys(Moment, [key]) == (["2024-01-01 03:00:00"], [])
+
+
+def test_a_date_that_python_does_not_know_is_found_as_a_key(pg_url):
+    make_keys(Day, OfDay, "day date", ["infinity", "10000-01-01"])
+    with connection():
+        assert find_keys(Day, ["10000-01-01", "infinity"])[1] == []
+        with pytest.raises(TaskError, match="a key is of another type"):
+            find_keys(Day, ["2024-13-01"])
 
 
 def test_a_moment_declared_without_its_zone_is_refused_where_the_zone_counts(pg_url, monkeypatch):
@@ -245,8 +265,8 @@ def of_shifts(rows: Iterable[Shift]) -> Iterable[OfShift]:
         yield OfShift.from_row(row)
 
 
-@pytest.mark.parametrize(
-    "planned_task, column, good, bad",
+SOME_KEYS_NOT_HELD = pytest.mark.parametrize(
+    "keyed_task, column, good, bad",
     [
         (of_periods, "length interval", ["1 day", "-3 hours"], ["1 year 2 mons"]),
         (
@@ -257,23 +277,99 @@ def of_shifts(rows: Iterable[Shift]) -> Iterable[OfShift]:
         ),
     ],
 )
-def test_a_row_whose_key_python_does_not_hold_fails_alone(pg_url, planned_task, column, good, bad):
-    model = Period if planned_task is of_periods else Shift
+
+
+def make_keys(model: type[peewee.Model], output: type[OutputModel], column: str, rows: list[str]):
+    """Make a table with these columns as its key, and with these rows."""
     names = ", ".join(part.split()[0] for part in column.split(", "))
     with connection():
         dialect().run(f"CREATE TABLE {model._meta.table_name} ({column}, PRIMARY KEY ({names}))")
-        for row in good + bad:
+        for row in rows:
             values = ", ".join(f"'{value}'" for value in row.split(","))
             dialect().run(f"INSERT INTO {model._meta.table_name} VALUES ({values})")
         bound_to_database(model)
-        (OfPeriod if model is Period else OfShift).create_table()
-    (planned,) = create_plan(planned_task)
+        output.create_table()
+
+
+@SOME_KEYS_NOT_HELD
+def test_a_row_whose_key_python_does_not_hold_fails_alone(pg_url, keyed_task, column, good, bad):
+    model, output = (Period, OfPeriod) if keyed_task is of_periods else (Shift, OfShift)
+    make_keys(model, output, column, good + bad)
+    (planned,) = create_plan(keyed_task)
     run_here(planned.plan)
     assert status(planned.plan).rows == {"done": len(good), "failed": len(bad)}
     assert verify(planned.plan).sound
     assert {failure.exception for failure in failures(planned.plan)} == {"KeyChanged"}
-    (again,) = create_plan(planned_task)
+    (again,) = create_plan(keyed_task)
     assert again.plan is None and again.failed == len(bad)
+
+
+@SOME_KEYS_NOT_HELD
+def test_called_directly_no_result_is_stored_for_another_key(
+    pg_url, keyed_task, column, good, bad, caplog
+):
+    model, output = (Period, OfPeriod) if keyed_task is of_periods else (Shift, OfShift)
+    make_keys(model, output, column, good + bad)
+    assert len(list(keyed_task(model.select()))) == output.select().count() == len(good)
+    assert caplog.text.count("result refused: KeyChanged") == len(bad)
+    (planned,) = create_plan(keyed_task, again=True)
+    assert planned.rows == len(bad)
+
+
+class Depth(peewee.Model):
+    depth = peewee.FloatField(primary_key=True)
+
+    class Meta:
+        table_name = "others_depth"
+
+
+class OfDepth(OutputModel):
+    depth = result_of(Depth)
+
+
+@task(re_raise_exceptions=False)
+def of_depths(rows: Iterable[Depth], raises: bool = True) -> Iterable[OfDepth]:
+    for row in rows:
+        if raises:
+            raise ValueError
+        yield OfDepth.from_row(row)
+
+
+def test_called_directly_a_row_fails_whose_key_has_the_digits_of_a_float4(pg_url):
+    make_keys(Depth, OfDepth, "depth real", ["0.1", "16777217", "NaN"])
+    list(of_depths(Depth.select()))
+    (planned,) = create_plan(of_depths)
+    assert planned.plan is None and planned.failed == 3
+    list(of_depths(Depth.select(), raises=False))
+    assert {*Failure.select()} == set() and OfDepth.select().count() == 3
+
+
+def test_intervals_are_keys_whatever_their_style_in_the_session(pg_url, monkeypatch):
+    make_keys(Period, OfPeriod, "length interval", ["1 day", "-1 day 2 hours", "00:00:00.5"])
+    monkeypatch.setenv("PGOPTIONS", "-c IntervalStyle=sql_standard")
+    (planned,) = create_plan(of_periods)
+    reset()
+    monkeypatch.setenv("PGOPTIONS", "-c IntervalStyle=postgres_verbose")
+    run_here(planned.plan)
+    assert status(planned.plan).rows == {"done": 3}
+
+
+def test_rows_that_were_gone_as_their_plan_ran_and_are_there_again_are_pending(pg_url):
+    make_keys(Period, OfPeriod, "length interval", ["1 day", "2 days"])
+    (planned,) = create_plan(of_periods)
+    with connection():
+        dialect().run("ALTER TABLE others_period RENAME TO set_aside")
+        dialect().run("CREATE TABLE others_period (LIKE set_aside)")
+    run_here(planned.plan)
+    assert status(planned.plan).rows == {"done": 0, "failed": 2}
+    assert {failure.exception for failure in failures(planned.plan)} == {"InputGone"}
+    with connection():
+        dialect().run("DROP TABLE others_period")
+        dialect().run("ALTER TABLE set_aside RENAME TO others_period")
+    (again,) = create_plan(of_periods)
+    assert (again.rows, again.failed) == (2, 0)
+    run_here(again.plan)
+    assert status(again.plan).rows == {"done": 2} and verify(again.plan).sound
 
 
 class Identified(peewee.Model):

@@ -1,6 +1,7 @@
 """The story of one row, as it goes: pending, done, out of date, failed, redone, deleted."""
 
 import json
+import shlex
 from collections.abc import Iterable
 
 import pytest
@@ -13,6 +14,7 @@ from astra.cli.group import main
 from astra.database.connection import connection, database
 from astra.errors import TaskError, UsageError
 from astra.models import OutputModel, result_of
+from astra.models.given_keys import keys_of
 from astra.models.schema import init_database
 from astra.plan.plan import create_plan
 from astra.status.row_history import history_of
@@ -166,6 +168,21 @@ def test_a_key_of_two_columns_is_accepted_in_both_forms(stones):
     assert history_of(weigh_plates, "2024-01-01,3").key == story.key
     with pytest.raises(TaskError, match="is not a key"):
         history_of(weigh_plates, "2024-01-01")
+
+
+@pytest.mark.parametrize("key", ["", "  ", "a,b", 'say "so"', "two\nlines", "-5", "[x"])
+def test_what_to_type_plans_a_row_with_any_text_as_its_key(stones, key):
+    Stone.insert(name=key, mass=1.0).execute()
+    run()
+    words = shlex.split(history_of(weigh, key).next)
+    assert keys_of(words[words.index("--keys") + 1]) == [key]
+
+
+def test_a_negative_number_is_a_key_and_no_option(stones):
+    done = CliRunner().invoke(main, ["why", NAME, "-5", "--json"])
+    assert "has no row with the key -5" in done.output
+    done = CliRunner().invoke(main, ["why", NAME, "-5", "--jsn"])
+    assert "No such option '--jsn'" in done.output
 
 
 class Numbered(Model):
