@@ -55,6 +55,14 @@ def nights(listed: Sequence[NightStatus], as_csv: bool = False) -> None:
             n.failures, n.no_result, n.pending, n.retries, n.cpu_h,
         )  # fmt: skip
     table.print(console, as_csv)
+    latest = {n.name: n for n in reversed(listed)}.values()
+    commands = [
+        f"astra nights {n.name} {n.night}   shows what to type"
+        for n in latest
+        if n.state not in ("whole", "running")
+    ]
+    if commands and not as_csv:
+        line("\n  ".join(["next:", *commands]))
 
 
 def night(shown: NightStatus) -> None:
@@ -85,11 +93,15 @@ def night(shown: NightStatus) -> None:
             line("when it ended:")
         for part in shown.message.split("; "):
             line(f"  {part}")
-    if shown.ended:
-        if shown.message and not shown.failures and not shown.pending:
+        if shown.ended and not shown.failures and not shown.pending:
             line("since then, every row has ended, and none failed")
+    if shown.state == "whole":
         return
-    commands = [f"astra status {p.plan}   shows its pages" for p in shown.plans if p.pending]
+    plans = [p for p in shown.plans if p.kept]
+    commands = [
+        f"astra status {p.plan}   shows its pages" for p in plans if p.pending and not p.message
+    ]
+    commands += [f"astra failures {p.plan}   shows which rows failed" for p in plans if p.failures]
     if shown.state == "without a finalizer":
         commands.insert(0, f"astra nights {shown.name} --heal")
     if commands:

@@ -389,17 +389,17 @@ def _close(
     if not hours_of(night).open():
         reason = f" because nothing begins after {settings.start_until or settings.drain_by}"
     missing = [*step.problems, *_missing(entries, settings, reason)]
-    failed = [] if missing else _failed(entries, settings)
+    failed = _failed(entries, settings)
     whole = not missing and not failed
-    message = "; ".join(missing or failed) or None
-    columns = {"whole": whole, "failed_rows": bool(failed), "message": message}
+    message = "; ".join([*missing, *failed]) or None
+    columns = {"whole": whole, "failed_rows": bool(failed) and not missing, "message": message}
     with connection():
         Night.update(ended=SQL(dialect().now_sql), **columns).where(
             (Night.pk == night.pk) & Night.ended.is_null()
         ).execute()
     _report(night)
     _notify(night, settings)
-    state = "whole" if whole else "failed rows" if failed else "not whole"
+    state = "whole" if whole else "not whole" if missing else "failed rows"
     return _outcome(night, state, step, message)
 
 

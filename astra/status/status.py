@@ -283,7 +283,14 @@ def _advice(plan: Plan, pages: Pages, rows: Mapping[str, int], steps: list[NextS
         states = {at for row, at in numbers if row.number not in given_up}
     suffix = " --local" if pages.any_local() or dialect().name == "sqlite" else ""
     advice = []
-    if plan.paused is not None and pages.tally.keys() - {PageState.DONE, PageState.CANCELLED}:
+    is_paused = plan.paused is not None and pages.tally.keys() - {
+        PageState.DONE,
+        PageState.CANCELLED,
+    }
+    for broken in islice(in_states(pages, {PageState.BROKEN}), 1):  # the cause, before all else
+        then = f"continue {plan.pk}" if is_paused else f"resume {plan.pk}{suffix}"
+        advice.append(f"astra logs {plan.pk} {broken.page}   shows why; fix it, then astra {then}")
+    if is_paused:
         advice.append(f"astra continue {plan.pk}   ends the pause; before, nothing is submitted")
     unsubmitted = PageState.UNSUBMITTED
     if states == {unsubmitted} and pages.n_never_submitted == pages.tally[unsubmitted][0]:
@@ -299,11 +306,6 @@ def _advice(plan: Plan, pages: Pages, rows: Mapping[str, int], steps: list[NextS
         )
     for state in sorted({str(step.state) for step in steps if not step.retry}):
         advice.append(f"astra resume {plan.pk} {retry_policy.remedy(state)}   submits them anyway")
-    for broken in islice(in_states(pages, {PageState.BROKEN}), 1):
-        advice.append(
-            f"astra logs {plan.pk} {broken.page}   shows why; fix it, then astra "
-            f"resume {plan.pk}{suffix}"
-        )
     if plan.paused is None and plan.throttle is None and (idle := pages.left_by_idle_elements()):
         advice.append(f"astra logs {plan.pk} {idle.page}   shows why its elements began no page")
     died = next((p for p in in_states(pages, UNEXPLAINED) if p.exit_code), None)
