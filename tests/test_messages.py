@@ -88,6 +88,7 @@ def test_wrong_modules_and_tasks_are_named(sqlite_url, tmp_path, words, said):
         ("postgresql://h:abc/base", "malformed"),
         ("postgresql:/base", "malformed"),
         ("mysql://x", "begins with 'mysql'"),
+        ("stars.db", "or sqlite:///stars.db"),
         ("sqlite:///no.db", "file is not a database"),
         ("sqlite:////", "sqlite:///file.db"),
         ("sqlite:////proc", "check that its folder is there"),

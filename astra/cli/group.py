@@ -48,8 +48,18 @@ class _WithExamples:
 
 class _Command(_WithExamples, click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        ctx.allow_extra_args = self.name in _TAKE_A_TASK
-        rest = super().parse_args(ctx, self._with_negative_keys(ctx, args))
+        ctx.allow_extra_args, words = self.name in _TAKE_A_TASK, list(args)
+        try:
+            rest = super().parse_args(ctx, self._with_negative_keys(ctx, args))
+        except click.NoSuchOption as error:
+            own, general = map(_names, (self, ctx.find_root().command))
+            if error.option_name in general:
+                message = f"{error.option_name} is an option of astra: write it before {self.name}"
+                raise click.UsageError(message, ctx) from error
+            for word in words:
+                if f"-{word}" in own:
+                    raise click.UsageError(f"write -{word}, with two dashes", ctx) from error
+            raise
         if rest and not ctx.resilient_parsing:
             task = ctx.params.get("task") or ctx.params.get("task_or_plan")
             ctx.fail(_hint(str(self.name), str(task), rest))
@@ -70,6 +80,11 @@ class _Command(_WithExamples, click.Command):
                 args = args[:place] + args[place + 1 :]
             else:
                 return [*args, "--", *numbers] if numbers else args
+
+
+def _names(command: click.Command) -> set[str]:
+    """Return the names of a command's options, with their dashes."""
+    return {name for option in command.params for name in option.opts}
 
 
 def _hint(command: str, task: str, arguments: Sequence[str]) -> str:
@@ -115,7 +130,7 @@ class _Commands(click.Group):
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:
             name = error.option_name
-            of = [n for n, c in self.commands.items() if any(name in p.opts for p in c.params)]
+            of = [n for n, c in self.commands.items() if name in _names(c)]
             if not of:
                 raise
             message = f"{name} is an option of commands: write it after the command, as in"

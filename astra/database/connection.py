@@ -166,9 +166,11 @@ def _open(url: str, connect_timeout_s: int) -> Any:
         from astra.database.sqlite import SQLite
 
         return SQLite(sqlite_path(url)).database
+    shown = secrets.hide_password(url)
+    file = "file" if "://" in url else shown
     raise ConfigError(
-        f"the database URL {secrets.hide_password(url)!r} begins with {scheme!r}; write "
-        "postgresql://user@host:port/database or sqlite:///file"
+        f"the database URL {shown!r} begins with {scheme!r}; write "
+        f"postgresql://user@host:port/database or sqlite:///{file}"
     )
 
 

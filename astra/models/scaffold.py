@@ -2,18 +2,21 @@
 
 import json
 import re
+import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from keyword import iskeyword
 from pathlib import Path
 
 import peewee
 from playhouse.reflection import Column, Introspector, UnknownField
 
-from astra.config.secrets import has_password
+from astra.config.secrets import has_password, hide_password
 from astra.config.settings import current
 from astra.database.connection import bind, connection, database, dialect
 from astra.errors import UsageError, nearest
 from astra.models.pipeline import OutputModel
+from astra.models.table_checks import is_missing_file
 
 _CONFIGURATION = """\
 # astra's configuration of this folder; `astra config` shows every value.
@@ -226,9 +229,11 @@ def start_here(
     UsageError
         If a file exists already, the URL holds a password, or there is no such table.
     """
-    if not module.isidentifier():
+    if not module.isidentifier() or iskeyword(module):
         raise UsageError(f"--module {module!r} is not the name of a module; write it without .py")
     file, settings = Path(f"{module}.py"), Path("astra.toml")
+    if module in sys.modules or (find_spec(module) and not file.exists()):
+        raise UsageError(f"--module {module!r}: an installed module has this name; choose another")
     if url is not None and has_password(url):
         raise UsageError(
             "the URL holds a password, which astra init would write to astra.toml: put it into "
@@ -247,6 +252,13 @@ def start_here(
             )
     if url is not None:
         bind(url)
+    if is_missing_file():  # connecting would create it
+        if tables:
+            raise UsageError(
+                f"the database {hide_password(current().database.url if url is None else url)} "
+                "does not exist: correct --database, which names the one that holds the tables"
+            )
+    elif url is not None:
         with connection():
             tables = tables or sorted(database.bound().get_tables(schema))
     file.write_text(module_text(module, schema, tables))

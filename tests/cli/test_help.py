@@ -148,3 +148,17 @@ def test_a_shell_gets_its_script(shell):
     assert f"_ASTRA_COMPLETE={shell}_complete" in text
     if shell == "bash":
         subprocess.run(["bash", "-n"], input=text, text=True, check=True)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("status --config x", "--config is an option of astra: write it before status"),
+        ("submit 1 -local", "write --local, with two dashes"),
+        ("--json status", "--json is an option of commands: write it after the command"),
+        ("status -x", "No such option"),
+    ],
+)
+def test_an_option_in_the_wrong_place_or_with_one_dash_is_explained(words, message):
+    done = CliRunner().invoke(main, words.split())
+    assert done.exit_code == 2 and message in done.output

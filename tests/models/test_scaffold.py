@@ -108,3 +108,27 @@ def test_the_name_of_a_file_may_hold_quotes(tmp_path, monkeypatch):
     url = 'sqlite:///s\\k"y.db'
     start_here((), url, None, "sky")
     assert settings.load(tmp_path / "astra.toml").database.url.endswith("s%5Ck%22y.db")
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        ("class", "is not the name of a module"),
+        ("json", "an installed module has this name"),
+        ("astra", "an installed module has this name"),
+        ("this", "an installed module has this name"),
+    ],
+)
+def test_a_module_that_could_not_be_imported_is_not_written(module, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=message):
+        start_here([], "sqlite:///stars.db", None, module)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tables_in_a_file_that_does_not_exist_are_refused(tmp_path, monkeypatch):
+    """Connecting would create the file."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=r"stras\.db does not exist"):
+        start_here(["light_curve"], "sqlite:///stras.db", None, "mytasks")
+    assert list(tmp_path.iterdir()) == []
