@@ -80,7 +80,7 @@ def _prepare(folder: Path) -> None:
             for name in ("astra.toml", "astra.db"):
                 if (folder / name).exists():
                     raise UsageError(
-                        f"{folder} has an {name} that is not a demonstration's; {instead}"
+                        f"{folder} has an {name} that does not belong to a demonstration; {instead}"
                     )
         file.write_text(_SETTINGS)
     except OSError as error:

@@ -111,9 +111,7 @@ def cron(
 ) -> None:  # fmt: skip
     """Print, install, remove or check the crontab entry that starts the night NAME."""
     if (at is not None) == (remove or check):
-        raise UsageError(
-            'say when: --at "0 20 * * *" (with --install or not), or --remove, --check'
-        )
+        raise UsageError('give --at "0 20 * * *" (with or without --install), --remove or --check')
     if check:
         show.line(api.check_cron(name))
     elif remove:

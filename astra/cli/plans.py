@@ -61,7 +61,7 @@ def status(
     Exit status: 0 whole (or cancelled), 3 running, 4 needs attention, 8 failed rows.
     """
     if live and as_json:
-        raise UsageError("--watch shows, --json prints once: leave one of them out")
+        raise UsageError("--watch and --json exclude each other: leave one of them out")
     if any(filters) and (plan is not None or live):
         raise UsageError("--task, --state, --mine and --since choose plans: omit PLAN")
     if any(filters):
@@ -112,7 +112,7 @@ def _resume(
 ) -> None:
     states = [word.strip() for word in (only or "").split(",") if word.strip()]
     if only is not None and not states:
-        raise UsageError("--only: name states of Slurm's, as OUT_OF_MEMORY,TIMEOUT")
+        raise UsageError("--only: list Slurm states, such as OUT_OF_MEMORY,TIMEOUT")
     if execution.local and not as_json:  # only then, as it imports rich, which takes long
         execution = replace(execution, progress=show.progress)
     submitted = execution.resume(plan, failed, states)
@@ -304,7 +304,7 @@ def report(
             raise UsageError("--watch keeps pages of all plans and nights: no PLAN, -o or --json")
         return _keep_pages(folder, every_s, once, keep_days)
     if once:
-        raise UsageError("--once is of --watch FOLDER: astra report --watch FOLDER --once")
+        raise UsageError("--once needs --watch FOLDER: astra report --watch FOLDER --once")
     contents, name = _contents(which)
     file = output or Path(f"{name}.html")
     if as_json:
@@ -320,7 +320,7 @@ def report(
 def _contents(which: tuple[str, ...]) -> tuple["Report", str]:
     """Return the report of plans or of a night, and the name of its file."""
     if len(which) > 2 and not which[0].isdigit():
-        raise UsageError(f"astra report {which[0]}: a night is named by its name and a date")
+        raise UsageError(f"astra report {which[0]}: give a night by its name and a date")
     if not which:
         numbers = [the_last()]
     elif which[0].isdigit():

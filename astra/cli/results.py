@@ -27,7 +27,7 @@ def results(
 ) -> None:  # fmt: skip
     """Print the results of TASK at the current version."""
     if as_csv and as_json:
-        raise UsageError("--csv and --json are two forms: leave one of them out")
+        raise UsageError("--csv and --json exclude each other: leave one of them out")
     wanted: list[object] | None = None if keys is None else list(api.keys_of(keys))
     shown = limit if as_csv or as_json or limit else show_rows.SHOWN + 1
     stored = api.StoredResults(task, wanted, input_model, shown)

@@ -92,7 +92,7 @@ def plan(
 def rename(old: str, task: str) -> None:
     """Assign the plans and results of a task's former name OLD to TASK."""
     n_plans = api.rename_task(old, task)
-    show.line(f"{show.count(n_plans, 'plan')} of {old}, and what they made, are of {task} now")
+    show.line(f"{show.count(n_plans, 'plan')} of {old} and their results now belong to {task}")
 
 
 @main.command()

@@ -52,7 +52,7 @@ def initdb(
     from astra.config.secrets import hide_password
 
     if copied and moved:
-        raise click.UsageError("a database was either --copied or --moved")
+        raise click.UsageError("--copied and --moved exclude each other: leave one of them out")
     if sql:
         if copied or moved or as_json:
             raise click.UsageError("--sql prints what would be done for MODULEs, --grant, --views")
@@ -79,7 +79,9 @@ def init(tables: tuple[str, ...], url: str | None, schema: str | None, module: s
     for path in api.start_here(tables, url, schema, module):
         show.line(f"written: {path}")
     if "primary_key = False" in path.read_text():
-        show.line(f"a table has no primary key, and so no task: name its key in {module}.py")
+        show.line(
+            f"no task was written for a table without a primary key: name its key in {module}.py"
+        )
     show.line(f"next: look at {module}.py, then astra initdb {module}")
 
 

@@ -103,7 +103,7 @@ def _refuse_foreign_links(folder: Path) -> None:
         if part.is_symlink() and (owner := part.lstat().st_uid) not in (0, os.geteuid()):
             raise UsageError(
                 f"{part}, on the way to the run directory {folder}, is a link of the user {owner}, "
-                "who could turn it elsewhere; set [run] dir or ASTRA_RUN_DIR to another folder"
+                "who could redirect it; set [run] dir or ASTRA_RUN_DIR to another folder"
             )
 
 

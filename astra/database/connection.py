@@ -142,7 +142,7 @@ def sqlite_path(url: str) -> str:
         raise ConfigError(
             f"the database URL {secrets.hide(url)!r} is not understood: write sqlite:///file.db "
             "for a file in the current folder, sqlite:////folder/file.db for any other; options "
-            "after a ? are not taken (one in the name is %3F)"
+            "after a ? are not accepted (write one in the name as %3F)"
         )
     return unquote(path)
 
@@ -291,8 +291,8 @@ def as_database_error(error: Exception) -> DatabaseError | None:
         return _Unreachable(error)
     if isinstance(error, peewee.DatabaseError) and dialect().is_of_other_tables(error):
         return DatabaseError(
-            f"tables of {secrets.hide_password(url())} are not as this astra, or their models, "
-            f"describe them: {dialect().message(error)}; astra initdb MODULE adds missing columns "
+            f"tables of {secrets.hide_password(url())} differ from what astra or their models "
+            f"describe: {dialect().message(error)}; astra initdb MODULE adds missing columns "
             "of astra's tables; correct other tables, or their models"
         )
     return None

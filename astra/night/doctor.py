@@ -201,9 +201,9 @@ def _begun(part: str, name: str) -> Iterator[Finding]:
         if has_entry(name):
             yield ok(part, "its entry is in the crontab")
         else:
-            yield warning(part, "no entry in the crontab begins it", remedy)
+            yield warning(part, "no entry in the crontab starts it", remedy)
     except (UsageError, OSError, subprocess.SubprocessError) as error:
-        yield warning(part, f"whether cron begins it is not known: {error}", remedy)
+        yield warning(part, f"it is unknown whether cron starts it: {error}", remedy)
 
 
 def is_ready(checked: list[Finding]) -> bool:

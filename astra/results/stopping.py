@@ -93,7 +93,7 @@ class Tally:
         if self.n_ended >= self.after and n_failed > self.share * self.n_ended:
             raise BrokenElement(
                 f"{n_failed} of {self.n_ended} rows of this element failed, more than the "
-                f"share of {self.share:g} ([element] max_failures): {task} is taken to be broken, "
+                f"share of {self.share:g} ([element] max_failures): {task} is considered broken, "
                 "not its rows; failures not yet stored are left out, and their rows stay pending"
                 + (f"; the last: {refused[-1].summary}" if refused else "")
             )

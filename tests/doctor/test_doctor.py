@@ -197,7 +197,7 @@ BROKEN = {
     ),
     "accounting": (failing("sacct"), "warning slurm: ", "no accounting"),
     "no run directory": (file_for_a_folder, "failed run directory: ", "set [run] dir"),
-    "no crontab": (failing("crontab"), "warning night survey: ", "whether cron begins it is not known"),
+    "no crontab": (failing("crontab"), "warning night survey: ", "it is unknown whether cron starts it"),
     "the run directory": (foreign_run_folder, "failed run directory: ", "chmod go-w"),
     "a task": (
         lambda file, **_: file.write_text(file.read_text().replace("measure", "mesure")),
