@@ -8,7 +8,6 @@ that runs at the end is asked to stop, and uses up no retry.
 
 import logging
 import os
-import time
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -84,33 +83,19 @@ def next_hours(start_until: str | None, drain_by: str | None, now: datetime) -> 
     return Hours(start, start if drain_by == first else _next(drain_by, start))
 
 
-#: Minutes of a day.
-_DAY = 1440
-
-
 def _next(clock: str, since: int) -> int:
     """Return the first moment from `since` on at which this machine's clock shows or skips `clock`.
 
     The search goes minute by minute, as the clock may be put forward or back in between.
     """
     hour, minute = map(int, clock.split(":"))
-    minute_of_day, moment = hour * 60 + minute, -(-since // 60) * 60
-    before = _minute_of_day(moment - 60)
+    moment = -(-since // 60) * 60
     while True:
-        now = _minute_of_day(moment)
-        ahead = (
-            now - before
-        ) % _DAY  # one minute, or the skipped time; more if the clock goes back
-        if now == minute_of_day or (
-            ahead < _DAY // 2 and 0 < (minute_of_day - before) % _DAY < ahead
-        ):
+        before, now = datetime.fromtimestamp(moment - 60), datetime.fromtimestamp(moment)
+        wanted = now.replace(hour=hour, minute=minute)
+        if now == wanted or before < wanted < now:
             return moment
-        before, moment = now, moment + 60
-
-
-def _minute_of_day(moment: int) -> int:
-    clock = time.localtime(moment)
-    return clock.tm_hour * 60 + clock.tm_min
+        moment += 60
 
 
 def begin(start_until: int | None, token: str) -> float:
