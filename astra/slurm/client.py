@@ -232,30 +232,24 @@ def _answers_of_clusters(
     if not any(job.home or job.user for job in silent):
         return [answer]
     try:
-        cluster = this_cluster()
+        here = this_cluster().name
     except SlurmError as error:
         note = f"the cluster of this machine is unknown, so no job is treated as gone: {error}"
         return [_with_unsettled(answer, silent, note)]
-    elsewhere: dict[str, list[JobId]] = {}
-    for job in silent:
-        if job.home is not None and job.home != cluster.name:
-            elsewhere.setdefault(job.home, []).append(job)
-    near = [job for job in silent if job.home in (None, cluster.name)]
+    elsewhere = {job.key: job for job in silent if job.home not in (None, here)}
+    near = [job for job in silent if job.key not in elsewhere]
     answer = _without_hidden(near, answer, None)
-    parts = []
-    for home, some in elsewhere.items():
+    answers = [replace(answer, unsettled=answer.unsettled - elsewhere.keys())]
+    for home, some in _by_cluster(replace(job, cluster=job.home) for job in elsewhere.values()):
         other = _elements(some, home, again, recent_s)
         if not other.queue:
             note = (
                 f"the cluster {home} took {_list(_ids(some))}, and this machine belongs to "
-                f"{cluster.name} and cannot ask it: run the command on a login node of {home}"
+                f"{here} and cannot ask it: run the command on a login node of {home}"
             )
             other = Answer(notes=(note,), unsettled=frozenset(job.key for job in some))
-        parts.append(_without_hidden(some, other, home))
-    if elsewhere:
-        gone = {job.key for some in elsewhere.values() for job in some}
-        answer = replace(answer, unsettled=answer.unsettled - gone)
-    return [answer, *parts]
+        answers.append(_without_hidden(some, other, home))
+    return answers
 
 
 def _without_hidden(jobs: Sequence[JobId], answer: Answer, cluster: str | None) -> Answer:
