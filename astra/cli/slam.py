@@ -15,6 +15,12 @@ if TYPE_CHECKING:
     from astra.pipelines.slam.sample import Sample
 
 
+_pictures_option = click.option(
+    "--pictures", type=click.Path(path_type=Path), metavar="FOLDER",
+    help="Draw pictures of the model into this folder.",
+)  # fmt: skip
+
+
 @main.group()
 def slam() -> None:
     """Train and check models of the pipeline slam.slam."""
@@ -37,10 +43,7 @@ def slam() -> None:
 @click.option(
     "--description", default="", help="What the model was trained on; stored in its file."
 )
-@click.option(
-    "--pictures", type=click.Path(path_type=Path), metavar="FOLDER",
-    help="Draw pictures of the model into this folder.",
-)  # fmt: skip
+@_pictures_option
 def train(
     table: Path,
     output: Path,
@@ -101,10 +104,7 @@ def _show_rejected(model: "Model", sample: "Sample") -> None:
 
 @slam.command()
 @click.argument("model")
-@click.option(
-    "--pictures", type=click.Path(path_type=Path), metavar="FOLDER",
-    help="Draw pictures of the model into this folder.",
-)  # fmt: skip
+@_pictures_option
 def check(model: str, pictures: Path | None) -> None:
     """Show what MODEL was trained on, and its accuracy for spectra that were left out.
 
