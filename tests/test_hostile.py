@@ -317,7 +317,7 @@ class TestDatabase:
         plain = [v for v in values if arrives(v) and secrets.hide(v) == v and len(v) < 2000]
         named = type("Named", (peewee.Model,), {"Meta": type("Meta", (), {"table_name": '"%(x)s'})})
         target = Target("'; DROP TABLE plan; -- %s", named, Measured)
-        refusals = [Refusal(i, "E", v, None, v, v) for i, v in enumerate(plain)]
+        refusals = [Refusal(HandedRow(i, None), "E", v, v, v) for i, v in enumerate(plain)]
         with connection():
             write(Checkpoint(failures=refusals), target, None)
             found = {int(f.key): f.message for f in Failure.select()}

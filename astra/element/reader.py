@@ -123,7 +123,8 @@ class Reader:
             modified = OutputModel.input_modified.python_value(stored)
             suspect = self.given_up[key]
             times = f", {suspect.deaths} times" if 1 < suspect.deaths < CERTAIN else ""
-            failures.append(Refusal(key, suspect.exception, f"{suspect.cause}{times}", modified))
+            handed = HandedRow(key, None, modified)
+            failures.append(Refusal(handed, suspect.exception, f"{suspect.cause}{times}"))
         self._check_share(writer, failures)
         writer.add(failures=failures)
 
@@ -261,7 +262,8 @@ class Reader:
             message = changed_key_message(values[k], self.output)
             if self.writer is not None:
                 modified = OutputModel.input_modified.python_value(moment)
-                self.writer.add(failures=[Refusal(k, "KeyChanged", message, modified)])
+                refusal = Refusal(HandedRow(k, None, modified), "KeyChanged", message)
+                self.writer.add(failures=[refusal])
         return changed
 
     def _note_missing(self, keys: list[RowKey]) -> list[RowKey]:
@@ -274,7 +276,7 @@ class Reader:
         for k in keys:
             if k not in has_result and self.writer is not None:
                 message = "the input row was deleted after it was planned"
-                self.writer.add(failures=[Refusal(k, INPUT_GONE, message)])
+                self.writer.add(failures=[Refusal(HandedRow(k, None), INPUT_GONE, message)])
         return [k for k in keys if k in has_result and not has_result[k]]
 
     def _cut(self, keys: list[RowKey]) -> tuple[list[RowKey], list[RowKey]]:

@@ -116,7 +116,7 @@ def _lines(checkpoint: Checkpoint) -> Iterator[str]:
     for yielded in checkpoint.results:
         # A result of a row that was not handed over could be found by its key only; a further one
         # of a row that has ended is refused.
-        if yielded.handed is None or yielded.handed.key is None or yielded.again:
+        if yielded.handed.key is None or yielded.again:
             continue
         key = yielded.handed.key
         try:
@@ -128,8 +128,9 @@ def _lines(checkpoint: Checkpoint) -> Iterator[str]:
     for key, lines in results.items():  # all results of a row, or none
         yield from lines if key not in unfit else ()
     for failure in checkpoint.failures:
-        if failure.key is not None:
-            yield _line("failure", {**asdict(failure), "link_value": None})
+        if failure.handed.key is not None:
+            values = {name: value for name, value in vars(failure).items() if name != "handed"}
+            yield _line("failure", values, failure.handed)
     for handed in checkpoint.no_results:
         if handed.key is not None:
             yield _line("no_result", {}, handed)
@@ -225,13 +226,13 @@ def _checkpoint(lines: list[bytes], output: type[OutputModel]) -> Checkpoint:
     checkpoint = Checkpoint()
     by_key: dict[object, HandedRow] = {}  # a row may have several results
     for row in map(json.loads, lines):
-        if "failure" in row:
-            checkpoint.failures.append(Refusal(**_values(row["failure"])))  # type: ignore[arg-type]
-            continue
         key, modified, read = row["key"], _value(row["modified"]), _value(row["read"])
         handed = HandedRow(key, None, modified, read)  # type: ignore[arg-type]
         handed = by_key.setdefault(key, handed)
-        if "no_result" in row:
+        if "failure" in row:
+            refusal = Refusal(handed, **_values(row["failure"]))  # type: ignore[arg-type]
+            checkpoint.failures.append(refusal)
+        elif "no_result" in row:
             checkpoint.no_results.append(handed)
         else:
             result = output(**_values(row["result"]))
@@ -301,9 +302,8 @@ def _store(
     model = load(plan.input_model)
     link = link_of(output, model)
     for yielded in checkpoint.results if not link.is_whole else ():
-        if yielded.handed is not None:
-            if yielded.handed.link_value is None:
-                yielded.handed.link_value = link.of_result(yielded.result)
+        if yielded.handed.link_value is None:
+            yielded.handed.link_value = link.of_result(yielded.result)
     query = Page.select().where((Page.plan == plan.pk) & (Page.number == header.page))
     if dialect().name == "postgresql":
         query = query.for_update()  # another process may be storing the same file
@@ -336,7 +336,7 @@ def _store(
 def _judge(task: str, spooled: Checkpoint, refused: list[Refusal]) -> None:
     """Raise the error if the rows did not cause that their results are refused."""
     element = config.current().element
-    rows = {yielded.handed.key for yielded in spooled.results if yielded.handed}
+    rows = {yielded.handed.key for yielded in spooled.results}
     tally = Tally(element.max_failures, element.max_failures_after, n_ended=len(rows))
     tally.check(task, refused)
     tally.count(refused)
@@ -352,19 +352,20 @@ def _valid(model: type[Model], claim: Claim, checkpoint: Checkpoint) -> Checkpoi
         place = claim.positions.get(k) if k is not None else None
         return place is not None and claim.outcomes[place] == Outcome.PENDING
 
-    keys = [y.handed.key for y in checkpoint.results if y.handed]
-    keys += [f.key for f in checkpoint.failures] + [h.key for h in checkpoint.no_results]
+    rows = [y.handed for y in checkpoint.results] + [f.handed for f in checkpoint.failures]
+    keys = [handed.key for handed in rows + checkpoint.no_results]
     moment = moment_of(model)
     query = key.narrowed(all_rows(model), [k for k in keys if k is not None and is_open(k)])
     query = query.select(key.given, peewee.Value(None) if moment is None else moment)
     python = OutputModel.input_modified.python_value
     modified = {k: python(at) for k, at in database.execute(query).fetchall()}
 
-    def is_valid(k: object, at: object) -> bool:
+    def is_valid(row: HandedRow) -> bool:
+        k, at = row.key, row.modified
         return is_open(k) and k in modified and (at is None or modified[k] == at)
 
     return Checkpoint(
-        [y for y in checkpoint.results if y.handed and is_valid(y.handed.key, y.handed.modified)],
-        [f for f in checkpoint.failures if is_valid(f.key, f.modified)],
-        [h for h in checkpoint.no_results if is_valid(h.key, h.modified)],
+        [yielded for yielded in checkpoint.results if is_valid(yielded.handed)],
+        [failure for failure in checkpoint.failures if is_valid(failure.handed)],
+        list(filter(is_valid, checkpoint.no_results)),
     )

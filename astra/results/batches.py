@@ -1,5 +1,6 @@
 """Write batches of results, so that a result that the database refuses costs no other."""
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -45,16 +46,20 @@ def write_or_halve(
 
 @dataclass(frozen=True)
 class Written:
-    """The results of a batch that were written, and their primary keys by place in the batch."""
+    """The results of a batch that were written, and their primary keys by place in the batch.
 
-    results: list[YieldedResult]
-    batch: Batch
+    Without a batch, the rows with these primary keys were deleted.
+    """
+
+    model: type[OutputModel]
     pks: dict[int, int]
+    batch: Batch | None = None
+    results: Sequence[YieldedResult] = ()
 
     @property
     def is_plain(self) -> bool:
         """Whether nothing but a later statement of astra's can change what was written."""
-        return not self.pks or dialect().is_plain(self.batch)
+        return self.batch is None or not self.pks or dialect().is_plain(self.batch)
 
 
 def check(written: Sequence[Written]) -> None:
@@ -67,12 +72,15 @@ def check(written: Sequence[Written]) -> None:
     NotStored
         If it is not.
     """
-    replaced: set[int] = set()
+    if all(part.is_plain for part in written):
+        return
+    replaced: defaultdict[type[OutputModel], set[int]] = defaultdict(set)
     for part in reversed(written):
-        if not part.is_plain:
-            kept = {place: pk for place, pk in part.pks.items() if pk not in replaced}
+        later = replaced[part.model]
+        if part.batch is not None and not part.is_plain:
+            kept = {place: pk for place, pk in part.pks.items() if pk not in later}
             dialect().compare(part.batch, kept)
-            replaced.update(part.pks.values())
+        later.update(part.pks.values())
 
 
 def store_batch(
@@ -89,7 +97,7 @@ def store_batch(
         result = results[place].result
         result.__data__["task_pk"] = pk
         result._dirty.clear()
-    return Written([results[place] for place in sorted(written)], batch, written)
+    return Written(batch.model, written, batch, [results[place] for place in sorted(written)])
 
 
 def _check_stored(results: Sequence[YieldedResult], written: Mapping[int, int], link: Link) -> None:

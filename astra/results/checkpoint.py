@@ -1,7 +1,7 @@
 """Checkpoints: one transaction writes a batch of results and the page's progress together."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from itertools import product
 
@@ -9,18 +9,15 @@ import peewee
 from peewee import ColumnBase, Model, Query, Value
 
 from astra.database.connection import dialect, tuples, writing
-from astra.database.dialect import NotStored
 from astra.database.statements import statement
 from astra.errors import BrokenElement
 from astra.models.attempts import Attempt
 from astra.models.failures import Failure, NoResult, RowWithoutResult
 from astra.models.given_keys import keys_by_value
-from astra.models.keys import Link, RowKey, as_key, as_tuple, changed_keys, key_of, may_change
+from astra.models.keys import RowKey, as_tuple, changed_keys, key_of, may_change
 from astra.models.plans import Page
-from astra.results.batches import Written, check, store_batch, write_or_halve
 from astra.results.claim import Claim, Progress, Snapshot, hold_page
-from astra.results.columns import Group, ResultRefused, by_columns, refused_by_database
-from astra.results.multiple_results import write_rows
+from astra.results.row_results import write_rows
 from astra.results.rows import (
     Checkpoint,
     HandedRow,
@@ -29,6 +26,7 @@ from astra.results.rows import (
     YieldedResult,
     changed_key_message,
 )
+from astra.results.valid_results import ResultRefused
 from astra.states import COUNTED, Outcome
 from astra.version import CURRENT
 
@@ -61,8 +59,10 @@ def write(
         results, changed = checkpoint.results, list[Refusal]()
         if claim is None:  # the rows of a page were checked as they were read
             results, changed = _without_changed_keys(results, target)
-        stored, refused = _write_results(results, target, claim)
+        stored, refused = write_rows(results, target, claim)
         refused += changed
+        if target.page is None:  # an element that runs a page does not use its results
+            _set_times(stored)
         broken: BrokenElement | None = None
         try:
             judge(refused)
@@ -84,7 +84,8 @@ def write(
     checkpoint.refused = refused
     checkpoint.n_stored = len(stored) + len(checkpoint.no_results)
     for failure in refused:
-        key = failure.link_value if failure.key is None else failure.key
+        row = failure.handed
+        key = row.link_value if row.key is None else row.key
         log.error("%s %s: result refused: %s", target.task, key, failure.summary)
     return [yielded.result for yielded in stored]
 
@@ -96,10 +97,8 @@ def _by_own_results(
     results has none itself, by which it would be known not to be pending."""
     if not target.groups:
         return checkpoint, stored
-    own = {
-        y.handed for y in stored if y.handed and y.handed.known == target.link_value_of(y.result)
-    }
-    without = {y.handed: None for y in stored if y.handed and y.handed not in own}
+    own = {y.handed for y in stored if y.handed.known == target.link_value_of(y.result)}
+    without = {y.handed: None for y in stored if y.handed not in own}
     ends = Checkpoint(
         [yielded for yielded in checkpoint.results if yielded.handed not in without],
         checkpoint.failures,
@@ -116,7 +115,7 @@ def _without_changed_keys(
     if target.model is None or output is None or link is None:
         return results, []
     key, stored = key_of(target.model), link.key(output)
-    rows = [y.handed for y in results if y.handed and y.handed.link_value is not None]
+    rows = [y.handed for y in results if y.handed.link_value is not None]
     if not rows or not may_change(key, stored):
         return results, []
     _look_up_keys(rows, target.model)
@@ -125,7 +124,7 @@ def _without_changed_keys(
     good, refused = [], []
     for yielded in results:
         handed = yielded.handed
-        if handed is None or handed.link_value is None or handed.key not in changed:
+        if handed.link_value is None or handed.key not in changed:
             good.append(yielded)
         else:
             message = changed_key_message(as_tuple(handed.link_value), output)
@@ -139,13 +138,14 @@ def _find_keys(
     """Look up the keys of rows of which only the columns that results point to are known."""
     if target.model is None or target.link is None or target.link.is_whole:
         return
-    rows: list[HandedRow | Refusal] = [*checkpoint.no_results, *checkpoint.failures, *refused]
-    if any(y.handed and y.handed.key is None for y in stored) and _recorded(target):
-        rows += [y.handed for y in stored if y.handed]
+    rows = [failure.handed for failure in [*checkpoint.failures, *refused]]
+    rows += checkpoint.no_results
+    if any(y.handed.key is None for y in stored) and _recorded(target):
+        rows += [y.handed for y in stored]
     _look_up_keys(rows, target.model)
 
 
-def _look_up_keys(rows: Sequence[HandedRow | Refusal], model: type[Model]) -> None:
+def _look_up_keys(rows: Iterable[HandedRow], model: type[Model]) -> None:
     """Set the keys of rows by the values that Python has of them."""
     unknown = [row for row in rows if row.key is None and row.link_value is not None]
     keys = keys_by_value(model, {row.link_value for row in unknown})
@@ -157,75 +157,10 @@ def _mark_further_failures(failures: list[Refusal], stored: list[YieldedResult])
     """Mark failures of rows whose result is stored: only a further result of theirs was refused."""
     if not failures:
         return []
-    stored_rows = {(y.handed.table, y.handed.key) for y in stored if y.handed}
-    return [replace(f, refused=True) if (f.table, f.key) in stored_rows else f for f in failures]
-
-
-def _write_results(
-    results: list[YieldedResult], target: Target, claim: Claim | None
-) -> tuple[list[YieldedResult], list[Refusal]]:
-    refused: list[Refusal] = []
-    written: list[Written] = []
-    if target.gathers:
-        stored = write_rows(results, target, claim, refused, written)
-    else:
-        groups = by_columns(results, target, claim, refused)
-        stored = [y for group in groups for y in _store(group, target, refused, written)]
-        if len(groups) > 1:
-            order = {id(yielded): i for i, yielded in enumerate(results)}
-            stored.sort(key=lambda yielded: order[id(yielded)])
-    _check_together(written)
-    if target.page is None:  # an element that runs a page does not use its results
-        _set_times(stored)
-    return stored, refused
-
-
-def _check_together(written: list[Written]) -> None:
-    """Check that no result was changed or deleted as those of other rows were written.
-
-    Raises
-    ------
-    BrokenElement
-        If one was: none of these rows is to blame.
-    """
-    try:
-        check(written if len(written) > 1 else ())
-    except NotStored as error:
-        table = written[0].batch.model._meta.table_name
-        raise BrokenElement(
-            f"results of other rows were changed or deleted as a result was written: {error}; the "
-            f"rows stay pending: repair the table {table}, then astra resume"
-        ) from error
-
-
-def _store(
-    group: Group, target: Target, refused: list[Refusal], written: list[Written]
-) -> list[YieldedResult]:
-    """Write results that set the same columns; return those that were stored."""
-    link = target.link_for(group.results[0].result)
-    if link is None:  # the model does not declare it, and its results were refused before
-        return []
-    return write_or_halve(
-        range(len(group.results)),
-        lambda part, may_copy: _store_part(group.part(part), target, link, may_copy, written),
-        lambda place, error: refused.append(refused_by_database(group.results[place], error)),
-    )
-
-
-def _store_part(
-    group: Group, target: Target, link: Link, may_copy: bool, written: list[Written]
-) -> list[YieldedResult]:
-    batch = store_batch(group.results, group.columns, link, may_copy)
-    check([batch])
-    written.append(batch)
-    stored = batch.results
-    if len(stored) < len(group.results):
-        kept = set(stored)
-        for yielded in group.results:
-            if yielded not in kept:
-                key = target.link_value_of(yielded.result)
-                log.warning("%s %s: a later result was kept", target.task, key)
-    return stored
+    rows = {(y.handed.table, y.handed.key) for y in stored}
+    return [
+        replace(f, refused=True) if (f.handed.table, f.handed.key) in rows else f for f in failures
+    ]
 
 
 def take_back_failures(claim: Claim) -> None:
@@ -256,11 +191,6 @@ def _set_times(stored: list[YieldedResult]) -> None:
                 result.__data__["created"], result.__data__["modified"] = times
 
 
-def _table_of(row: HandedRow | Refusal | None, target: Target) -> str:
-    """Return the table of a row: its own, if it has one, else the target's."""
-    return (row.table if row is not None else None) or target.input_table
-
-
 def _forget_other_ends(
     target: Target,
     stored: list[YieldedResult],
@@ -271,14 +201,9 @@ def _forget_other_ends(
     kinds = _recorded(target)
     if not kinds:  # mostly the task has neither failures nor rows without a result
         return
-    with_result = [
-        (_table_of(y.handed, target), y.handed.key if y.handed else as_key(y.link_value))
-        for y in stored
-    ]
-    with_failure = [(_table_of(f, target), f.key) for f in failures if not f.refused]
-    _forget(kinds & {Failure, NoResult}, target, with_result)
-    _forget(kinds & {NoResult}, target, with_failure)
-    _forget(kinds & {Failure}, target, [(_table_of(h, target), h.key) for h in no_results])
+    _forget(kinds & {Failure, NoResult}, target, [yielded.handed for yielded in stored])
+    _forget(kinds & {NoResult}, target, [f.handed for f in failures if not f.refused])
+    _forget(kinds & {Failure}, target, no_results)
 
 
 def _recorded(target: Target) -> set[type[RowWithoutResult]]:
@@ -296,13 +221,11 @@ def _are_recorded(task: Value) -> Query:
     return peewee.Select(columns=[peewee.fn.EXISTS(end) for end in ends])
 
 
-def _forget(
-    kinds: set[type[RowWithoutResult]], target: Target, rows: list[tuple[str, RowKey | None]]
-) -> None:
+def _forget(kinds: set[type[RowWithoutResult]], target: Target, rows: list[HandedRow]) -> None:
     by_table: dict[str, list[RowKey]] = {}
-    for table, key in rows if kinds else ():
-        if key is not None:
-            by_table.setdefault(table, []).append(key)
+    for row in rows if kinds else ():
+        if row.key is not None:
+            by_table.setdefault(row.table or target.input_table, []).append(row.key)
     for model, (table, keys) in product(kinds, by_table.items()):
         model.delete().where(
             (model.task == target.task)
@@ -312,12 +235,10 @@ def _forget(
         ).execute()
 
 
-def _common_columns(
-    target: Target, claim: Claim | None, row: HandedRow | Refusal
-) -> dict[str, object]:
+def _common_columns(target: Target, claim: Claim | None, row: HandedRow) -> dict[str, object]:
     return {
         "task": target.task,
-        "input_table": _table_of(row, target),
+        "input_table": row.table or target.input_table,
         "key": row.key,
         "v_astra_major_minor": CURRENT.major_minor,
         "input_modified": row.modified,
@@ -333,12 +254,13 @@ _ONE_PER_ROW = ("task", "input_table", "key", "v_astra_major_minor")
 
 def _write_failures(failures: list[Refusal], target: Target, claim: Claim | None) -> None:
     for failure in failures:
-        if failure.key is None:
+        if failure.handed.key is None:
             log.error("%s: %s: %s", target.task, failure.exception, failure.message)
             continue
-        refused = failure.refused or _is_done(claim, failure.key)
+        # The row may have a result already, so that what failed is a further one.
+        refused = failure.refused or (claim is not None and claim.has_result(failure.handed.key))
         values = {
-            **_common_columns(target, claim, failure),
+            **_common_columns(target, claim, failure.handed),
             "exception": failure.exception,
             "message": failure.message,
             "place": failure.place,
@@ -352,12 +274,6 @@ def _write_failures(failures: list[Refusal], target: Target, claim: Claim | None
             times = peewee.Case(None, ((is_same, Failure.times),), times)
         # A further result that is refused does not hide why its row has failed.
         _upsert_row(Failure, values, {Failure.times: times}, Failure.refused if refused else None)
-
-
-def _is_done(claim: Claim | None, key: RowKey) -> bool:
-    """Return whether the row has a result already, so that what failed is a further one."""
-    place = claim.positions.get(key) if claim is not None else None
-    return claim is not None and place is not None and claim.outcomes[place] == Outcome.RESULT
 
 
 def _write_no_results(rows: list[HandedRow], target: Target, claim: Claim | None) -> None:
@@ -384,14 +300,14 @@ def _write_progress(
     claim: Claim, stored: list[YieldedResult], failures: list[Refusal], checkpoint: Checkpoint
 ) -> Progress:
     """Write the page's progress in the transaction of its results, and return it."""
-    results = [y.handed.key for y in checkpoint.results if y.handed]
-    failed_keys = {f.key for f in failures}
+    results = [y.handed.key for y in checkpoint.results]
+    failed_keys = {f.handed.key for f in failures}
     keys_by_outcome = (
         # A row whose result a later attempt has already written counts as having a result, too.
         (Outcome.RESULT, [k for k in results if k not in failed_keys]),
         # A row that has a result may have failed at a further one.
-        (Outcome.RESULT, [y.handed.key for y in stored if y.handed] if failed_keys else []),
-        (Outcome.FAILURE, [f.key for f in failures if not f.refused]),
+        (Outcome.RESULT, [y.handed.key for y in stored] if failed_keys else []),
+        (Outcome.FAILURE, [f.handed.key for f in failures if not f.refused]),
         (Outcome.NO_RESULT, [h.key for h in checkpoint.no_results]),
     )
     snapshot, changed, result = claim.snapshot(), dict[int, int](), Outcome.RESULT.value

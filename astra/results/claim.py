@@ -41,6 +41,10 @@ class Claim:
                     self.outcomes[place] = Outcome.RESULT
                     self.n_found += 1
 
+    def has_result(self, key: object) -> bool:
+        place = self.positions.get(key)
+        return place is not None and self.outcomes[place] == Outcome.RESULT
+
     def snapshot(self) -> "Snapshot":
         with self.mutex:
             return Snapshot(bytes(self.outcomes), self.n_found)

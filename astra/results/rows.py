@@ -77,31 +77,23 @@ class YieldedResult:
     """A result that the task yielded, and the row that it is for."""
 
     result: Any
-    handed: HandedRow | None
+    handed: HandedRow  # for one of no row in progress, its key is what the result points to
     again: bool = False  # a further result of a row that has one
-    link_value: object = None  # what it points to, if that is no row in progress
+    is_stray: bool = False  # it belongs to no row that the task had in progress in its page
     taken: bool = False  # by a checkpoint, which does not include later changes
     place: str | None = None  # the line of the task that yielded something other than a result
-
-    @property
-    def is_stray(self) -> bool:
-        """Whether it belongs to no row that the task has in progress in its page."""
-        return self.handed is None and not self.again
 
 
 @dataclass
 class Refusal:
     """Why a row has no result: the exception, and where it was raised."""
 
-    key: RowKey | None
+    handed: HandedRow
     exception: str
     message: str
-    modified: datetime | None = None
     place: str | None = None
     traceback: str | None = None
     refused: bool = False  # a further result of a row that has one
-    table: str | None = None  # of the row; None for the target's own
-    link_value: object = None  # the value by which its results point to it, if its key is unknown
     is_mistake: bool = False  # of the task or the table, which any row may meet
 
     @property
@@ -193,14 +185,11 @@ def refusal(error: BaseException, handed: HandedRow) -> Refusal:
     """Make the record of an exception that a task raised on a row."""
     text = "".join(tracebacks.format_exception(error))
     return Refusal(
-        handed.key,
+        handed,
         type(error).__name__,
         clean(error_text(error), MESSAGE_LIMIT),
-        handed.modified,
         place_of(error),
         clean(text, TRACEBACK_LIMIT),
-        table=handed.table,
-        link_value=handed.link_value,
         is_mistake=isinstance(error, _MISTAKES),
     )
 
@@ -218,10 +207,7 @@ def foreign_row_message(named: object, target: Target) -> str:
 def foreign_row_refusal(handed: HandedRow, named: object, target: Target) -> Refusal:
     """Make the record of a row that has no result because one names another row."""
     message = f"it has no result, and {foreign_row_message(named, target)}"
-    return Refusal(
-        handed.key, "ForeignRow", message, handed.modified,
-        table=handed.table, link_value=handed.link_value, is_mistake=True,
-    )  # fmt: skip
+    return Refusal(handed, "ForeignRow", message, is_mistake=True)
 
 
 def changed_key_message(values: Sequence[object], output: type[Model]) -> str:

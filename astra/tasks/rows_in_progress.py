@@ -127,9 +127,9 @@ class RowsInProgress:
         link_value = self.target.link_value_of(result)
         handed = self.by_key.get(link_value, self.last)
         if handed is None or handed not in self:
-            return YieldedResult(result, handed, again=True)
+            return YieldedResult(result, handed or HandedRow(None, None), again=True)
         if handed.known != link_value in self.ended and not self.target.groups:
-            return YieldedResult(result, None, again=True, link_value=link_value)
+            return YieldedResult(result, HandedRow(as_key(link_value), None), again=True)
         yielded = YieldedResult(result, handed)
         self.gathered.setdefault(handed, []).append(yielded)
         return yielded

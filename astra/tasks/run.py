@@ -13,7 +13,7 @@ from threading import Lock, get_ident
 from typing import Protocol, cast
 
 from astra.errors import AstraError, BrokenElement
-from astra.models.keys import RowKey
+from astra.models.keys import RowKey, as_key
 from astra.models.pipeline import OutputModel
 from astra.results.rows import (
     End,
@@ -406,12 +406,13 @@ class Run:
         self.asked_since_result = False
         self.n_results += 1
         self.tally.n_ended += 1
-        yielded = YieldedResult(result, handed, again)
+        is_stray = handed is None and not again
         if handed is None:
-            yielded.link_value = in_progress.target.link_value_of(result)
-            if not again:
-                target = self.writer.target
-                log.error("%s: %s", target.task, foreign_row_message(yielded.link_value, target))
+            named, target = in_progress.target.link_value_of(result), self.writer.target
+            if is_stray:
+                log.error("%s: %s", target.task, foreign_row_message(named, target))
+            handed = HandedRow(as_key(named), None)
+        yielded = YieldedResult(result, handed, again, is_stray)
         if type(result) is in_progress.target.output or isinstance(result, OutputModel):
             self.clock.set_times(result, spent_s)
             if handed is in_progress.last:
@@ -424,8 +425,7 @@ class Run:
         self.asked_since_result = False
         self.n_results += 1
         yielded = self.in_progress.gather(result)
-        if yielded.handed is not None:
-            yielded.handed.t_spent_s += spent_s
+        yielded.handed.t_spent_s += spent_s
         if isinstance(result, OutputModel):
             self.clock.set_times(result, spent_s)
         return yielded
@@ -456,7 +456,7 @@ class Run:
         """End the rows in progress without a result: the task has returned."""
         self._end_gathered()
         for handed, named in self.in_progress.pop_misattributed().items():
-            self._record(handed, foreign_row_refusal(handed, named, self.writer.target))
+            self._record(foreign_row_refusal(handed, named, self.writer.target))
         rows = self.in_progress.clear()
         if rows and self.settings.write_to_database:
             self.writer.add(no_results=rows)
@@ -485,10 +485,10 @@ class Run:
     def _fail(self, handed: HandedRow, error: BaseException) -> None:
         """Record that a row has failed."""
         self.in_progress.end(handed)
-        self._record(handed, refusal(error, handed))
+        self._record(refusal(error, handed))
 
-    def _record(self, handed: HandedRow, failure: Refusal) -> None:
-        self.clock.row_times.add(handed.t_spent_s)
+    def _record(self, failure: Refusal) -> None:
+        self.clock.row_times.add(failure.handed.t_spent_s)
         self.tally.n_ended += 1
         self.tally.count([failure])
         if self.settings.write_to_database:

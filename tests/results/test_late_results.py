@@ -14,7 +14,7 @@ from astra.models.failures import Failure, NoResult
 from astra.models.schema import init_database
 from astra.plan.plan import create_plan
 from astra.results.checkpoint import take_back_failures, write
-from astra.results.rows import Checkpoint, Refusal, target_of
+from astra.results.rows import Checkpoint, HandedRow, Refusal, target_of
 from astra.status.verify import verify
 from tests.many_tasks import Peak
 from tests.pools import plan_of, pool_of
@@ -121,7 +121,8 @@ def test_failures_are_taken_back_although_that_was_not_acknowledged(url):
     plan = plan_of(4, 4)
     claim = claim_page(plan, 1, pool_of(plan), 1, this_process("local", Path()))
     assert claim is not None
-    failures = [Refusal(key, "TypeError", "no row is to blame") for key in claim.page.row_keys[:2]]
+    rows = [HandedRow(key, None) for key in claim.page.row_keys[:2]]
+    failures = [Refusal(row, "TypeError", "no row is to blame") for row in rows]
     target = target_of(plan, BossVisitSpectrum, Measured, 1)
     with connection():
         write(Checkpoint(failures=failures), target, claim)

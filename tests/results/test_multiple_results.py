@@ -308,3 +308,36 @@ def test_a_trigger_leaves_no_part_of_a_row(filled, change):
     assert [row for row in table(Peak) if row[1] % 3 == 0] == before
     with connection():
         assert {failure.exception for failure in Failure.select()} == {"NotStored"}
+
+
+@task(many=True)
+def fewer_each_time(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Peak]:
+    for n, row in enumerate(spectra):
+        for height in range(3 - n):
+            yield Peak.from_spectrum(row, height=float(height))
+
+
+def test_a_row_that_is_given_twice_leaves_the_later_results_of_a_table_with_a_trigger(filled):
+    """The later ones delete further results that the same checkpoint has just written."""
+    with connection():
+        if dialect().name == "sqlite":
+            database.execute_sql(_OF_SQLITE.format("AFTER INSERT", "0", "SELECT 1"))
+        else:
+            database.execute_sql(_TRIGGER.format("RETURN NEW;", "BEFORE INSERT"))
+        row = BossVisitSpectrum.get()
+    list(fewer_each_time([row, row]))
+    assert [number for *_, number, _ in table(Peak)] == [0, 1]
+
+
+@task(many=True)
+def yields_numbers(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Peak]:
+    for row in spectra:
+        yield Peak.from_spectrum(row, height=1.0) if row.spectrum_pk % 5 else 3
+
+
+def test_what_is_no_result_is_refused_with_its_row(filled):
+    (planned,) = create_plan(yields_numbers)
+    run_here(planned.plan)
+    with connection():
+        assert {f.exception for f in Failure.select()} == {"WrongModel"}
+    assert status(planned.plan).rows["done"] == N - N // 5 and verify(planned.plan).sound
