@@ -295,6 +295,11 @@ def as_database_error(error: Exception) -> DatabaseError | None:
             f"describe: {dialect().message(error)}; astra initdb MODULE adds missing columns "
             "of astra's tables; correct other tables, or their models"
         )
+    if isinstance(error, peewee.IntegrityError):  # those of rows are failures of these rows
+        return DatabaseError(
+            f"tables were changed by hand, or restored in part: {dialect().message(error)}; "
+            "astra verify, and astra verify PLAN for the last plans, say what to correct"
+        )
     return None
 
 

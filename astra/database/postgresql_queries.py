@@ -119,7 +119,7 @@ READABLE_SEQUENCE = """
 
 #: Whether a sequence would give numbers that its table already has.
 SEQUENCE_IS_BEHIND = """
-    SELECT max({column}) > (SELECT last_value FROM {sequence}) FROM {table}"""
+    SELECT max({column}) >= (SELECT last_value + is_called::int FROM {sequence}) FROM {table}"""
 
 #: The remedy, which a message quotes.
 ADVANCE_SEQUENCE = "SELECT setval('{sequence}', (SELECT max({column}) FROM {table}))"

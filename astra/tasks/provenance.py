@@ -84,7 +84,8 @@ def store_provenance(provenance: Mapping[str, object]) -> int:
     pk = query.scalar()
     if pk is None:
         MadeBy.insert(provenance).on_conflict_ignore().execute()
-        pk = query.scalar()
+        if (pk := query.scalar()) is None:  # the conflict was another one, which is to be raised
+            pk = MadeBy.insert(provenance).execute()
     return int(pk)
 
 

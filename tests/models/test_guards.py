@@ -3,9 +3,11 @@
 import re
 
 import pytest
+from click.testing import CliRunner
 from peewee import FloatField
 
 from astra.api import run_here
+from astra.cli.group import main
 from astra.database.connection import connection, database, dialect
 from astra.doctor.database import database as check_database
 from astra.errors import DatabaseError
@@ -57,6 +59,21 @@ def test_a_table_that_is_gone_is_called_so(url):
         assert (
             lacking_guard(Measured) == "does not exist; create it: astra initdb tests.sample_tasks"
         )
+
+
+@pytest.mark.parametrize("table", ["plan", "page", "made_by"])
+def test_a_sequence_that_was_restored_without_its_value_is_named(pg_url, table):
+    fill(4)
+    for _ in range(2):
+        create_plan(measure, BossVisitSpectrum, max_rows=1)
+    with connection():
+        database.execute_sql(
+            f"SELECT setval(pg_get_serial_sequence('{table}', 'pk'), min(pk), false) FROM {table}"
+        )
+    done = CliRunner().invoke(main, ["verify"])
+    assert f"the table {table} has a sequence that would" in done.output
+    done = CliRunner().invoke(main, ["plan", "tests.sample_tasks.measure"])
+    assert "restored in part" in done.output and done.exit_code == 5
 
 
 def test_a_lost_index_is_noticed_and_made_again(url):
