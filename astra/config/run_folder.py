@@ -130,11 +130,10 @@ def write_whole(path: Path, content: str | bytes, mode: int = 0o600) -> None:
             os.fchmod(file.fileno(), mode & ~_OTHERS_WRITE)
             os.fsync(file.fileno())
         unfinished.rename(path)
-    except BaseException as error:
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {_why(error)}") from error
+    finally:
         unfinished.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise UsageError(f"{path} cannot be written: {_why(error)}") from error
-        raise
 
 
 def write_output(path: Path, text: str) -> None:

@@ -74,17 +74,14 @@ def run(args: Sequence[str], recent_s: float = 0.0) -> str:
 
 def _run_with_retries(args: Sequence[str]) -> str:
     settings = config.current().slurm
-    tries = 1 + (settings.retries if args[0] in _READ_ONLY else 0)
-    for left in reversed(range(tries)):
+    retries = settings.retries if args[0] in _READ_ONLY else 0
+    for retry in range(1, retries + 1):
         try:
             return _run_once(args, settings.timeout_s)
         except SlurmUnknown as error:
-            if not left:
-                raise
-            pause_s = 0.5 * 2.0 ** (tries - 1 - left) * random.uniform(0.5, 1.5)  # noqa: S311
-            log.warning("%s; trying again, %d of %d", error, tries - left, tries - 1)
-            time.sleep(pause_s)
-    raise AssertionError("unreachable")
+            log.warning("%s; trying again, %d of %d", error, retry, retries)
+            time.sleep(0.25 * 2.0**retry * random.uniform(0.5, 1.5))  # noqa: S311
+    return _run_once(args, settings.timeout_s)
 
 
 def _run_once(args: Sequence[str], timeout_s: float) -> str:
