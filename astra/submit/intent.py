@@ -232,10 +232,11 @@ def submit_once(
         If it remains unknown whether the job exists.
     """
     now = partial(client.submit, path, args)
-    for call, again in ((begun or now, True), (now, False)):
+    for call in (begun or now, now):
         try:
             return call()
-        except SlurmUnknown as lost:
+        except SlurmUnknown as error:
+            lost = error
             log.warning("sbatch gave no clear answer (%s): looking for the job by its name", lost)
             try:
                 jobs = _look_up(job)
@@ -248,11 +249,7 @@ def submit_once(
                 return choose(jobs)
             if limit := at_limit(str(lost)):
                 raise limit from lost
-            if not again:
-                raise SlurmUnknown(
-                    f"sbatch gave no clear answer twice ({lost}); {if_unknown}"
-                ) from lost
-    raise AssertionError("unreachable")
+    raise SlurmUnknown(f"sbatch gave no clear answer twice ({lost}); {if_unknown}") from lost
 
 
 def _look_up(job: parse.JobId) -> list[parse.JobId]:
