@@ -125,6 +125,16 @@ def test_every_folder_has_a_floor():
     assert folders == _FLOOR_OF.keys()
 
 
+def test_the_page_on_architecture_lists_the_folders_in_their_order():
+    page = (ROOT / "docs/architecture.md").read_text()
+    table = page.partition("| folder | what it does |")[2].partition("\n\n")[0]
+    first = [line.split("|")[1] for line in table.splitlines()[2:]]
+    listed = [name.removesuffix(".py") for cell in first for name in re.findall("`(.+?)`", cell)]
+    assert listed and set(listed) == _FLOOR_OF.keys()
+    floors = [_FLOOR_OF[name] for name in listed]
+    assert floors == sorted(floors)
+
+
 def test_a_folder_imports_only_from_those_above_it_in_the_list():
     assert len(FLOORS) <= 12
     wrong = {
