@@ -172,7 +172,7 @@ def configured_copy(original: Path, folder: Path, monkeypatch: pytest.MonkeyPatc
     from astra.database.connection import dialect
 
     with closing(sqlite3.connect(file)) as copy, copy:  # as `astra initdb --moved` does
-        copy.execute("UPDATE astra_archive SET made_in = ?", (dialect().place(),))
+        copy.execute("UPDATE astra_archive SET made_in = ?", (dialect().location(),))
     return url
 
 

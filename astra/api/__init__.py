@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from astra.doctor.environment import wrong_profiles
     from astra.doctor.job import write_answer
     from astra.element.trial import trial_of_plan, trial_of_task
-    from astra.models.given_keys import keys_of, listed
+    from astra.models.given_keys import keys_as_text, keys_of
     from astra.models.scaffold import start_here
     from astra.models.schema import init_database
     from astra.models.schema import sql_of as sql_of_tables
@@ -68,7 +68,7 @@ if TYPE_CHECKING:
     from astra.status.logs import text_of as log_text
     from astra.status.plans import PlanLine
     from astra.status.plans import all_plans as plans
-    from astra.status.results import StoredResults, plain
+    from astra.status.results import StoredResults, json_value
     from astra.status.row_history import history_of as why
     from astra.status.status import PlanStatus, status, statuses
     from astra.status.verdict import CHECKS, Verdict

@@ -39,7 +39,7 @@ def results(
         show_rows.results(stored, limit)
     if stored.unknown and limit is None:
         n = show.count(len(stored.unknown), "key")
-        show.note(f"{n} without a result: {api.listed(stored.unknown)}")
+        show.note(f"{n} without a result: {api.keys_as_text(stored.unknown)}")
 
 
 @main.command()

@@ -120,9 +120,13 @@ def planned(plans: Iterable[Planned]) -> None:
             )
         if plan.unknown_keys:
             n = count(len(plan.unknown_keys), "key")
-            line(f"  {n} without a row in {plan.input_model}: {api.listed(plan.unknown_keys)}")
+            line(
+                f"  {n} without a row in {plan.input_model}: {api.keys_as_text(plan.unknown_keys)}"
+            )
         if plan.held:
-            text = f"{count(plan.held, 'row')} of active plans ({api.listed(plan.live_plans)})"
+            text = (
+                f"{count(plan.held, 'row')} of active plans ({api.keys_as_text(plan.live_plans)})"
+            )
             line(f"  left out: {text}: see astra status; astra cancel PLAN releases them")
         if plan.failed or plan.no_result:
             ended = f" ({plan.quarantined:,} by ending their process)" if plan.quarantined else ""

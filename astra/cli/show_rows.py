@@ -11,7 +11,7 @@ from itertools import islice
 from textwrap import indent
 from typing import TYPE_CHECKING
 
-from astra.api import plain
+from astra.api import json_value
 from astra.cli import show
 from astra.cli.listing import Listing
 from astra.config.secrets import hide
@@ -29,7 +29,7 @@ def as_json(stored: StoredResults) -> None:
     """Print results as a JSON array, one a line, as they are read."""
     mark = "["
     for row in stored:
-        print(mark + json.dumps({name: plain(value) for name, value in row.items()}))
+        print(mark + json.dumps({name: json_value(value) for name, value in row.items()}))
         mark = ","
     print("]" if mark == "," else "[]")
 
@@ -39,7 +39,7 @@ def as_csv(stored: StoredResults) -> None:
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(stored.columns)
     for row in stored:
-        writer.writerow([_cell(plain(value)) for value in row.values()])
+        writer.writerow([_cell(json_value(value)) for value in row.values()])
 
 
 def _cell(value: object) -> object:
@@ -73,7 +73,7 @@ def _short(value: object) -> str:
         return f"{value:.6g}"
     if (shape := getattr(value, "shape", None)) is not None:
         return f"array {shape}"
-    text = value if isinstance(value, str) else str(plain(value))
+    text = value if isinstance(value, str) else str(json_value(value))
     text = text.replace("\n", " ")
     return text if len(text) <= 40 else text[:39] + "…"
 

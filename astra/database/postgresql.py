@@ -380,7 +380,7 @@ class PostgreSQL(Keys):
         level = "READ COMMITTED" if waits else None
         return {"isolation_level": level, "silence_s": silence_s, "is_durable": is_durable}
 
-    def place(self, schema: str | None = None) -> str:
+    def location(self, schema: str | None = None) -> str:
         """Identify the server, the database, and the tables in a schema, the same for every role.
 
         A schema that was copied within its database, or restored into it, has other tables.
@@ -392,7 +392,7 @@ class PostgreSQL(Keys):
         )
 
     @staticmethod
-    def is_same_place(stored: str, current: str) -> bool:
+    def is_same_location(stored: str, current: str) -> bool:
         """Return whether two places are the same.
 
         A standby that has become the primary may have another port, on a later timeline.

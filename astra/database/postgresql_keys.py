@@ -176,7 +176,7 @@ class Keys(Writing):
         types = self.run(queries.COLUMN_TYPES, (name,)).fetchall()
         return {column: kind.removeprefix("pg_catalog.") for column, kind in types}
 
-    def holds(self, column: Any, key: Any) -> Any:
+    def is_key_of_page(self, column: Any, key: Any) -> Any:
         """Return the clause that this key is among the keys of a page."""
         return peewee.Expression(peewee.Value(key, converter=False), "=", fn.ANY(column))
 

@@ -205,7 +205,7 @@ class SQLite(Writing):
         """Take the lock at the beginning: a transaction that has read cannot wait for it."""
         return {"lock_type": "IMMEDIATE"}
 
-    def place(self, schema: str | None = None) -> str:
+    def location(self, schema: str | None = None) -> str:
         """Identify the file."""
         if self.path == ":memory:":
             return "memory"
@@ -213,7 +213,7 @@ class SQLite(Writing):
         return f"the file {os.path.realpath(self.path)} (inode {inode}, {socket.gethostname()})"
 
     @staticmethod
-    def is_same_place(stored: str, current: str) -> bool:
+    def is_same_location(stored: str, current: str) -> bool:
         """Return whether two places are the same, by the inode or by the path and the host.
 
         A renamed file keeps its inode, and one that was restored in its place has the same path.
@@ -321,7 +321,7 @@ class SQLite(Writing):
                 condition = re.split(r"(?i)\bWHERE\b", sql, maxsplit=1)[1] if is_partial else None
                 yield condition, True, is_never_null
 
-    def holds(self, column: Any, key: Any) -> Any:
+    def is_key_of_page(self, column: Any, key: Any) -> Any:
         keys, key = fn.json_each(column), peewee.Value(key, converter=False)
         return peewee.NodeList((key, SQL("IN (SELECT value FROM"), keys, SQL(")")))
 

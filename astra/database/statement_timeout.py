@@ -76,14 +76,14 @@ class _Watch:
                 for statement, (end, connection) in list(self.waiting.items()):
                     if end <= now:
                         del self.waiting[statement]
-                        shut(connection)
+                        shut_connection(connection)
                 ends = (end for end, _ in self.waiting.values())
                 self.wakes_at = min(ends, default=float("inf"))
                 # An idle process wakes up without need, but only once an hour.
                 self.lock.wait(min(self.wakes_at - time.monotonic(), 3600.0))
 
 
-def shut(connection: Any) -> None:
+def shut_connection(connection: Any) -> None:
     """Shut a connection, so that a statement that waits on it fails."""
     try:
         with socket.socket(fileno=os.dup(connection.fileno())) as link:

@@ -13,7 +13,7 @@ from astra.database.connection import connection
 from astra.element.loaded_task import planned_arguments
 from astra.element.reader import read_rows
 from astra.errors import UsageError
-from astra.models.given_keys import find_keys, listed
+from astra.models.given_keys import find_keys, keys_as_text
 from astra.models.importing import load
 from astra.models.keys import RowKey, all_rows, bound_to_database, key_of
 from astra.models.pipeline import BASES
@@ -97,7 +97,7 @@ def _rows(model: type[Model], keys: Sequence[str]) -> dict[RowKey, object]:
     with connection():
         existing, missing = find_keys(model, keys)
         if missing:
-            raise UsageError(f"{model.__name__} has no row with the key {listed(missing)}")
+            raise UsageError(f"{model.__name__} has no row with the key {keys_as_text(missing)}")
         key = key_of(model)
         query = key.narrowed(all_rows(model), existing)
         rows = {k: row for row, (k,) in read_rows(query, [key.given])}

@@ -41,12 +41,12 @@ def check_archive() -> None:
         return
     with connection():
         known = Archive.select().first()
-        place = dialect().place(schema())
+        place = dialect().location(schema())
     if known is None:
         raise DatabaseError(
             f"the database {hide_password(url())} lacks the table of its archive: astra initdb"
         )
-    if not dialect().is_same_place(known.made_in, place):
+    if not dialect().is_same_location(known.made_in, place):
         raise DatabaseError(
             f"the archive {known.identifier} was made in {known.made_in}, and the database "
             f"{hide_password(url())} is {place}. If the other one is still in use, this is a copy, "
@@ -66,11 +66,11 @@ def identify_archive(copied: bool, moved: bool) -> str | None:
     DatabaseError
         If it was copied or moved, but not declared to be.
     """
-    archive, place = Archive.select().first(), dialect().place(schema())
+    archive, place = Archive.select().first(), dialect().location(schema())
     if archive is None:
         Archive.create(identifier=token_hex(8), made_in=place)
         return None
-    if dialect().is_same_place(archive.made_in, place):
+    if dialect().is_same_location(archive.made_in, place):
         if copied or moved:
             raise UsageError(
                 f"the archive {archive.identifier} is where it was made ({place}): it was neither "

@@ -188,7 +188,7 @@ def run_keys(query: peewee.BaseQuery) -> list[tuple[object, ...]]:
         raise TaskError(f"a key is of another type: {dialect().message(error)}") from error
 
 
-def listed(keys: Iterable[RowKey], n_shown: int = 5) -> str:
+def keys_as_text(keys: Iterable[RowKey], n_shown: int = 5) -> str:
     """Write out some keys, for a message."""
     keys = list(keys)
     shown = ", ".join(str(key)[:60] for key in keys[:n_shown])

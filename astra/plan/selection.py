@@ -10,7 +10,7 @@ from astra.config.redo import split_redo
 from astra.errors import TaskError
 from astra.models.base import TimeField
 from astra.models.failures import Failure, NoResult
-from astra.models.given_keys import find_keys, key_list, listed
+from astra.models.given_keys import find_keys, key_list, keys_as_text
 from astra.models.keys import FALSE, TRUE, RowKey, in_order, key_of, same_moment, table_name
 from astra.models.pipeline import OutputModel
 from astra.models.plans import MadeBy
@@ -116,7 +116,7 @@ class Choice:
             self.keys, missing = find_keys(self.model, self.selection.keys)
             self.unknown_keys = tuple(missing)
             if missing and not self.keys:
-                raise TaskError(f"{self.table} has no row with the key {listed(missing)}")
+                raise TaskError(f"{self.table} has no row with the key {keys_as_text(missing)}")
 
     @property
     def table(self) -> str:

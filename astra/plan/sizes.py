@@ -213,24 +213,24 @@ def _experience(attempts: list[Attempt], with_arguments: bool) -> Experience:
         plans=tuple(sorted({a.page.plan_pk for a in attempts})),
         same_arguments=with_arguments,
         row_s=sum(spent) / n_rows,
-        row_s_upper=upper([s / n for s, n in zip(spent, rows, strict=True)]),
+        row_s_upper=upper_quantile([s / n for s, n in zip(spent, rows, strict=True)]),
         row_s_p50=times.quantile(0.5),
         row_s_p95=times.quantile(0.95),
         row_s_p999=times.quantile(0.999),
         row_s_deviation=times.deviation(),
         start_s=sum(starts) / max(len(starts), 1),
-        start_s_upper=upper(starts),
+        start_s_upper=upper_quantile(starts),
         read_s=sum(a.t_read_s for a in attempts) / n_rows,
         write_s=sum(a.t_write_s for a in attempts) / n_rows,
         mem_mb=sum(memory) / max(len(memory), 1),
-        mem_mb_upper=upper(memory),
+        mem_mb_upper=upper_quantile(memory),
     )
 
 
-def upper(values: list[float]) -> float:
+def upper_quantile(values: list[float]) -> float:
     """Return the upper quantile: for fewer than 20 values the largest, for none 0.
 
-    >>> upper([1.0, 3.0, 2.0]), upper([float(i) for i in range(100)])
+    >>> upper_quantile([1.0, 3.0, 2.0]), upper_quantile([float(i) for i in range(100)])
     (3.0, 95.0)
     """
     ordered = sorted(values)

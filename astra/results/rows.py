@@ -43,7 +43,7 @@ class HandedRow:
     place: int = -1  # in its page
 
     @property
-    def known(self) -> object:
+    def link_or_key(self) -> object:
         """The value by which results point to the row; None if they do not."""
         return self.key if self.link_value is None else self.link_value
 

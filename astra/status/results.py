@@ -125,7 +125,7 @@ class StoredResults:
         return [{name: row[name] for name in order} for row in rows]
 
 
-def plain(value: object) -> object:
+def json_value(value: object) -> object:
     """Convert a value for JSON: times to text, arrays to lists, bytes to hexadecimal digits."""
     if hasattr(value, "tolist"):  # an array, or a number, of numpy's
         value = value.tolist()
@@ -138,7 +138,7 @@ def plain(value: object) -> object:
     if isinstance(value, bytes | bytearray | memoryview):
         return bytes(value).hex()
     if isinstance(value, dict):
-        return {str(name): plain(item) for name, item in value.items()}
+        return {str(name): json_value(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
+        return [json_value(item) for item in value]
     return str(value)

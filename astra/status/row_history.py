@@ -343,7 +343,7 @@ class _Row:
             .where(
                 (Plan.task == self.task)
                 & (Plan.input_table == table_name(self.model))
-                & dialect().holds(column, self.key)
+                & dialect().is_key_of_page(column, self.key)
             )
             .order_by(Plan.pk)
         )

@@ -1,6 +1,6 @@
 """Arguments of a task: converted to the annotated types, and kept with a plan as JSON.
 
-text -- parse_value --> value -- plain --> JSON, in the plan -- fit --> value, in the element
+text -- parse_value --> value -- json_value --> JSON, in the plan -- fit --> value, in the element
 """
 
 import collections.abc
@@ -59,7 +59,7 @@ def _written(name: str, value: object) -> str:
 
 def as_stored(values: Mapping[str, object]) -> str:
     """Return arguments as JSON, as a plan holds them."""
-    return json.dumps({name: plain(value) for name, value in values.items()})
+    return json.dumps({name: json_value(value) for name, value in values.items()})
 
 
 def restored(function: Callable[..., object], stored: Mapping[str, object]) -> dict[str, object]:
@@ -326,16 +326,16 @@ def _plain_already(name: str, value: object) -> object:
     )
 
 
-def plain(value: object) -> object:
+def json_value(value: object) -> object:
     """Convert a value to types of JSON; :func:`fit` converts it back."""
     if isinstance(value, PurePath):
         return str(value)
     if isinstance(value, set | frozenset):
-        return sorted(map(plain, value), key=repr)
+        return sorted(map(json_value, value), key=repr)
     if isinstance(value, list | tuple):
-        return [plain(v) for v in value]
+        return [json_value(v) for v in value]
     if isinstance(value, dict):
-        return {str(k): plain(v) for k, v in value.items()}
+        return {str(k): json_value(v) for k, v in value.items()}
     return value
 
 

@@ -18,7 +18,7 @@ from peewee import Model
 from astra.errors import BrokenElement, TaskError
 from astra.models.keys import table_name
 from astra.models.plans import MadeBy
-from astra.tasks.arguments import plain
+from astra.tasks.arguments import json_value
 from astra.tasks.declared import KEYWORDS, Declared, bind_call, declared_by
 from astra.tasks.signature import rows_parameter, source_file, task_name
 from astra.version import CURRENT
@@ -183,7 +183,7 @@ def digest_of(text: str) -> str:
 
 def _as_json(value: object) -> str:
     try:
-        return json.dumps(plain(value), sort_keys=True, default=_placeholder)
+        return json.dumps(json_value(value), sort_keys=True, default=_placeholder)
     except ValueError as error:  # a number of too many digits
         raise TaskError(f"an argument cannot be stored with its results: {error}") from None
 

@@ -107,7 +107,7 @@ class RowsInProgress:
                 self.ended.add(link_value)
             return self.by_key.pop(link_value), False
         if last is not None:
-            known = last.known
+            known = last.link_or_key
             if link_value is None or link_value == known:
                 return last, not self.end(last)
             if known is None and self.end(last):
@@ -128,7 +128,7 @@ class RowsInProgress:
         handed = self.by_key.get(link_value, self.last)
         if handed is None or handed not in self:
             return YieldedResult(result, handed or HandedRow(None, None), again=True)
-        if handed.known != link_value in self.ended and not self.target.groups:
+        if handed.link_or_key != link_value in self.ended and not self.target.groups:
             return YieldedResult(result, HandedRow(as_key(link_value), None), again=True)
         yielded = YieldedResult(result, handed)
         self.gathered.setdefault(handed, []).append(yielded)
@@ -136,7 +136,7 @@ class RowsInProgress:
 
     def __contains__(self, handed: HandedRow) -> bool:
         """Return whether a row is in progress."""
-        return handed in self.by_key or self.by_key.get(handed.known) is handed
+        return handed in self.by_key or self.by_key.get(handed.link_or_key) is handed
 
     def find(self, row: object) -> HandedRow | None:
         """Return the row in progress that a task names."""
@@ -147,7 +147,7 @@ class RowsInProgress:
         """End a row; return whether it was in progress."""
         if self.by_key.pop(handed, None) is not None:
             return True
-        known = handed.known
+        known = handed.link_or_key
         if self.by_key.get(known) is not handed:
             return False
         del self.by_key[known]

@@ -440,7 +440,7 @@ class Run:
         if handed is None or not self.in_progress.end(handed):
             return
         if self.is_page:
-            self.in_progress.ended.add(handed.known)
+            self.in_progress.ended.add(handed.link_or_key)
         results = self.in_progress.gathered.pop(handed, [])
         self.clock.row_times.add(handed.t_spent_s)
         self.tally.n_ended += 1

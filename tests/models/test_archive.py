@@ -131,7 +131,7 @@ def test_a_file_may_be_renamed_and_restored_in_its_place(sqlite_url, tmp_path):
 def test_a_copy_in_another_filesystem_or_on_another_host_is_one(sqlite_url, tmp_path):
     """Inodes are given in each filesystem anew, and paths on each host."""
     (tmp_path / "here.db").touch()
-    same = SQLite.is_same_place
+    same = SQLite.is_same_location
     left, gone = f"the file {tmp_path}/here.db", f"the file {tmp_path}/gone.db"
     assert same(f"{gone} (inode 7, a)", "the file /copy.db (inode 7, a)")  # it was renamed
     bind(sqlite_url)
@@ -148,11 +148,11 @@ def test_a_schema_that_was_copied_within_its_database_is_a_copy(pg_url):
         check_archive()
         database.execute_sql("CREATE SCHEMA other")
         database.execute_sql("CREATE TABLE other.astra_archive AS TABLE astra_archive")
-        known, here = Archive.get().made_in, dialect().place()
-        assert here != dialect().place("other") and not dialect().is_same_place(
-            f"{here}", dialect().place("other")
+        known, here = Archive.get().made_in, dialect().location()
+        assert here != dialect().location("other") and not dialect().is_same_location(
+            f"{here}", dialect().location("other")
         )
-        assert dialect().is_same_place(known, here)
+        assert dialect().is_same_location(known, here)
         transaction.rollback()
 
 
@@ -181,7 +181,7 @@ def test_a_standby_that_has_taken_over_is_no_copy(pg_url, postgres):
         check_archive()
         init_database()
         with connection():
-            assert Archive.get().made_in == dialect().place()
+            assert Archive.get().made_in == dialect().location()
 
 
 def test_any_role_knows_where_it_is(pg_url, postgres):
@@ -190,10 +190,10 @@ def test_any_role_knows_where_it_is(pg_url, postgres):
     postgres.sql(f"CREATE ROLE {role} LOGIN PASSWORD 'x'")
     bind(pg_url)
     with connection():
-        here = dialect().place()
+        here = dialect().location()
     bind(postgres.url(name, role, "x"))
     with connection():
-        assert dialect().place() == here
+        assert dialect().location() == here
 
 
 def test_spool_files_of_two_archives_in_one_run_directory_are_distinguished(url):
