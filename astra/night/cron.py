@@ -64,8 +64,8 @@ _ITEM = re.compile(
 #: The last day of each month.
 _LAST_DAYS = dict(enumerate((31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31), 1))
 
-#: Variables of Slurm's commands and of libpq, which a shell may have set and cron has not.
-_PASSED_ON = ("SLURM_CONF", "SLURM_CONF_SERVER", "PGHOST", "PGPORT", "PGUSER", "PGDATABASE")
+#: Variables of Slurm's commands, which a shell may have set and cron has not.
+_PASSED_ON = ("SLURM_CONF", "SLURM_CONF_SERVER")
 
 #: The environment that cron gives to a command (crontab(5)).
 _CRON_ENVIRONMENT = {"SHELL": "/bin/sh", "PATH": "/usr/bin:/bin"}

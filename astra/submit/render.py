@@ -113,6 +113,15 @@ def _is_in_environment_alone() -> bool:
     return settings.source("database.url") != str(settings.path) and secrets.has_password(url())
 
 
+#: Other variables on which it depends what a job finds, among them those of libpq that choose a
+#: server, and how to log in there.
+_PASSED_ON = (
+    "PYTHONPATH", "PGHOST", "PGHOSTADDR", "PGPORT", "PGUSER", "PGDATABASE", "PGSERVICE",
+    "PGSERVICEFILE", "PGPASSFILE", "PGOPTIONS", "PGSSLMODE", "PGSSLROOTCERT", "PGSSLCERT",
+    "PGSSLKEY", "PGGSSENCMODE",
+)  # fmt: skip
+
+
 def environment() -> dict[str, str]:
     """Return the variables with which a job finds the same configuration; never a secret."""
     variables: dict[str, str] = {}
@@ -124,7 +133,4 @@ def environment() -> dict[str, str]:
     if not from_file and not _is_in_environment_alone():
         variables["ASTRA_DATABASE_URL"] = url()
     variables["ASTRA_RUN_DIR"] = str(Path(settings.run.dir).absolute())
-    for name in ("PYTHONPATH", "PGSERVICEFILE", "PGSERVICE", "PGPASSFILE"):
-        if os.environ.get(name):
-            variables[name] = os.environ[name]
-    return variables
+    return variables | {name: os.environ[name] for name in _PASSED_ON if os.environ.get(name)}

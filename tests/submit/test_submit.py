@@ -14,6 +14,7 @@ import pytest
 from astra.database.connection import connection, database
 from astra.errors import UsageError
 from astra.models.plans import Page, Plan, Submission
+from astra.night.cron import command_of
 from astra.resume.resume import resume
 from astra.status.status import status
 from astra.submit.submit import submit
@@ -221,3 +222,18 @@ def test_ctrl_c_while_sbatch_runs_sends_nothing_again(slurm, tmp_path, monkeypat
     assert resume(plan).pages == 4
     run_out(slurm)
     assert counts() == (20, 20)
+
+
+def test_a_script_and_a_crontab_name_the_server_that_variables_of_libpq_choose(
+    sqlite_url, monkeypatch
+):
+    """With ``export = "NONE"``, and in cron, nothing else of this environment arrives there."""
+    chosen = {"PGHOST": "db.example", "PGPORT": "5433", "PGUSER": "ann", "PGSSLMODE": "require"}
+    for name, value in {**chosen, "PGPASSWORD": "a-secret"}.items():
+        monkeypatch.setenv(name, value)
+    plan = plan_of(10, 10)
+    (job,) = submit(plan, options={"hold": True}, dry_run=True).jobs
+    command = command_of("survey")
+    for name, value in chosen.items():
+        assert f"export {name}={value}\n" in job.text and f" {name}={value} " in command
+    assert "a-secret" not in job.text + command
