@@ -26,7 +26,7 @@ import logging
 import socket
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
 from peewee import SQL
@@ -36,7 +36,7 @@ from astra.config.nights import NightSettings, NightTask
 from astra.config.profiles import choose_profile
 from astra.config.run_folder import check_folder, write_whole
 from astra.config.settings import settings_of
-from astra.config.units import time_limit_s
+from astra.config.units import time_limit_s, written_moment
 from astra.database.connection import connection, dialect
 from astra.errors import AstraError, BusyError, ConfigError, SlurmError, Superseded, UsageError
 from astra.models.nights import Night, NightPlan
@@ -386,8 +386,9 @@ def _close(
 ) -> Nightly:
     """Close a night of which nothing is alive: store its state, write its report, notify people."""
     reason = "" if rounds_left else f" after the last round ({settings.rounds})"
-    if not hours_of(night).open():
-        reason = f" because nothing begins after {settings.start_until or settings.drain_by}"
+    if night.start_until is not None and not hours_of(night).open():
+        end = written_moment(datetime.fromtimestamp(night.start_until, UTC))
+        reason = f" because nothing begins after {end}"
     missing = [*step.problems, *_missing(entries, settings, reason)]
     failed = _failed(entries, settings)
     whole = not missing and not failed

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -17,6 +17,7 @@ from astra.errors import OutOfHours
 from astra.models import BossVisitSpectrum
 from astra.models.attempts import Attempt
 from astra.models.plans import Page, Submission
+from astra.night import nightly
 from astra.night.plans import max_elements
 from astra.plan.lookup import get_plan
 from astra.plan.plan import create_plan
@@ -30,7 +31,7 @@ from astra.submit.intent import make_intent, new_submission
 from astra.submit.night_hours import Hours, begin, hours_from_now, next_hours
 from astra.submit.submit import submit
 from tests.conftest import ROOT
-from tests.nights import plan_of
+from tests.nights import a_night, plan_of, settings_of_tasks
 from tests.sample_tasks import Measured, fill, measure
 from tests.servers import shifted_clock, wait_for
 
@@ -200,6 +201,21 @@ def test_a_night_has_the_hours_of_the_clock_where_it_begins(pg_url, monkeypatch)
     there = hours_from_now("06:30", "07:00")
     assert there == Hours(here.start_until + 5400, here.drain_by + 5400)
     assert Hours(int(time.time()) + 6000).open() and not Hours(int(time.time()) + 5000).open()
+
+
+def test_a_night_that_its_hours_ended_says_when_and_in_which_zone(sqlite_url, monkeypatch):
+    night = a_night()
+    night.start_until = datetime(2026, 3, 29, 1, 30, tzinfo=UTC).timestamp()
+    night.save()
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    time.tzset()
+    try:
+        closed = nightly._advance(night, settings_of_tasks("measure"), 0)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert closed.state == "not whole"
+    assert closed.message.endswith("because nothing begins after 2026-03-29 03:30:00 CEST")
 
 
 def test_an_element_that_the_hours_ended_uses_up_no_retry():
