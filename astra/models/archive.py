@@ -30,13 +30,7 @@ class Archive(BaseModel):
 
 
 def check_archive() -> None:
-    """Refuse to write to a database that is not where its archive was created.
-
-    Raises
-    ------
-    DatabaseError
-        If it was copied or moved; the message says how to tell astra which.
-    """
+    """Refuse to write to a database that is not where its archive was created."""
     if getattr(database.obj, "is_known", False):
         return
     with connection():

@@ -137,13 +137,7 @@ def _in_utc(value: object) -> object:
 
 
 def find_keys(model: type[Model], values: Iterable[object]) -> tuple[list[RowKey], list[RowKey]]:
-    """Return the keys of a table's rows, as pages hold them, and those of `values` without a row.
-
-    Raises
-    ------
-    TaskError
-        If a value cannot be a key of the table.
-    """
+    """Return the keys of a table's rows, as pages hold them, and the `values` without a row."""
     typed = given_keys(key_of(model), values)
     by_given = _keys_by_given(model, typed)
     return list(dict.fromkeys(by_given.values())), [k for k in typed if k not in by_given]

@@ -22,13 +22,7 @@ VERSION = 1
 
 
 def check_version() -> None:
-    """Refuse to work on tables of another version of astra.
-
-    Raises
-    ------
-    DatabaseError
-        If the tables are missing, older or newer; the message says what to type.
-    """
+    """Refuse to work on tables that are missing, or of another version of astra."""
     version = None
     if not is_missing_file():  # connecting would create it
         with connection():
@@ -64,13 +58,7 @@ def version_mismatch(version: int) -> DatabaseError:
 
 
 def check_tables(*models: type[Model]) -> None:
-    """Refuse to work on tables that are missing, or lack a column.
-
-    Raises
-    ------
-    DatabaseError
-        The message says what to type.
-    """
+    """Refuse to work on tables that are missing, or lack a column."""
     for model in models:
         have = dialect().columns(model)
         if have and not missing_columns(model, have):
@@ -169,11 +157,6 @@ def check_guards(*models: type[Model]) -> None:
     """Refuse to work on tables without the indexes and triggers on which results depend.
 
     They are recognized by what they do: a table may have been replaced, or restored without them.
-
-    Raises
-    ------
-    DatabaseError
-        The message says what is missing, and what to type.
     """
     for model in models:
         if lacks := lacking_guard(model):

@@ -40,13 +40,7 @@ def get_plan(pk: int) -> Plan:
 
 
 def last_plan() -> int:
-    """Return the number of the last plan.
-
-    Raises
-    ------
-    UsageError
-        If there is none.
-    """
+    """Return the number of the last plan, or raise UsageError if there is none."""
     check_version()
     with connection():
         last = Plan.select(Plan.pk).order_by(Plan.pk.desc()).limit(1).scalar()
@@ -56,13 +50,7 @@ def last_plan() -> int:
 
 
 def check_plan_version(plan: Plan) -> None:
-    """Refuse a plan that was made at another major.minor version.
-
-    Raises
-    ------
-    UsageError
-        If the versions differ.
-    """
+    """Refuse a plan that was made at another major.minor version."""
     if plan.version.major_minor != CURRENT.major_minor:
         raise UsageError(
             f"plan {plan.pk} was made at version {plan.version.text}, this is astra "
@@ -123,13 +111,7 @@ def _untrusted(places: Iterable[str]) -> list[str]:
 
 
 def check_trust(plan: Plan, *folders: str) -> None:
-    """Refuse to run the code of another role's plan from a folder that is not trusted.
-
-    Raises
-    ------
-    Untrusted
-        If the code, or one of `folders`, is not below a configured root.
-    """
+    """Refuse to run the code of another role's plan, or one of `folders`, if it is not trusted."""
     if is_trusted(plan.role, plan.token):
         return
     if untrusted := _untrusted([*folders, *_places_of_code(plan)]):
@@ -158,13 +140,7 @@ _PACKAGE = __name__.partition(".")[0]
 
 
 def find_modules(plan: Plan) -> None:
-    """Make the modules of the plan's task and models importable from any folder.
-
-    Raises
-    ------
-    Untrusted
-        If another role made the plan, and the modules are in a folder that is not trusted.
-    """
+    """Make the modules of the plan's task and models importable from any folder, if trusted."""
     check_trust(plan)
     if plan.import_root and plan.import_root not in sys.path:
         sys.path.insert(0, plan.import_root)

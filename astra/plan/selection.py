@@ -45,13 +45,7 @@ class Redo:
 
     @classmethod
     def parse(cls, text: str | None) -> "Redo | None":
-        """Parse the value of ``--redo``.
-
-        Raises
-        ------
-        TaskError
-            If it is not valid.
-        """
+        """Parse the value of ``--redo``, or raise TaskError if it is not valid."""
         if text is None:
             return None
         try:
@@ -62,13 +56,7 @@ class Redo:
 
 @dataclass
 class Selection:
-    """Which rows of its input models a plan is to take; the parameters of ``create_plan``.
-
-    Raises
-    ------
-    TaskError
-        If a value cannot be used.
-    """
+    """Which rows of its input models a plan is to take; the parameters of ``create_plan``."""
 
     sdss_ids: Iterable[int] | None = None
     keys: Iterable[object] | None = None
