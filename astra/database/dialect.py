@@ -169,25 +169,14 @@ class Common:
         """
         raise NotImplementedError
 
-    def held(
-        self,
-        key: Any,
-        task: str,
-        input_table: str,
-        version: int,
-        page: Any,
-        plan: Any,
-        attempt: Any,
-        column: str,
-    ) -> Any:
-        """Return the clause that a live plan of the task still has to end the row of a `key`.
+    def among_pending(self, key: Any, pages: Any) -> Any:
+        """Return the clause that a `key` is of a row that has not ended in one of some pages.
 
-        `version` is major * 1000 + minor: a plan of another version cannot run.
+        `pages` selects their columns of keys and of outcomes, under these names.
         """
-        page, plan, attempt = map(self.table, (page, plan, attempt))
-        clause = self.queries.HELD.format(page=page, plan=plan, attempt=attempt, keys=column)
-        parameters = (task, input_table, version)
-        return peewee.NodeList((key, peewee.SQL(clause, parameters)))
+        sql, parameters = pages.sql()
+        clause = peewee.SQL(self.queries.AMONG_PENDING.format(pages=sql), parameters)
+        return peewee.NodeList((key, clause))
 
 
 def is_condition(condition: str | None, clause: str) -> bool:

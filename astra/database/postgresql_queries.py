@@ -304,20 +304,13 @@ EXACT_TYPES = """
     SELECT attname, format_type(atttypid, atttypmod) FROM pg_attribute
     WHERE attrelid = %s::regclass AND attname = ANY(%s)"""
 
-#: The rest of a clause that begins with a key: a live plan of a task still has to end its row. A
-#: cancelled plan lives on in the pages that an attempt still runs. The subquery does not refer to
-#: the key, so that its result is hashed; PostgreSQL does not estimate how long the arrays are, and
-#: would otherwise search all of them for each row.
-HELD = """
+#: The rest of a clause that begins with a key: its row has not ended in one of some pages. The
+#: subquery does not refer to the key, so that its result is hashed; PostgreSQL does not estimate
+#: how long the arrays are, and would otherwise search all of them for each row.
+AMONG_PENDING = """
     IN (SELECT held.key
-        FROM {page} AS hp JOIN {plan} AS hl ON hl.pk = hp.plan_pk,
-        unnest(hp.{keys}) WITH ORDINALITY AS held(key, place)
-        WHERE hl.task = %s AND hl.input_table = %s AND hl.v_astra / 1000 = %s
-          AND (hl.cancelled IS NULL OR EXISTS (
-               SELECT 1 FROM {attempt} AS ha
-               WHERE ha.pk = hp.attempt_pk AND ha.state = 'running'))
-          AND hp.n_done + hp.n_failed + hp.n_no_result < hp.n_rows
-          AND get_byte(hp.outcomes, (held.place - 1)::int) = 0)"""
+        FROM ({pages}) AS live, unnest(keys) WITH ORDINALITY AS held(key, place)
+        WHERE get_byte(outcomes, (held.place - 1)::int) = 0)"""
 
 #: The keys of a query in pages of a limited number of rows. The order is total, so that the same
 #: keys are always cut into the same pages.

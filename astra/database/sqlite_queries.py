@@ -84,17 +84,10 @@ LIST = "(SELECT value FROM json_each(?))"
 #: Texts of keys as rows of a query.
 WANTED_KEYS = "json_each(?) AS wanted"
 
-#: The rest of a clause that a key begins: see the query of PostgreSQL.
-HELD = """
-    IN (SELECT held.value
-        FROM {page} AS hp
-        JOIN {plan} AS hl ON hl.pk = hp.plan_pk, json_each(hp.{keys}) AS held
-        WHERE hl.task = ? AND hl.input_table = ? AND hl.v_astra / 1000 = ?
-          AND (hl.cancelled IS NULL OR EXISTS (
-               SELECT 1 FROM {attempt} AS ha
-               WHERE ha.pk = hp.attempt_pk AND ha.state = 'running'))
-          AND hp.n_done + hp.n_failed + hp.n_no_result < hp.n_rows
-          AND substr(hp.outcomes, held.key + 1, 1) = x'00')"""
+#: The rest of a clause that begins with a key: see the query of PostgreSQL.
+AMONG_PENDING = """
+    IN (SELECT held.value FROM ({pages}) AS live, json_each(live.keys) AS held
+        WHERE substr(live.outcomes, held.key + 1, 1) = x'00')"""
 
 #: Cut the keys of a query into pages, and store them.
 FREEZE = """

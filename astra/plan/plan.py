@@ -232,8 +232,10 @@ def _freeze(
         lock_row(f"results in {table_name(output)}", f"plans {name} on {table}")
         check_own_results(function, model, output)
         release_without_heartbeat(name, table)
-        live = _live_plans(name, table)
-        pending, left_out = _without_left_out(choice, bool(live))
+        live_pages = _live_pages(name, table)
+        query = live_pages.select(Page.plan).distinct().order_by(Page.plan)
+        live = [pk for (pk,) in tuples(query)]
+        pending, left_out = _without_left_out(choice, live_pages if live else None)
         plan = _record(function, choice, arguments, limit, provenance)
         pages, rows = _write_pages(plan, pending, choice)
         if not rows:
@@ -254,18 +256,19 @@ def _freeze(
         )  # fmt: skip
 
 
-def _without_left_out(choice: Choice, any_live: bool) -> tuple[ModelSelect, Counter[str]]:
+def _without_left_out(
+    choice: Choice, live: "ModelSelect[Page] | None"
+) -> tuple[ModelSelect, Counter[str]]:
     """Return the pending rows that a plan takes, and count the others in one query.
 
-    A row is held by a live plan, or has ended without a result; its first reason counts.
+    A row is held by a live page, or has ended without a result; its first reason counts.
     """
     reasons: list[tuple[ColumnBase, str]] = []
-    if any_live:
-        key, version = key_of(choice.model), CURRENT.major_minor
-        held = dialect().held(
-            key.column, choice.task, choice.table, version, Page, Plan, Attempt, key.page_column
-        )
-        reasons.append((held, "held"))
+    if live is not None:
+        key = key_of(choice.model)
+        keys = getattr(Page, key.page_column).alias("keys")
+        pages = live.select(keys, Page.outcomes.alias("outcomes"))
+        reasons.append((dialect().among_pending(key.column, pages), "held"))
     for kind, clause in choice.left_out():
         if kind.select().where(kind.task == choice.task).exists():
             if kind is Failure:
@@ -296,14 +299,18 @@ def _write_pages(plan: Plan, pending: ModelSelect, choice: Choice) -> tuple[int,
     return dialect().freeze(keys, Page, plan.pk, plan.limit, ", ".join(by), key.page_column)
 
 
-def _live_plans(name: str, table: str) -> list[int]:
-    """Return the plans of a task that have rows which have not ended."""
+def _live_pages(name: str, table: str) -> "ModelSelect[Page]":
+    """Return the pages of a task's plans that still have to end rows.
+
+    A plan of another version cannot run. A cancelled one lives on in the pages that an attempt
+    still runs.
+    """
     running = Attempt.select(Attempt.pk).where(
         (Attempt.pk == Page.attempt_pk) & (Attempt.state == AttemptState.RUNNING.value)
     )
-    query = (
-        Plan.select(Plan.pk)
-        .join(Page)
+    return (
+        Page.select()
+        .join(Plan)
         .where(
             (Plan.task == name)
             & (Plan.input_table == table)
@@ -311,10 +318,7 @@ def _live_plans(name: str, table: str) -> list[int]:
             & (Plan.cancelled.is_null() | fn.EXISTS(running))
             & (N_PENDING > 0)
         )
-        .distinct()
-        .order_by(Plan.pk)
     )
-    return [pk for (pk,) in tuples(query)]
 
 
 def _record(
