@@ -70,13 +70,13 @@ def make_views(models: Iterable[type[BaseModel]]) -> list[str]:
     views = []
     engine = dialect()
     for model in models:
-        if not issubclass(model, OutputModel) or not (links := list(model.links())):
+        if not issubclass(model, OutputModel) or not (links := model.declared_links.values()):
             continue
         name = f"{model._meta.table_name}_current"
         view, table = _name_beside(model, name), engine.table(model)
         current = " AND ".join(
             queries.IS_CURRENT.format(table=table, same_row=_same_row(model, link))
-            for link, _ in links
+            for link in links
         )
         _replace_view(view, table, current)
         views.append(name)

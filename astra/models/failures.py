@@ -5,20 +5,13 @@ from peewee import BigAutoField, BigIntegerField, BooleanField, IntegerField, Te
 from astra.models.base import BaseModel, TimeField
 
 
-class RowKeyField(TextField):
-    """The key of a row of any table, stored as text."""
-
-    def db_value(self, value: object) -> str | None:
-        return None if value is None else str(value)
-
-
 class RowWithoutResult(BaseModel):
     """The columns for a row that ended without a result at a version."""
 
     pk = BigAutoField()
     task = TextField()
     input_table = TextField()
-    key = RowKeyField(column_name="key_text")
+    key = TextField(column_name="key_text")
     v_astra_major_minor = IntegerField()
     input_modified = TimeField(null=True)
     attempt_pk = BigIntegerField(null=True)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from copy import copy
 from functools import cache
 from inspect import getattr_static
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import peewee
 from peewee import (
@@ -122,6 +122,7 @@ class OutputMeta(ModelMeta):
         links: dict[object, Link] = {}
         for base in reversed(bases):
             links |= getattr(base, "declared_links", {})
+        links |= cast("dict[object, Link]", attrs.get("declared_links", {}))
         for key, declared in list(attrs.items()):
             if isinstance(declared, ResultOf):
                 del attrs[key]
@@ -196,8 +197,8 @@ class OutputModel(BaseModel, metaclass=OutputMeta):
         # A generated column cannot be written back.
         only_save_dirty = True
 
-    #: The links that ``result_of`` has declared, by input model.
-    declared_links: dict[type[Model], Link] = {}
+    #: How results point to rows, by input model or a base of input models.
+    declared_links: dict[type, Link] = {}
 
     @classmethod
     def link_to(cls, model: type[Model]) -> Link | None:
@@ -217,12 +218,6 @@ class OutputModel(BaseModel, metaclass=OutputMeta):
         return link
 
     @classmethod
-    def links(cls) -> Iterator[tuple[Link, str]]:
-        """Yield the ways in which results of this table point to rows, and a name for each."""
-        for link in cls.declared_links.values():
-            yield link, "_".join(link.result)
-
-    @classmethod
     def own_indexes(cls) -> Iterator[tuple[str, list[str], str]]:
         """Yield all indexes that peewee does not declare: name, columns, and the statement."""
         yield from super().own_indexes()
@@ -231,12 +226,12 @@ class OutputModel(BaseModel, metaclass=OutputMeta):
     @classmethod
     def lacking_indexes(cls) -> Iterator[tuple[str, list[str], str]]:
         """Yield the unique indexes that allow one result for a row, where the table lacks them."""
-        for link, name in cls.links():
+        for link in cls.declared_links.values():
             names = [cls._meta.fields[name].column_name for name in link.result]
             names += ["v_astra_major_minor", "result_number"]
             columns = list(map(dialect().quote, names))
             if not dialect().has_unique(cls, names, link.where_clause):
-                index = _name(f"{cls._meta.table_name}_one_per_{name}")
+                index = _name(f"{cls._meta.table_name}_one_per_{'_'.join(link.result)}")
                 yield (
                     index,
                     names,
@@ -328,6 +323,10 @@ def link_of(output: type[OutputModel], model: type[Model]) -> Link:
     return link
 
 
+_OF_SPECTRA = Link(("spectrum_pk",), ("spectrum_pk",), is_whole=True)
+_OF_SOURCES = Link(("pk",), ("source_pk",), is_whole=True, null=("spectrum_pk",))
+
+
 class PipelineOutputModel(OutputModel):
     """The columns of every result of a spectrum or a source.
 
@@ -348,12 +347,7 @@ class PipelineOutputModel(OutputModel):
     source_pk = BigIntegerField(null=True, index=True)
     spectrum_pk = BigIntegerField(null=True)
 
-    @classmethod
-    def link_to(cls, model: type[Model]) -> Link | None:
-        """Return the link to spectra, or, for a result of no spectrum, to sources."""
-        if issubclass(model, SpectrumMixin):
-            return _OF_SPECTRA
-        return _OF_SOURCES if issubclass(model, Source) else super().link_to(model)
+    declared_links = {SpectrumMixin: _OF_SPECTRA, Source: _OF_SOURCES}
 
     @classmethod
     def gathers(cls, model: type[Model]) -> bool:
@@ -363,12 +357,6 @@ class PipelineOutputModel(OutputModel):
     def index_of(self, link: Link) -> Link:
         """Return the link to a spectrum for every result of one, even if computed from a source."""
         return _OF_SPECTRA if link == _OF_SOURCES and self.spectrum_pk is not None else link
-
-    @classmethod
-    def links(cls) -> Iterator[tuple[Link, str]]:
-        yield _OF_SPECTRA, "spectrum"
-        yield _OF_SOURCES, "source"
-        yield from super().links()
 
     @classmethod
     def copied_from(cls, model: type[Model]) -> tuple[Link, dict[str, str]]:
@@ -403,9 +391,6 @@ class PipelineOutputModel(OutputModel):
 
 #: As a base after ``BaseModel``: class Result(BaseModel, PipelineOutputMixin).
 PipelineOutputMixin = PipelineOutputModel
-
-_OF_SPECTRA = Link(("spectrum_pk",), ("spectrum_pk",), is_whole=True)
-_OF_SOURCES = Link(("pk",), ("source_pk",), is_whole=True, null=("spectrum_pk",))
 
 #: Models of results that have no table of their own.
 BASES = frozenset({OutputModel, PipelineOutputModel})

@@ -103,7 +103,7 @@ def test_an_element_looks_for_them_as_it_begins(url):
 def test_an_index_of_another_name_will_do(url):
     with connection():
         drop_unique_indexes()
-        for link, _ in Measured.links():
+        for link in Measured.declared_links.values():
             (column,) = link.result
             database.execute_sql(
                 f"CREATE UNIQUE INDEX somebody_s_{column} ON measured "
