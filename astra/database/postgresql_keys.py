@@ -165,16 +165,13 @@ class Keys(Writing):
         """Return a moment with the precision of the server."""
         return moment
 
-    def primary_columns(self, table: str, schema: str | None) -> list[str]:
-        """Return the columns of a table's primary key."""
-        name = ".".join(map(self.quote, [schema, table] if schema else [table]))
-        return self.fetch_column(queries.PRIMARY_COLUMNS, (name,))
-
-    def base_types(self, table: str, schema: str | None) -> dict[str, str]:
-        """Return the type of each column, as it is declared; of a domain, the type below it."""
-        name = ".".join(map(self.quote, [schema, table] if schema else [table]))
-        types = self.run(queries.COLUMN_TYPES, (name,)).fetchall()
-        return {column: kind.removeprefix("pg_catalog.") for column, kind in types}
+    def key_and_types(self, table: str, schema: str | None) -> tuple[list[str], dict[str, str]]:
+        """Return the columns of a table's primary key, and the type of each column; of a domain,
+        the type below it."""
+        name = (".".join(map(self.quote, [schema, table] if schema else [table])),)
+        types = self.run(queries.COLUMN_TYPES, name).fetchall()
+        by_column = {column: kind.removeprefix("pg_catalog.") for column, kind in types}
+        return self.fetch_column(queries.PRIMARY_COLUMNS, name), by_column
 
     def is_key_of_page(self, column: Any, key: Any) -> Any:
         """Return the clause that this key is among the keys of a page."""

@@ -105,8 +105,14 @@ class Writing(Common):
             If the COPY failed.
         """
         self._lock_and_describe(batch)
-        is_long = len(batch.columns[batch.key[0]]) >= _COPIED_FROM
-        copied = self._try_copy(batch) if is_long and may_copy else None
+        copied = None
+        if may_copy and len(batch.columns[batch.key[0]]) >= _COPIED_FROM:
+            try:
+                copied = self._copy(batch)
+            except (peewee.IntegrityError, peewee.DataError, peewee.NotSupportedError) as error:
+                # A row is bad, or another process has just written one, which the insertion
+                # handles. Or the table has row level security, under which nothing is copied.
+                raise CopyRefused from error
         return self._insert(batch) if copied is None else copied
 
     def is_plain(self, batch: Batch) -> bool:
@@ -114,13 +120,7 @@ class Writing(Common):
         return self._targets[batch.table].is_plain
 
     def compare(self, batch: Batch, written: dict[int, int]) -> None:
-        """Check that what is stored is what was given.
-
-        Raises
-        ------
-        NotStored
-            If it is not.
-        """
+        """Check that what is stored is what was given; raise NotStored otherwise."""
         declared = batch.declared
         columns = [[str(pk) for pk in written.values()]]
         columns += [[values[place] for place in written] for values in batch.columns.values()]
@@ -145,17 +145,9 @@ class Writing(Common):
             column = None if pk is None else list(declared)[place]
             raise NotStored(batch.model._meta.table_name, column, stored)
 
-    def _try_copy(self, batch: Batch) -> dict[int, int] | None:
-        try:
-            return self._copy(batch)
-        except (peewee.IntegrityError, peewee.DataError, peewee.NotSupportedError) as error:
-            # A row is bad, or another process has just written one, which the insertion handles. Or
-            # the table has row level security, under which PostgreSQL does not copy.
-            raise CopyRefused from error
-
     def _copy(self, batch: Batch) -> dict[int, int] | None:
         """Write a batch by a binary COPY; return None if that is impossible, or replaces a row."""
-        if not self._is_utf8():
+        if self.database.connection().encoding != "UTF8":
             return None
         from astra.database import binary_copy  # here, because few commands write results
 
@@ -199,9 +191,6 @@ class Writing(Common):
         version = Version(batch.columns["v_astra"][0]).major_minor
         parameters = (sequence, len(lists[0]), *map(array_literal, lists), version)
         return self.fetch_column(queries.DRAW_NUMBERS, parameters, condition=condition, **parts)
-
-    def _is_utf8(self) -> bool:
-        return bool(self.database.connection().encoding == "UTF8")
 
     def _insert(self, batch: Batch) -> dict[int, int]:
         """Insert or replace a batch in one statement."""

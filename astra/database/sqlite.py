@@ -63,6 +63,17 @@ class _SQLiteDatabase(peewee.SqliteDatabase):
         return connection
 
 
+def rows_apart(path: str, query: Any) -> Iterator[Any]:
+    """Read the rows of a query on a connection of their own, as they were when reading began.
+
+    Which rows a cursor of SQLite returns is undefined while its connection writes. Whichever thread
+    asks for a row reads it.
+    """
+    apart = _SQLiteDatabase(path, thread_safe=False, timeout=30, check_same_thread=False)
+    with apart.connection_context():
+        yield from query.bind(apart).iterator()
+
+
 def _is_writable(path: str) -> bool:
     return os.access(path, os.W_OK) and os.access(os.path.dirname(path), os.W_OK)
 
@@ -299,13 +310,9 @@ class SQLite(Writing):
         whole = (moment.microsecond + 500) // 1000 * 1000
         return moment + timedelta(microseconds=whole - moment.microsecond)
 
-    def primary_columns(self, table: str, schema: str | None) -> list[str]:
-        """Return the columns of a table's primary key."""
-        return self.fetch_column(queries.PRIMARY_COLUMNS, (table,))
-
-    def base_types(self, table: str, schema: str | None) -> dict[str, str]:
-        """Return nothing: any value may be in any column."""
-        return {}
+    def key_and_types(self, table: str, schema: str | None) -> tuple[list[str], dict[str, str]]:
+        """Return the columns of a table's primary key; any value may be in any column."""
+        return self.fetch_column(queries.PRIMARY_COLUMNS, (table,)), {}
 
     def unique_indexes(
         self, model: Any, columns: Sequence[str]

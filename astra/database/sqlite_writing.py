@@ -45,46 +45,12 @@ class Writing(Common):
 
         SQLite has no COPY, so that `may_copy` changes nothing.
         """
-        return self._written(batch, self._target(batch).columns)
-
-    def is_plain(self, batch: Batch) -> bool:
-        """Return whether no trigger or type can change what :meth:`upsert` wrote."""
-        return self._target(batch).is_plain
-
-    def compare(self, batch: Batch, written: dict[int, int]) -> None:
-        """Check that what is stored is what was given.
-
-        Raises
-        ------
-        NotStored
-            If it is not.
-        """
-        declared = self._target(batch).declared
-        # Cast to the declared type: as a number, "1.0" equals 1, and as a text it does not.
-        kinds = [_AFFINITIES.get(kind.partition("(")[0], "TEXT") for kind in declared.values()]
-        same = ", ".join(
-            f"CAST({self.quote(name)} AS {kind}) IS CAST(? AS {kind})"
-            for name, kind in zip(declared, kinds, strict=True)
-        )
-        values = ", ".join(f"quote({self.quote(name)})" for name in declared)
-        primary, width = self.quote(batch.primary), len(declared)
-        sql = queries.COMPARE.format(same=same, values=values, table=batch.table, primary=primary)
-        for place, pk in written.items():
-            given = [column[place] for column in batch.columns.values()]
-            row = self.run(sql, (*given, pk)).fetchone()
-            if row is None:
-                raise NotStored(batch.model._meta.table_name)
-            for name, is_same, stored in zip(declared, row, row[width:], strict=False):
-                if not is_same:
-                    raise NotStored(batch.model._meta.table_name, name, stored)
-
-    def _written(self, batch: Batch, columns: set[str]) -> dict[int, int]:
         names = list(batch.columns)
         sql = queries.INSERT.format(
             table=batch.table,
             names=", ".join(map(self.quote, names)),
             marks=", ".join("?" for _ in names),
-            conflict=on_conflict(self, batch, columns),
+            conflict=on_conflict(self, batch, self._target(batch).columns),
         )
         primary, keys = self.quote(batch.primary), batch.keys
         newest = queries.NEWEST.format(primary=primary, table=batch.table)
@@ -112,3 +78,28 @@ class Writing(Common):
         # A result that was read at another time was written by a later attempt.
         read = batch.columns["input_read"]
         return {place: primary for place, primary, at in stored if read[place] == at}
+
+    def is_plain(self, batch: Batch) -> bool:
+        """Return whether no trigger or type can change what :meth:`upsert` wrote."""
+        return self._target(batch).is_plain
+
+    def compare(self, batch: Batch, written: dict[int, int]) -> None:
+        """Check that what is stored is what was given; raise NotStored otherwise."""
+        declared = self._target(batch).declared
+        # Cast to the declared type: as a number, "1.0" equals 1, and as a text it does not.
+        kinds = [_AFFINITIES.get(kind.partition("(")[0], "TEXT") for kind in declared.values()]
+        same = ", ".join(
+            f"CAST({self.quote(name)} AS {kind}) IS CAST(? AS {kind})"
+            for name, kind in zip(declared, kinds, strict=True)
+        )
+        values = ", ".join(f"quote({self.quote(name)})" for name in declared)
+        primary, width = self.quote(batch.primary), len(declared)
+        sql = queries.COMPARE.format(same=same, values=values, table=batch.table, primary=primary)
+        for place, pk in written.items():
+            given = [column[place] for column in batch.columns.values()]
+            row = self.run(sql, (*given, pk)).fetchone()
+            if row is None:
+                raise NotStored(batch.model._meta.table_name)
+            for name, is_same, stored in zip(declared, row, row[width:], strict=False):
+                if not is_same:
+                    raise NotStored(batch.model._meta.table_name, name, stored)

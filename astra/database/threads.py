@@ -2,13 +2,10 @@
 
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, wait
-from itertools import islice
-from queue import SimpleQueue
-from typing import Any
 
-from astra.database.connection import T, connected, database, dialect, drop_connection
+from astra.database.connection import T, dialect
 from astra.database.memory import start_thread
 
 
@@ -53,44 +50,3 @@ def in_background(work: Callable[[], T]) -> Callable[[], T]:
             wait([future])  # after a signal too, the work ends before it could begin again
 
     return result
-
-
-#: The number of rows that the other thread reads at once.
-CHUNK = 50
-
-
-def read_in_background(query: Any) -> Iterator[Any]:
-    """Read the rows of a query in another thread, chunk by chunk as they are needed.
-
-    Rows are as they were when reading began, whatever is written meanwhile, and the caller's
-    connection is free for other work.
-    """
-    requests: SimpleQueue[bool] = SimpleQueue()
-    chunks: SimpleQueue[list[Any] | BaseException] = SimpleQueue()
-
-    bound = database.obj  # who stops early may have bound another when the thread ends
-
-    def read() -> None:
-        try:
-            connected()
-            rows = iter(query.iterator())
-            while requests.get():
-                chunks.put(list(islice(rows, CHUNK)))
-        except BaseException as error:
-            chunks.put(error)
-        finally:
-            drop_connection(bound)
-
-    thread = start_thread(read, "astra reader")
-    try:
-        while True:
-            requests.put(True)
-            chunk = chunks.get()
-            if isinstance(chunk, BaseException):
-                raise chunk
-            if not chunk:
-                return
-            yield from chunk
-    finally:  # also if the caller stops early, and the generator is collected
-        requests.put(False)
-        join(thread)

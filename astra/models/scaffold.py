@@ -135,7 +135,7 @@ def _model(tables: Introspector, table: str, schema: str | None) -> list[str]:
     """Return the texts of the fields and the model of a table, and of a task on its rows."""
     name = tables.make_model_name(table)
     columns = tables.metadata.get_columns(table, schema)
-    primary, kinds = dialect().primary_columns(table, schema), dialect().base_types(table, schema)
+    primary, kinds = dialect().key_and_types(table, schema)
     own_fields = []
     lines = ["", "", f"class {name}(peewee.Model):"]
     taken = set(dir(peewee.Model))

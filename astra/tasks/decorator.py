@@ -12,8 +12,7 @@ from typing import TypeVar, cast, overload
 
 import peewee
 
-from astra.database.connection import dialect, in_transaction, retrying
-from astra.database.threads import read_in_background
+from astra.database.connection import database, dialect, in_transaction, retrying
 from astra.errors import TaskError, nearest
 from astra.models.archive import check_archive
 from astra.models.table_checks import check_key_types, check_tables
@@ -278,9 +277,10 @@ def _rows_of(rows: object, settings: Settings) -> Iterator[object]:
     if isinstance(rows, peewee.BaseQuery):
         rows = rows.clone()  # a query that was executed before would return its old rows
         if dialect().name == "sqlite" and settings.write_to_database:
-            # Which rows a cursor of SQLite returns is undefined while its connection writes.
+            from astra.database.sqlite import rows_apart  # here, as elements need one dialect
+
             shares_connection = dialect().url.endswith(":memory:") or in_transaction()
-            return iter(list(rows)) if shares_connection else read_in_background(rows)
+            return iter(list(rows)) if shares_connection else rows_apart(database.database, rows)
         return cast("Iterator[object]", rows.iterator())
     if not isinstance(rows, Iterable) or isinstance(rows, str | bytes):
         raise TaskError(f"rows={rows!r}: give a query, a list, or any other iterable of rows")

@@ -1,7 +1,6 @@
 """SQLite: an element writes whatever its task does with its own connection, and its task goes on
 while another process holds the file."""
 
-import gc
 import sqlite3
 import time
 from collections.abc import Iterable
@@ -11,7 +10,6 @@ import pytest
 
 from astra import task
 from astra.database.connection import database, in_transaction
-from astra.database.threads import read_in_background
 from astra.element.element import Element
 from astra.models import BossVisitSpectrum
 from astra.models.attempts import Attempt
@@ -118,18 +116,3 @@ def test_a_trigger_is_noticed_that_another_process_adds_between_two_batches():
     assert _seen and 10 <= _seen[0] < 20
     assert n_stored() == Attempt.get().n_done and Attempt.get().n_failed > 8
     assert verify(plan).sound
-
-
-def test_whoever_leaves_a_reading_early_is_collected_without_waiting(sqlite_url):
-    """The executor of its thread may be collected with it, and takes no more work then."""
-    fill(200)
-    gc.collect()
-    gc.freeze()  # so that each look at what is made here is not one at everything imported
-    for _ in range(20):
-        reading = read_in_background(BossVisitSpectrum.select())
-        next(reading)
-        circle: list[object] = [reading]
-        circle.append(circle)
-        del reading, circle
-        gc.collect()
-    gc.unfreeze()
