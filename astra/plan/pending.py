@@ -114,12 +114,8 @@ def pending_rows(
     is_pending = ~has_result(model, output, is_kept=is_kept)
     if also is not None:
         is_pending |= also
-    return query.where(is_pending).order_by(*ordering(model))
-
-
-def ordering(model: type[Model]) -> list[ColumnBase]:
-    """Return the order of an input model's rows, as a query takes it."""
-    return [NodeList((column, SQL(how))) for column, how in in_order(model)]
+    order = [NodeList((column, SQL(how))) for column, how in in_order(model)]
+    return query.where(is_pending).order_by(*order)
 
 
 def has_result(

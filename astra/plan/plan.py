@@ -25,7 +25,7 @@ from astra.models.table_checks import check_guards, check_key_types, check_table
 from astra.plan.ownership import check_own_results
 from astra.plan.pages import release_without_heartbeat
 from astra.plan.pending import whole_number
-from astra.plan.selection import Choice, Redo, Selection, ended
+from astra.plan.selection import Choice, Selection, ended
 from astra.plan.task_import import check_importable, current_folder, import_root
 from astra.processes import user_name
 from astra.states import QUARANTINED, AttemptState
@@ -139,7 +139,7 @@ def create_plan(
     >>> planned.rows, planned.pages
     (4, 2)
     """
-    selection = Selection(sdss_ids, keys, where, Redo.parse(redo), again, new_first, max_rows)
+    selection = Selection(sdss_ids, keys, where, redo, again, new_first, max_rows)
     return _plan(task, input_model, limit, arguments or {}, selection)
 
 
@@ -164,13 +164,9 @@ def _plan(
             check_keys(model)
         check_key_types(output, *models)
         provenance = provenance_of(function, arguments_of(function, values), output)
-        name, group_by = task_name(function), declared_by(function).group_by
-        choices = [
-            Choice(selection, model, output, name, group_by, str(provenance["digest"]))
-            for model in models
-        ]
+        choices = [Choice(selection, function, model, output, provenance) for model in models]
         try:
-            return [_freeze(function, choice, values, limit, provenance) for choice in choices]
+            return [_freeze(choice, values, limit) for choice in choices]
         except (peewee.DataError, peewee.ProgrammingError) as error:
             if (where := selection.where) is None:
                 raise
@@ -218,25 +214,20 @@ def plan_at_most(task: Callable[..., object] | str, planning: Planning) -> list[
     return plans
 
 
-def _freeze(
-    function: Callable[..., object],
-    choice: Choice,
-    arguments: dict[str, object],
-    limit: int,
-    provenance: dict[str, object],
-) -> Planned:
+def _freeze(choice: Choice, arguments: dict[str, object], limit: int) -> Planned:
     """Freeze the rows of one input model, in one transaction that no other planning overlaps."""
     name, table, model, output = choice.task, choice.table, choice.model, choice.output
+    provenance = choice.provenance
     with writing(waits=True):
         lock_row(f"planning {name} {table}", f"plans {name} on {table}")
         lock_row(f"results in {table_name(output)}", f"plans {name} on {table}")
-        check_own_results(function, model, output)
+        check_own_results(choice.function, model, output)
         release_without_heartbeat(name, table)
         live_pages = _live_pages(name, table)
         query = live_pages.select(Page.plan).distinct().order_by(Page.plan)
         live = [pk for (pk,) in tuples(query)]
         pending, left_out = _without_left_out(choice, live_pages if live else None)
-        plan = _record(function, choice, arguments, limit, provenance)
+        plan = _record(choice, arguments, limit)
         pages, rows = _write_pages(plan, pending, choice)
         if not rows:
             plan.delete_instance()
@@ -321,15 +312,9 @@ def _live_pages(name: str, table: str) -> "ModelSelect[Page]":
     )
 
 
-def _record(
-    function: Callable[..., object],
-    choice: Choice,
-    arguments: dict[str, object],
-    limit: int,
-    provenance: dict[str, object],
-) -> Plan:
+def _record(choice: Choice, arguments: dict[str, object], limit: int) -> Plan:
     """Store a plan without pages."""
-    selection, stored = choice.selection, as_stored(arguments)
+    selection, function, stored = choice.selection, choice.function, as_stored(arguments)
     return Plan.create(
         task=choice.task,
         task_path=import_path(function),
@@ -343,8 +328,8 @@ def _record(
         n_pages=0,
         n_rows=0,
         v_astra=CURRENT.number,
-        commit=provenance["commit"],
-        redo=selection.redo.text if selection.redo else None,
+        commit=choice.provenance["commit"],
+        redo=selection.redo,
         where=selection.where,
         created_by=user_name(),
         created_on=socket.gethostname(),

@@ -1,6 +1,6 @@
 """Select the rows of a plan: pending rows, rows to process again, and rows to leave out."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -24,58 +24,45 @@ from astra.plan.pending import (
     whole_number,
 )
 from astra.states import INPUT_GONE
+from astra.tasks.declared import declared_by
+from astra.tasks.signature import task_name
 from astra.version import CURRENT
 
 #: A row that has ended without a result.
 End = Failure | NoResult
 
 
-@dataclass(frozen=True)
-class Redo:
-    """Which rows that have ended are processed again, in addition to pending rows.
-
-    ``all`` of them; ``changed``: those whose results were made with other arguments, other contents
-    of the files that arguments name, or another revision of the task; ``older-than`` a date; or
-    those that ``failed``.
-    """
-
-    text: str  # as the user typed it
-    kind: str
-    before: datetime | None = None
-
-    @classmethod
-    def parse(cls, text: str | None) -> "Redo | None":
-        """Parse the value of ``--redo``, or raise TaskError if it is not valid."""
-        if text is None:
-            return None
-        try:
-            return cls(text, *split_redo(text))
-        except ValueError as error:
-            raise TaskError(f"--redo {text!r}: {error}") from None
-
-
 @dataclass
 class Selection:
-    """Which rows of its input models a plan is to take; the parameters of ``create_plan``."""
+    """Which rows of its input models a plan is to take; the parameters of ``create_plan``.
+
+    `redo` says which rows that have ended are processed again, in addition to pending rows: ``all``
+    of them; ``changed``: those whose results were made with other arguments, other contents of the
+    files that arguments name, or another revision of the task; ``older-than`` a date; or those that
+    ``failed``.
+    """
 
     sdss_ids: Iterable[int] | None = None
     keys: Iterable[object] | None = None
     where: str | None = None
-    redo: Redo | None = None
+    redo: str | None = None
     again: bool = False
     new_first: bool = False
     max_rows: int | None = None
+    redo_kind: str | None = field(init=False, default=None)
+    redo_before: datetime | None = field(init=False, default=None)  # of ``older-than``
 
     def __post_init__(self) -> None:
+        if self.redo is not None:
+            try:
+                self.redo_kind, self.redo_before = split_redo(self.redo)
+            except ValueError as error:
+                raise TaskError(f"--redo {self.redo!r}: {error}") from None
         # A generator could be read for one input model only.
         self.sdss_ids = None if self.sdss_ids is None else checked_ids(self.sdss_ids)
         self.keys = None if self.keys is None else key_list(self.keys)
         if self.max_rows is not None:
             self.max_rows = whole_number("max_rows", self.max_rows)
-
-    @property
-    def redo_kind(self) -> str | None:
-        return None if self.redo is None else self.redo.kind
 
 
 @dataclass
@@ -89,11 +76,10 @@ class Choice:
     """
 
     selection: Selection
+    function: Callable[..., object]  # the task
     model: type[Model]
     output: type[OutputModel]
-    task: str
-    group_by: Iterable[str]
-    digest: str  # of what makes the results, as in MadeBy
+    provenance: Mapping[str, object]  # what makes the results, as in MadeBy
     keys: list[RowKey] | None = field(init=False, default=None)  # those that rows have
     unknown_keys: tuple[RowKey, ...] = field(init=False, default=())
 
@@ -107,6 +93,10 @@ class Choice:
                 raise TaskError(f"{self.table} has no row with the key {keys_as_text(missing)}")
 
     @property
+    def task(self) -> str:
+        return task_name(self.function)
+
+    @property
     def table(self) -> str:
         return table_name(self.model)
 
@@ -115,9 +105,8 @@ class Choice:
         selection = self.selection
         is_kept = None if selection.redo is None else self._is_kept
         also = ended(Failure, self.model, self.task) if selection.redo_kind == "failed" else None
-        query = pending_rows(
-            self.model, self.output, self.group_by, selection.sdss_ids, is_kept, also
-        )
+        groups = declared_by(self.function).group_by
+        query = pending_rows(self.model, self.output, groups, selection.sdss_ids, is_kept, also)
         if selection.where is not None:
             query = query.where(condition(self.model, selection.where))
         if self.keys is not None:
@@ -126,14 +115,15 @@ class Choice:
 
     def _is_kept(self, record: Record) -> ColumnBase:
         """Return the clause that a result, or another record of an end, is not to be replaced."""
-        redo = self.selection.redo
-        if redo is None or redo.kind == "failed":
+        kind = self.selection.redo_kind
+        if kind in (None, "failed"):
             return TRUE
-        if redo.kind == "changed":
-            is_same_origin = (MadeBy.task == self.task) & (MadeBy.digest == self.digest)
-            return record.made_by.in_(MadeBy.select(MadeBy.pk).where(is_same_origin))
-        if redo.kind == "older-than":
-            return record.modified >= Value(TimeField().db_value(redo.before), converter=False)
+        if kind == "changed":
+            is_same = (MadeBy.task == self.task) & (MadeBy.digest == self.provenance["digest"])
+            return record.made_by.in_(MadeBy.select(MadeBy.pk).where(is_same))
+        if kind == "older-than":
+            before = TimeField().db_value(self.selection.redo_before)
+            return record.modified >= Value(before, converter=False)
         return FALSE
 
     def left_out(self) -> list[tuple[type[End], ColumnBase]]:

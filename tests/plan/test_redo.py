@@ -25,7 +25,7 @@ from astra.models.plans import MadeBy, Page, Plan
 from astra.models.schema import init_database
 from astra.night.plans import NightStep, begin_tasks
 from astra.plan.plan import create_plan
-from astra.plan.selection import Redo
+from astra.plan.selection import Selection
 from astra.resume.resume import resume_local
 from astra.status.row_history import history_of
 from astra.status.status import status
@@ -328,4 +328,4 @@ def test_a_new_model_relabels_the_archive_over_two_nights(pg_url, tmp_path):
 
 def test_a_moment_before_all_that_python_knows_is_refused():
     with pytest.raises(TaskError, match="older-than needs a date"):
-        Redo.parse("older-than 0001-01-01T00:00:00+05:00")
+        Selection(redo="older-than 0001-01-01T00:00:00+05:00")
