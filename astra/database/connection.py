@@ -202,12 +202,10 @@ LONG = 10
 def connection() -> Iterator[None]:
     """Use a connection within a block: an open one, or one that is opened and closed."""
     bound = database.bound()
-    if not bound.is_closed():
-        with bounded(long_s()), _errors_explained():
-            yield
-        return
+    is_new = bound.is_closed()
     try:
-        bound.connect()
+        if is_new:
+            bound.connect()
     except peewee.OperationalError as error:
         raise _Unreachable(error) from error
     except peewee.DatabaseError as error:
@@ -222,7 +220,7 @@ def connection() -> Iterator[None]:
         with bounded(long_s()), _errors_explained():
             yield
     finally:
-        if not bound.is_closed():
+        if is_new and not bound.is_closed():
             bound.close()
 
 

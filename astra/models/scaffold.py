@@ -16,7 +16,7 @@ from astra.config.settings import current
 from astra.database.connection import bind, connection, database, dialect
 from astra.errors import UsageError, nearest
 from astra.models.pipeline import OutputModel
-from astra.models.table_checks import is_missing_file
+from astra.models.table_checks import FIELDS, is_missing_file
 
 _CONFIGURATION = """\
 # astra's configuration of this folder; `astra config` shows every value.
@@ -80,11 +80,7 @@ def brightness(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Brightness]:
 
 #: The fields of peewee that hold a key of PostgreSQL's types; others get a field of their own.
 _KEY_FIELDS = {
-    "int2": "SmallIntegerField", "int4": "IntegerField", "int8": "BigIntegerField",
-    "text": "TextField", "varchar": "CharField", "bpchar": "FixedCharField",
-    "uuid": "UUIDField", "bool": "BooleanField",
-    "date": "DateField", "time": "TimeField", "timestamp": "DateTimeField",
-    "numeric": "DecimalField", "float4": "FloatField", "float8": "DoubleField",
+    **FIELDS, "bool": "BooleanField", "time": "TimeField",
     "bytea": "BlobField", "json": "JSONField", "jsonb": "BinaryJSONField",
 }  # fmt: skip
 

@@ -17,15 +17,12 @@ from astra.models.administration import (
     one_at_a_time,
     recorded,
 )
-from astra.models.archive import Archive, identify_archive
-from astra.models.attempts import Attempt, Exclusion, Suspect
+from astra.models.archive import identify_archive
 from astra.models.base import BaseModel, columns_gone, every_subclass, missing_columns
-from astra.models.failures import Failure, NoResult, RowWithoutResult
+from astra.models.failures import RowWithoutResult
 from astra.models.importing import import_failed, import_named, import_path
-from astra.models.locks import Lock
-from astra.models.nights import Night, NightPlan
 from astra.models.pipeline import BASES, OutputModel
-from astra.models.plans import MadeBy, Page, Plan, Schema, Submission
+from astra.models.plans import Schema
 from astra.models.roles import Grant, check_grants, give, parse_grants
 from astra.models.table_checks import (
     VERSION,
@@ -34,14 +31,10 @@ from astra.models.table_checks import (
     stored_version,
     version_mismatch,
 )
-from astra.models.tracked_tables import TrackedTable, track_changes
+from astra.models.tracked_tables import track_changes
 
-#: Tables in the order in which they are created.
-ORCHESTRATION = (
-    Schema, Plan, MadeBy, Submission, Page, Attempt, Suspect, Exclusion, Failure, NoResult,
-    Night, NightPlan, Lock,
-)  # fmt: skip
-
+#: Models without a table of their own. All others that come with astra are imported by now, or by
+#: `import_all`.
 _ABSTRACT = {BaseModel, RowWithoutResult, *BASES}
 
 
@@ -275,22 +268,15 @@ def _check_names(model: type[Model]) -> None:
 
 def tables() -> list[type[BaseModel]]:
     """Return every table, each after those that it refers to."""
-    candidates = dict.fromkeys([*own_tables(), *every_subclass(BaseModel)])
-    models = [model for model in candidates if _is_table(model)]
+    import_all()
+    models = [
+        model
+        for model in every_subclass(BaseModel)
+        if model not in _ABSTRACT and not getattr(model._meta, "abstract", False)
+    ]
     return cast("list[type[BaseModel]]", peewee.sort_models(models))  # type: ignore[attr-defined]
 
 
 def own_tables() -> list[type[BaseModel]]:
     """Return the tables that come with astra."""
-    state = [*ORCHESTRATION, Archive, TrackedTable]
-    candidates = [*state, *import_all()]
-    return [model for model in candidates if _is_table(model)]
-
-
-def _is_table(model: type[Model]) -> bool:
-    return (
-        isinstance(model, type)
-        and issubclass(model, BaseModel)
-        and model not in _ABSTRACT
-        and not getattr(model._meta, "abstract", False)
-    )
+    return [model for model in tables() if model.__module__.startswith("astra.")]

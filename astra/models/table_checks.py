@@ -130,7 +130,7 @@ def _check_first_keys(output: type[OutputModel], model: type[Model]) -> None:
             text: [f.python_value(v) for f, v in zip(key.fields, values, strict=True)]
             for text, *values in database.execute(query).fetchall()
         }
-    except ValueError:  # a moment that Python does not know
+    except ValueError:  # its field does not read such a key
         return
     if rows and len(changed_keys(key, stored, rows)) == len(rows):
         text, values = next(iter(rows.items()))
@@ -144,13 +144,14 @@ def _check_first_keys(output: type[OutputModel], model: type[Model]) -> None:
 
 
 #: The field that declares a type, where the usual fields of peewee have several for it.
-_FIELDS = {
-    "timestamptz": "DateTimeTZField of playhouse.postgres_ext", "timestamp": "DateTimeField",
-    "date": "DateField", "uuid": "UUIDField", "text": "TextField", "varchar": "CharField",
-    "bpchar": "FixedCharField",
-    "int8": "BigIntegerField", "int4": "IntegerField", "int2": "SmallIntegerField",
-    "numeric": "DecimalField", "float8": "DoubleField", "float4": "FloatField",
+FIELDS = {
+    "int2": "SmallIntegerField", "int4": "IntegerField", "int8": "BigIntegerField",
+    "text": "TextField", "varchar": "CharField", "bpchar": "FixedCharField",
+    "uuid": "UUIDField", "date": "DateField", "timestamp": "DateTimeField",
+    "numeric": "DecimalField", "float4": "FloatField", "float8": "DoubleField",
 }  # fmt: skip
+
+_FIELDS = {**FIELDS, "timestamptz": "DateTimeTZField of playhouse.postgres_ext"}
 
 
 def check_guards(*models: type[Model]) -> None:
