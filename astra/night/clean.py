@@ -8,8 +8,8 @@ import secrets
 import shutil
 import tarfile
 from collections import Counter
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
@@ -148,33 +148,25 @@ def _to_pack(now: datetime, days: float, removed: set[int]) -> list[Plan]:
     return [p for p in ended if p.pk not in removed and _existing([run_folder(p.folder)])]
 
 
-def _each(items: Iterable[T], step: Callable[[T], str | None], remaining: list[str]) -> list[T]:
-    """Run a step that removes an item, or returns why it is kept; return the items that are gone.
+def _each(items: Iterable[T], step: Callable[[T], None], remaining: list[str]) -> list[T]:
+    """Run a step that removes an item; return the items that are gone.
 
     The reasons for which others are kept are added to `remaining`.
     """
     gone = []
     for item in items:
         try:
-            reason = step(item)
-        except (BusyError, UsageError) as error:
-            reason = str(error)
-        if reason:
-            remaining.append(reason)
-        else:
+            step(item)
             gone.append(item)
+        except (BusyError, UsageError) as error:
+            remaining.append(str(error))
     return gone
 
 
-def _pack(plan: Plan, before: datetime) -> str | None:
-    """Pack a plan's folder into an archive; remove it once the archive is complete.
-
-    Return why it remains, if it does.
-    """
+def _pack(plan: Plan, before: datetime) -> None:
+    """Pack a plan's folder into an archive; remove it once the archive is complete."""
     folder, archive = _paths_of(plan)
-    with plan_lock(plan):
-        if reason := _used_meanwhile(plan, before):
-            return reason
+    with _unused(plan, before):
         unfinished = archive.with_name(f".{secrets.token_hex(8)}")
         try:
             with new_file(unfinished) as file, tarfile.open(fileobj=file, mode="w:gz") as tar:
@@ -184,7 +176,6 @@ def _pack(plan: Plan, before: datetime) -> str | None:
             unfinished.unlink(missing_ok=True)
             raise UsageError(f"{folder} cannot be packed: {error}; it is kept") from error
         _remove(folder)
-    return None
 
 
 def _old_plans(before: datetime, only: Plan | None = None) -> tuple[list[Plan], list[str]]:
@@ -233,11 +224,21 @@ def _old_plans(before: datetime, only: Plan | None = None) -> tuple[list[Plan], 
     return old, remaining
 
 
-def _used_meanwhile(plan: Plan, before: datetime) -> str | None:
-    """Return why a plan, which is locked now, is not to be removed after all."""
-    with connection():
-        old, remaining = _old_plans(before, plan)
-    return None if old else "".join(remaining) or f"plan {plan.pk} was used meanwhile"
+@contextmanager
+def _unused(plan: Plan, before: datetime) -> Iterator[None]:
+    """Hold the lock of an old plan, unless it was used meanwhile.
+
+    Raises
+    ------
+    UsageError
+        If it is not to be removed after all.
+    """
+    with plan_lock(plan):
+        with connection():
+            old, remaining = _old_plans(before, plan)
+        if not old:
+            raise UsageError("".join(remaining) or f"plan {plan.pk} was used meanwhile")
+        yield
 
 
 def _old_nights(before: datetime) -> list[Night]:
@@ -253,19 +254,16 @@ def _forget(nights: Iterable[Night], before: datetime) -> None:
         Exclusion.delete().where(Exclusion.until < before).execute()
 
 
-def _remove_plan(plan: Plan, before: datetime) -> str | None:
-    """Remove a plan; return why it remains, if it does.
+def _remove_plan(plan: Plan, before: datetime) -> None:
+    """Remove a plan and its files.
 
     Its files are removed first: if this is interrupted, the plan is found again and removed later.
     """
-    with plan_lock(plan):
-        if reason := _used_meanwhile(plan, before):
-            return reason
+    with _unused(plan, before):
         for path in _paths_of(plan):
             _remove(path)
         with connection(), writing():
             Plan.delete().where(Plan.pk == plan.pk).execute()  # and with it its pages
-    return None
 
 
 def _remove(path: Path) -> None:

@@ -43,6 +43,7 @@ from astra.models.nights import Night, NightPlan
 from astra.models.table_checks import check_version
 from astra.night import finalizer as finalizer_module
 from astra.night.lock import LONGEST_WAIT_S, call_when_released, night_lock
+from astra.night.notify import NOTIFIED, notify
 from astra.night.plans import (
     NightStep,
     assess_plans,
@@ -372,9 +373,7 @@ def _set_hours(night: Night, settings: NightSettings) -> None:
     hours = hours_from_now(settings.start_until, settings.drain_by)
     night.start_until, night.drain_by = hours.start_until, hours.drain_by
     with connection():
-        Night.update(start_until=hours.start_until, drain_by=hours.drain_by).where(
-            Night.pk == night.pk
-        ).execute()
+        night.save(only=[Night.start_until, Night.drain_by])
 
 
 def _close(
@@ -399,7 +398,7 @@ def _close(
             (Night.pk == night.pk) & Night.ended.is_null()
         ).execute()
     _report(night)
-    _notify(night, settings)
+    notify(night, settings)
     state = "whole" if whole else "not whole" if missing else "failed rows"
     return _outcome(night, state, step, message)
 
@@ -432,12 +431,6 @@ def _report(night: Night) -> None:
         log.warning("the report of the night %s could not be written: %r", night.pk, error)
 
 
-def _notify(night: Night, settings: NightSettings) -> None:
-    from astra.night.notify import notify  # which reads nights, as this module writes them
-
-    notify(night, settings)
-
-
 def _notify_of_earlier(settings: NightSettings) -> None:
     """Notify people of nights whose finalizer died before it could."""
     with connection():
@@ -446,8 +439,8 @@ def _notify_of_earlier(settings: NightSettings) -> None:
     for night in recent:
         results = night.notifications
         is_lost = not results and night.notified != "{}"  # not notified yet, or damaged
-        if is_lost or any(entry["result"] != "notified" for entry in results.values()):
-            _notify(night, settings)
+        if is_lost or any(entry["result"] != NOTIFIED for entry in results.values()):
+            notify(night, settings)
 
 
 def _missing(entries: list[NightPlan], settings: NightSettings, default_reason: str) -> list[str]:

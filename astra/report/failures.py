@@ -31,17 +31,11 @@ class FailureKind:
     log: str | None = None  # file that the example's attempt printed to
 
 
-@dataclass(frozen=True)
-class Failures:
-    """The kinds of failures with the most rows, and the numbers of all kinds and rows."""
+def failures_of(plans: Sequence[int]) -> tuple[tuple[FailureKind, ...], int, int]:
+    """Return the failures of some plans by exception and place, each with its first as example.
 
-    kinds: tuple[FailureKind, ...]
-    n_kinds: int
-    n_rows: int
-
-
-def failures_of(plans: Sequence[int]) -> Failures:
-    """Return the failures of some plans by exception and place, each with its first as example."""
+    Those with the most rows come first; the numbers of all kinds and rows follow.
+    """
     groups = (
         Failure.select(Failure.plan_pk, Failure.exception, Failure.place, fn.COUNT(Failure.pk))
         .where((Failure.plan_pk << list(plans)) & ~Failure.refused)
@@ -51,7 +45,7 @@ def failures_of(plans: Sequence[int]) -> Failures:
         tuples(groups), key=lambda group: (-group[3], group[0], group[1], group[2] or "")
     )
     kinds = tuple(_kind(*group) for group in ordered[:N_KINDS])
-    return Failures(kinds, len(ordered), sum(group[3] for group in ordered))
+    return kinds, len(ordered), sum(group[3] for group in ordered)
 
 
 def _kind(plan: int, exception: str, place: str | None, n_rows: int) -> FailureKind:

@@ -134,7 +134,7 @@ def report_of(
             earlier = earlier_plans(planned[plans[0]])
         how = tuple(provenance_of(planned[pk], submissions) for pk in plans)
         figures = _attempt_figures(list(planned.values()), submissions, attempts)
-        figures |= _state_counts(current) | _problems(current)
+        figures |= _state_figures(current)
         this = earlier_of(plans, "this one") if attempts.n else None
     used, notes = efficiency(submissions, attempts)
     return Report(
@@ -147,23 +147,16 @@ def report_of(
     )  # fmt: skip
 
 
-def _state_counts(statuses: Sequence[PlanStatus]) -> dict[str, Any]:
-    """Count rows and pages by state."""
-    return dict(
-        rows=dict(total(s.rows for s in statuses)), pages=dict(total(s.pages for s in statuses)),
-        n_rows=sum(s.n_rows for s in statuses), n_pages=sum(s.n_pages for s in statuses),
-    )  # fmt: skip
-
-
-def _problems(statuses: Sequence[PlanStatus]) -> dict[str, Any]:
-    """Return failed rows by kind, and pages that need attention, the most urgent first."""
-    failures = failures_of([status.plan for status in statuses])
+def _state_figures(statuses: Sequence[PlanStatus]) -> dict[str, Any]:
+    """Return rows and pages by state, failed rows by kind, and the most urgent pages."""
+    kinds, n_kinds, n_recorded = failures_of([status.plan for status in statuses])
     n_failed = sum(status.rows.get("failed", 0) for status in statuses)
     attention = [(status.plan, page) for status in statuses for page in stuck_pages(status)]
     listed = tuple(sorted(attention, key=_urgency)[:N_LISTED])
     return dict(
-        failures=failures.kinds, n_failure_kinds=failures.n_kinds,
-        failures_elsewhere=max(0, n_failed - failures.n_rows),
+        rows=dict(total(s.rows for s in statuses)), pages=dict(total(s.pages for s in statuses)),
+        n_rows=sum(s.n_rows for s in statuses), n_pages=sum(s.n_pages for s in statuses),
+        failures=kinds, n_failure_kinds=n_kinds, failures_elsewhere=max(0, n_failed - n_recorded),
         attention=listed, n_attention=len(attention), logs=tuple(_last_logs(listed)),
     )  # fmt: skip
 

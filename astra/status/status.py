@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import islice
 from operator import attrgetter
 
@@ -153,32 +154,24 @@ def statuses(
         s for stored in stored_plans for s in stored.submissions_to_query(include_done)
     )
     answer, notes = query_slurm(jobs, ask_again, recent_s)
-    inputs = {_input(stored.plan): stored.plan for stored in stored_plans}
-    lost = {path: _lost_guard(plan) for path, plan in inputs.items()}
+    lost = cache(_lost_guard)
     return [
-        _status(stored, answer, [*notes, *lost[_input(stored.plan)]], include_done)
-        for stored in stored_plans
+        _status(s, answer, [*notes, *lost(s.plan.input_table, s.plan.input_model)], include_done)
+        for s in stored_plans
     ]
 
 
-def _input(plan: Plan) -> tuple[str, str]:
-    return plan.input_table, plan.input_model
-
-
-def _lost_guard(plan: Plan) -> list[str]:
-    """Return what a plan's input table lacks to record changes of its rows."""
+def _lost_guard(table: str, path: str) -> list[str]:
+    """Return what an input table lacks to record changes of its rows."""
     with connection():
-        model = _model_of(plan)
+        model: type[Model] | None = None
+        if path.partition(":")[0] in sys.modules:  # no module is imported only for this check
+            with suppress(TaskError):  # it no longer has the model
+                model = load(path)
+        if model is None:
+            model = tracked_model(table, path)
         lacks = None if model is None else lacking_guard(model)
-    return [f"the table {plan.input_table} {lacks}"] if lacks else []
-
-
-def _model_of(plan: Plan) -> type[Model] | None:
-    module = plan.input_model.partition(":")[0]
-    if module in sys.modules:  # no module is imported only for this check
-        with suppress(TaskError):  # it no longer has the model
-            return load(plan.input_model)
-    return tracked_model(plan.input_table, plan.input_model)
+    return [f"the table {table} {lacks}"] if lacks else []
 
 
 def _status(stored: StoredPlan, answer: Answer, notes: list[str], include_done: bool) -> PlanStatus:

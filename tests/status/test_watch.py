@@ -140,7 +140,7 @@ def test_it_ends_with_the_plan_and_asks_once_a_look(slurm, tmp_path, monkeypatch
     printed += watching.communicate(timeout=120)[0]
     assert watching.returncode == 0, printed
     assert "\x1b" not in printed
-    lines = [line for line in printed.splitlines() if re.match(r"\d\d:\d\d:\d\d plan", line)]
+    lines = [line for line in printed.splitlines() if re.match(r"\d\d:\d\d:\d\d \S+ plan", line)]
     assert "running:" in lines[0] and "whole: 8,000 done = 8,000 rows" in lines[-1]
     calls = (counted / "calls").read_text().split()
     # The last look finds the plan whole, and asks nothing.
@@ -210,7 +210,7 @@ def test_local_processes_that_end_while_the_status_is_made_are_not_lost(url, mon
         end_submission(submission)
     assert status(plan.pk).pages == {"running": 1}
 
-    def end(plan):
+    def end(table, path):
         """Its last checkpoint, and its end, while Slurm is asked or a table is looked at."""
         with connection():
             Page.update(n_done=10, outcomes=b"\x01" * 10).execute()
