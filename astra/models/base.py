@@ -285,6 +285,9 @@ def missing_indexes(
     for index in model._meta.fields_to_index():
         if stored_name(index._name) not in present:
             columns = [field.column_name for field in index._expressions]
+            index._table = (
+                model._meta.table
+            )  # which may have been of no schema when it was declared
             statement = manager._create_index(index)  # type: ignore[attr-defined]
             yield index._name, columns, *statement.query()
     for name, columns, sql in model.own_indexes():

@@ -8,7 +8,7 @@ from peewee import FloatField
 
 from astra.api import run_here
 from astra.cli.group import main
-from astra.database.connection import connection, database, dialect
+from astra.database.connection import bind, connection, database, dialect
 from astra.doctor.database import database as check_database
 from astra.errors import DatabaseError
 from astra.models import BossVisitSpectrum, PipelineOutputModel
@@ -59,6 +59,19 @@ def test_a_table_that_is_gone_is_called_so(url):
         assert (
             lacking_guard(Measured) == "does not exist; create it: astra initdb tests.sample_tasks"
         )
+
+
+def test_a_schema_of_their_own_has_all_tables_and_indexes(pg_url):
+    with connection():
+        database.execute_sql("DROP SCHEMA public CASCADE")
+    bind(pg_url, "own")
+    init_database(("tests.sample_tasks",))
+    with connection():
+        indexes = database.execute_sql("SELECT indexname FROM pg_indexes WHERE schemaname = 'own'")
+        assert ("page_free",) in indexes.fetchall()
+    fill(4)
+    (planned,) = create_plan(measure, BossVisitSpectrum)
+    assert planned.rows == 4
 
 
 @pytest.mark.parametrize("table", ["plan", "page", "made_by"])
