@@ -14,7 +14,7 @@ from astra.errors import DatabaseError, TaskError
 from astra.models import BossVisitSpectrum
 from astra.plan.plan import create_plan
 from astra.status import results as module
-from astra.status.results import StoredResults, plain
+from astra.status.results import StoredResults, json_value
 from tests.sample_tasks import Measured, fill, measure
 
 TASK = "tests.sample_tasks.measure"
@@ -89,6 +89,6 @@ def test_values_have_a_form_in_json():
         "array": np.array([1.0, np.nan]), "bytes": b"\x01\xff", "nan": float("nan"),
         "number": np.float32(0.5), "whole": np.int64(3),
     }  # fmt: skip
-    assert plain(values) == {
+    assert json_value(values) == {
         "array": [1.0, None], "bytes": "01ff", "nan": None, "number": 0.5, "whole": 3
     }  # fmt: skip
