@@ -8,8 +8,10 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 
+from peewee import fn
+
 from astra import __version__
-from astra.database.connection import connection, dialect, tuples
+from astra.database.connection import connection, dialect
 from astra.models.archive import Archive
 from astra.models.attempts import Attempt
 from astra.models.plans import Page
@@ -141,14 +143,12 @@ def _of_plans(now: datetime) -> Iterator[str]:
 
 def _oldest_heartbeat(plans: Sequence[int]) -> datetime | None:
     query = (
-        Attempt.select(Attempt.seen)
+        Attempt.select(fn.MIN(Attempt.seen))
         .join(Page, on=(Page.attempt_pk == Attempt.pk))
         .where((Page.plan << list(plans)) & (Attempt.state == AttemptState.RUNNING))
-        .order_by(Attempt.seen)
-        .limit(1)
     )
     with connection():
-        return next((seen for (seen,) in tuples(query)), None)
+        return query.scalar()
 
 
 def _metric(name: str, text: str, samples: Iterable[Sample]) -> str:

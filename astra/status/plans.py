@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from datetime import datetime
 
-from peewee import Expression, fn
+from peewee import fn
 
 from astra.database.connection import connection
 from astra.errors import UsageError, nearest
@@ -87,12 +87,20 @@ def all_plans(
     state = state and state.replace("-", " ")  # failed-rows, as shells complete it
     if state is not None and state not in [possible.value for possible in PlanState]:
         raise UsageError(f"no state {named!r}. {nearest(state, [s.value for s in PlanState])}")
-    clauses = [
-        (Plan.task == task) | Plan.task.endswith(f".{task}") if task else None,
-        Plan.created_by == user_name() if mine else None,
-        Plan.created >= since if since else None,
-    ]
-    listed = _listed([clause for clause in clauses if clause is not None], None if state else limit)
+    query = (
+        Plan.select(Plan, *(fn.SUM(getattr(Page, name)).alias(name) for name in COUNTED))
+        .join(Page)
+        .group_by(Plan.pk)
+        .order_by(Plan.pk.desc())
+    )
+    if task:
+        query = query.where((Plan.task == task) | Plan.task.endswith(f".{task}"))
+    if mine:
+        query = query.where(Plan.created_by == user_name())
+    if since:
+        query = query.where(Plan.created >= since)
+    with connection():
+        listed = [_line(plan) for plan in query.limit(None if state else limit)]
     if state is not None:
         listed = _in_state(listed, PlanState(state))[:limit]
     return listed
@@ -109,20 +117,6 @@ def _in_state(listed: list[PlanLine], state: PlanState) -> list[PlanLine]:
     current = statuses([p.plan for p in listed if p.plan not in ended], include_done=False)
     chosen = {status.plan for status in current if status.state is state}
     return [p for p in listed if p.plan in chosen]
-
-
-def _listed(clauses: list[Expression], limit: int | None) -> list[PlanLine]:
-    query = (
-        Plan.select(Plan, *(fn.SUM(getattr(Page, name)).alias(name) for name in COUNTED))
-        .join(Page)
-        .group_by(Plan.pk)
-        .order_by(Plan.pk.desc())
-        .limit(limit)
-    )
-    if clauses:
-        query = query.where(*clauses)
-    with connection():
-        return [_line(plan) for plan in query]
 
 
 def _line(p: Plan) -> PlanLine:

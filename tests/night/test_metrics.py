@@ -1,16 +1,22 @@
 """Metrics in Prometheus' text format."""
 
 import re
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 from click.testing import CliRunner
 
 from astra.api import run_here
 from astra.cli.group import main
+from astra.database.connection import connection, writing
+from astra.element.claiming import claim_page, this_process
+from astra.models.attempts import Attempt
 from astra.models.nights import Night
 from astra.models.plans import Plan
 from astra.night.metrics import metrics
+from astra.plan.lookup import get_plan
 from astra.plan.plan import create_plan
+from astra.submit.local import pages_to_run, start_local
 from tests.sample_tasks import fill, measure
 
 #: One line of the format: https://prometheus.io/docs/instrumenting/exposition_formats/
@@ -71,6 +77,23 @@ def test_metrics_count_nights_and_rows_by_state(url):
     assert 0 <= found[f"astra_oldest_plan_age_seconds{{{task}}}"] < 600
     assert found[f"astra_retries{{{task}}}"] == 0
     assert abs(found["astra_collected_timestamp_seconds"] - datetime.now(UTC).timestamp()) < 600
+
+
+def test_the_longest_time_since_a_heartbeat_of_a_running_attempt(url):
+    fill(30)
+    (made,) = create_plan(measure, "BossVisitSpectrum", limit=10)
+    frozen = get_plan(made.plan)
+    submission = start_local(frozen, pages_to_run(frozen))
+    here = this_process("local", Path())
+    with connection(), writing():
+        claims = [claim_page(frozen, number, submission, number, here) for number in (1, 2, 3)]
+    for claim, age_s, state in zip(
+        claims, (400, 300, 500), ("running", "running", "lost"), strict=True
+    ):
+        seen = datetime.now(UTC) - timedelta(seconds=age_s)
+        Attempt.update(seen=seen, state=state).where(Attempt.pk == claim.attempt.pk).execute()
+    age_s = samples(metrics())['astra_heartbeat_age_seconds{task="tests.sample_tasks.measure"}']
+    assert 400 <= age_s < 500
 
 
 def test_the_command_replaces_a_file(sqlite_url, tmp_path):
