@@ -21,7 +21,7 @@ from astra.plan.lookup import is_trusted
 from astra.plan.pages import PageStatus, pages_without_keys
 from astra.policy import retry_policy
 from astra.policy.retry_policy import Decision, End
-from astra.slurm import limits
+from astra.slurm import limits, parse
 from astra.slurm.limits import PartitionLimits
 from astra.states import ALIVE, PageState, SlurmState
 
@@ -230,13 +230,14 @@ def exclude_bad_nodes(
     An exclusion that the plan has made before ends if its pages have failed elsewhere too since.
     """
     settings = config.current().policy
-    ends: list[tuple[int, End | None, str | None]] = []
+    found: list[tuple[int, End | None, str | None]] = []
     with connection():
         pages = list(pages_without_keys(plan))
     for page in pages:
-        ends += [(page.number, end, end.node) for end in ends_of(page)]
-    ends += [(step.page.number, step.end, step.end.node) for step in steps if step.end is not None]
-    ends += [(s.page, None, s.node) for s in statuses if s.state is PageState.DONE]
+        found += [(page.number, end, end.node) for end in ends_of(page)]
+    found += [(step.page.number, step.end, step.end.node) for step in steps if step.end is not None]
+    found += [(s.page, None, s.node) for s in statuses if s.state is PageState.DONE]
+    ends = [(page, end, node and parse.first_node(node)) for page, end, node in found]
     never_claimed = {page.number for page in pages if page.attempt_pk is None}
     bad = retry_policy.bad_nodes(ends, settings.exclude_after, never_claimed)
     made_here = f"plan {plan.pk}: "

@@ -285,6 +285,15 @@ def expand(job: str) -> list[tuple[int, int | None]]:
     return [(job_id, i) for i in indices]
 
 
+def first_node(nodes: str) -> str:
+    """Return the first of an element's nodes, on which its script runs.
+
+    >>> first_node("n[01-02,7]-ib,m3"), first_node("n1")
+    ('n01-ib', 'n1')
+    """
+    return re.sub(r"\[([^],-]+)[^]]*\]", r"\1", nodes).split(",")[0]
+
+
 def _lines(text: str, columns: int) -> Iterator[list[str]]:
     """Split each line into columns; the last one, the name of somebody's job, may hold newlines."""
     any_before = False

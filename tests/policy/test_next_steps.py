@@ -178,12 +178,15 @@ class TestOnSlurm:
         words = [attempt.slurm_state for attempt in attempts]
         assert words == ["OUT_OF_MEMORY", "OUT_OF_MEMORY", None]
 
-    def test_a_node_where_failures_gather_is_left_out(self, slurm):
+    @pytest.mark.parametrize("nodes", [1, 2])
+    def test_a_node_where_failures_gather_is_left_out(self, slurm, nodes):
+        """Of an element with several nodes, it is the one on which its script runs."""
         fill(32)
         (planned,) = create_plan(hungry, BossVisitSpectrum, limit=2, arguments={"die_on": "n1"})
         plan = planned.plan
         # One page for each element: those that pull would leave the node few to kill.
-        submit(plan, options={"cpus_per_task": 8, "pages_per_element": 1})
+        options = {"cpus_per_task": 8, "pages_per_element": 1, "nodes": nodes, "ntasks": nodes}
+        submit(plan, options=options)
         run_out(slurm)
         lost = status(plan).pages["lost"]
         assert lost >= 3
