@@ -45,7 +45,7 @@ def a_plan(n: int = 4) -> int:
         (("submit", TASK, "--local", "--dry-run"), "--dry-run shows Slurm's scripts"),
         (("resume", "{plan}", "--local", "--dry-run"), "--dry-run shows Slurm's scripts"),
         (("resume", "{plan}", "--local", "--only", "TIMEOUT"), "--local has none"),
-        (("resume", "{plan}", "--only", " , "), "name states of Slurm's"),
+        (("resume", "{plan}", "--only", " , "), "list Slurm states"),
         (("submit", "{plan}", "--limit", "5", "--local"), "plan {plan} is frozen: --page-size can"),
         (("submit", "{plan}", "--max-rows", "5", "--set", "a=1"), "--set, --max-rows can be"),
         (("submit", "²", "--local"), "²"),
