@@ -39,6 +39,11 @@ from astra.slurm.parse import (
 from astra.slurm.refusals import refusal
 from astra.slurm.script import array_spec
 
+#: By default, sacct covers today until now by the clock of this machine. That clock may be behind
+#: slurmctld's: what began since would be missing.
+_END = ("-E", "now+365days")
+_EVER = ("-S", "2000-01-01", *_END)
+
 _LONGEST_ARGUMENT = 100_000  # characters; Linux takes 131,072 in one argument
 
 
@@ -133,7 +138,7 @@ def find(job: JobId) -> list[JobId]:
     except Failed as failed:
         raise SlurmUnknown(f"squeue: {failed.message}") from None
     if not (jobs := _jobs_named(text, name)):
-        period = ["-S", "now-30days", "--name", name, "-o", "JobID,JobName,Cluster"]
+        period = ["-S", "now-30days", *_END, "--name", name, "-o", "JobID,JobName,Cluster"]
         accounts = ["sacct", "-n", "-X", "-P", *period, *user, *_on(clusters)]
         try:
             jobs = _jobs_named(run(accounts), name)
@@ -378,8 +383,8 @@ def _squeue(ids: Sequence[int], cluster: str | None, recent_s: float = 0.0) -> s
 def _sacct(
     ids: Sequence[int], names: Names, cluster: str | None, recent_s: float
 ) -> dict[Key, Execution]:
-    # -D: earlier executions of a requeued element too; -S: by default, sacct covers only today.
-    args = ["sacct", "-n", "-X", "-P", "-D", "-S", "2000-01-01", "-j", _list(ids)]
+    # -D: earlier executions of a requeued element too.
+    args = ["sacct", "-n", "-X", "-P", "-D", *_EVER, "-j", _list(ids)]
     return parse_sacct(run([*args, "-o", ",".join(SACCT), *_on(cluster)], recent_s), names)
 
 
@@ -394,7 +399,7 @@ def usage(jobs: Iterable[int | JobId], recent_s: float = 0.0) -> list[Usage]:
     usages: list[Usage] = []
     for cluster, some in _by_cluster(jobs):
         for part in _chunks(_ids(some)):
-            args = ["sacct", "-n", "-P", "-S", "2000-01-01", "-j", _list(part)]
+            args = ["sacct", "-n", "-P", *_EVER, "-j", _list(part)]
             args += ["-o", ",".join(USAGE), *_on(cluster)]
             usages += parse_usage(run(args, recent_s), _names(some))
     return usages

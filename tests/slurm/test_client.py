@@ -15,7 +15,7 @@ from astra.slurm.parse import parse_submission
 from astra.slurm.refusals import refusal
 from astra.slurm.script import directive
 from astra.states import SlurmState as S
-from tests.servers import Slurm, wait_for
+from tests.servers import Slurm, shifted_clock, wait_for
 
 
 @pytest.fixture(autouse=True)
@@ -358,6 +358,17 @@ class TestReal:
         for one in (job, *client.find(parse.JobId(0, name=name + "x"))):
             client.cancel(one)
         assert client.find(parse.JobId(0, name=name)) == [job]
+
+    def test_a_machine_whose_clock_is_behind_knows_the_ends_of_jobs(
+        self, real: None, tmp_path: Path, monkeypatch
+    ) -> None:
+        job = client.submit(script(tmp_path, "exit 3", "--array=1"))
+        key = job.job_id, 1
+        booked = lambda: client._sacct([job.job_id], {}, None, 0).get(key)  # noqa: E731
+        wait_for(lambda: (end := booked()) and end.state is S.FAILED, "the accounting", 60)
+        for name, value in shifted_clock(-1).items():
+            monkeypatch.setenv(name, value)
+        assert (end := booked()) is not None and end.exit_code == 3
 
     def test_elements_of_a_mixed_array_each_have_their_state(
         self, real: None, tmp_path: Path
