@@ -275,7 +275,7 @@ class Reader:
         self.claim.find(k for k in keys if has_result.get(k))
         for k in keys:
             if k not in has_result and self.writer is not None:
-                message = "the input row was deleted after it was planned"
+                message = "the row was deleted, or hidden from this role, after it was planned"
                 self.writer.add(failures=[Refusal(HandedRow(k, None), INPUT_GONE, message)])
         return [k for k in keys if k in has_result and not has_result[k]]
 
