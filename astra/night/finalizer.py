@@ -90,14 +90,7 @@ def queue(night: Night, settings: NightSettings, after: Iterable[JobId], wait_s:
     text = render_job(
         profile, job_name(night), folder_of(night), folder / "logs", about, arguments, path
     )
-    unchanged = Night.finalizer.is_null() if before is None else Night.finalizer == before
-    with connection():
-        changed = (
-            Night.update(_identity(night))
-            .where((Night.pk == night.pk) & unchanged & Night.ended.is_null())
-            .execute()
-        )
-    if not changed:
+    if not _store(night, before):
         raise Superseded(f"the night {night.pk} was given another finalizer, or closed, meanwhile")
     write_whole(path, text, 0o700)
     remedy = f"the night stays open; to continue it: astra nights {night.name} --heal"
@@ -105,7 +98,9 @@ def queue(night: Night, settings: NightSettings, after: Iterable[JobId], wait_s:
         options = _waiting_options(after, night.finalizer_home, wait_s)
         job = submit_once(path, job_of(night), remedy, min, options)
     except SlurmError as error:
-        _restore(night, earlier)
+        # The earlier finalizer may be the caller: it can then try again.
+        night.__data__.update(earlier)
+        _store(night, token)
         if isinstance(error, SlurmRefused):
             error.args = (f"{error}; {remedy}",)
         raise
@@ -125,13 +120,11 @@ def _identity(night: Night) -> dict[str, object]:
     return {f"finalizer{name}": getattr(night, f"finalizer{name}") for name in names}
 
 
-def _restore(night: Night, earlier: dict[str, object]) -> None:
-    """Restore the night's earlier finalizer, which may be the caller: it can then try again."""
-    unchanged = (Night.pk == night.pk) & (Night.finalizer == night.finalizer)
+def _store(night: Night, before: str | None) -> bool:
+    """Store the night's finalizer, if it is still open and has the one with the token `before`."""
+    unchanged = (Night.pk == night.pk) & (Night.finalizer == before) & Night.ended.is_null()
     with connection():
-        Night.update(earlier).where(unchanged).execute()
-    for name, value in earlier.items():
-        setattr(night, name, value)
+        return bool(Night.update(_identity(night)).where(unchanged).execute())
 
 
 def _waiting_options(after: Iterable[JobId], home: str, wait_s: int) -> list[str]:
@@ -148,10 +141,7 @@ def _adopt(night: Night, job: JobId) -> None:
     """Store this job as the night's finalizer."""
     night.finalizer_job, night.finalizer_cluster = job.job_id, job.cluster
     night.finalizer_home = job.cluster or night.finalizer_home
-    with connection():
-        Night.update(_identity(night)).where(
-            (Night.pk == night.pk) & (Night.finalizer == night.finalizer)
-        ).execute()
+    _store(night, night.finalizer)
 
 
 def is_alive(night: Night, answer: Answer | None = None, adopts: bool = True) -> bool:
