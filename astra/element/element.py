@@ -7,7 +7,7 @@ rows and writing a checkpoint each use a short one; everything between two pages
 import logging
 from contextlib import suppress
 
-from peewee import SQL, Model, Query, Value
+from peewee import SQL, Query, Value
 
 from astra.config import settings as config
 from astra.config.run_folder import run_folder
@@ -40,7 +40,6 @@ from astra.errors import (
     PlanPaused,
     PlanThrottled,
     Superseded,
-    TaskError,
     UsageError,
 )
 from astra.models.archive import check_archive
@@ -234,11 +233,7 @@ class Element:
             raise
         else:
             return _outcome_of(_with_counts(claim), AttemptState.DONE, note)
-        try:
-            page = self.stop.retrying(lambda: page_of(plan, claim.page.number))
-        except AstraError:
-            page = _with_counts(claim)
-        return _outcome_of(page, state, message, status)
+        return _outcome_of(_with_counts(claim), state, message, status)
 
     def _abandon(self) -> None:
         if abandon_transaction():
@@ -260,50 +255,54 @@ class Element:
         self.unacknowledged = False
         return claim
 
-    def _check_tables(self, claim: Claim, *models: type[Model]) -> None:
-        """Check once, as planning did, the indexes and triggers that stored results rely on."""
-        from astra.models.table_checks import lacking_guard  # here, as it needs the task's models
+    def _load(self) -> LoadedTask:
+        """Import the task and its tables, and bind the arguments of the plan.
 
-        for model in models:
-            try:
+        The first time, check, as planning did, the indexes and triggers that results rely on.
+        """
+        if not self.has_loaded:  # imports may take long, and thousands of elements begin at once
+            self._disconnect()
+        with self.stop.loading():
+            task = load_task(self.plan)
+        if not self.has_loaded:
+            # Here, as it needs the models of the task.
+            from astra.models.table_checks import lacking_guard
+
+            for model in (task.model, task.output):
                 lacks = self.stop.retrying(lambda m=model: lacking_guard(m))  # type: ignore[misc]
-            except DatabaseError as error:
-                raise self._end_interrupted(claim, str(error)) from error
-            if lacks:
-                raise self._end_broken(claim, f"the table {model._meta.table_name!r} {lacks}")
+                if lacks:
+                    raise BrokenElement(f"the table {model._meta.table_name!r} {lacks}")
+            self.has_loaded = True
+            collect_garbage_normally()
+        return task
 
     def _run_claimed(self, claim: Claim, meter: Meter) -> str | None:
         """Run the task until every row of the page has ended; return a note for the attempt."""
-        if not self.has_loaded:  # imports may take long, and thousands of elements begin at once
-            self._disconnect()
-        task = self._load(claim)
-        if not self.has_loaded:
-            self._check_tables(claim, task.model, task.output)
-            self.has_loaded = True
-            collect_garbage_normally()
-        stop = self.stop
+        stop, writer = self.stop, None
         try:
+            task = self._load()
             reader = Reader(
                 task.model, task.output, claim, stop, meter.note_first_row, bool(self.plan.redo)
             )
-        except TaskError as error:  # the table has changed since the plan was made
-            raise self._end_broken(claim, str(error)) from error
-        writer = self._writer(claim, task)
-        run = Run(
-            reader, task.call, writer, writer.n_rows, board=self.board,
-            outer_exceptions=task.outer_exceptions,
-            may_write_last_here=lambda: self._may_write_last(claim, run.blame),
-        )  # fmt: skip
-        meter.run, meter.reader = run, reader
-        try:
+            writer = self._writer(claim, task)
+            run = Run(
+                reader, task.call, writer, writer.n_rows, board=self.board,
+                outer_exceptions=task.outer_exceptions,
+                may_write_last_here=lambda: self._may_write_last(claim, run.blame),
+            )  # fmt: skip
+            meter.run, meter.reader = run, reader
             self._run(run, reader, writer)
         except Terminated:
             raise self._end_interrupted(claim, stop.reason, self.gives_back) from None
         except OutOfMemory:
             raise
         except DatabaseError as error:
+            if writer is None:
+                raise self._end_interrupted(claim, str(error)) from error
             raise self._keep_unwritten(claim, writer, error) from error
         except AstraError as error:
+            if writer is None:  # the task, or its table, has changed since the plan was made
+                raise self._end_broken(claim, str(error)) from error
             if isinstance(error, BrokenElement) and not self.tally.n_stored:
                 stop.retrying(lambda: take_back_failures(claim))
             self._record_end(claim, _state_after(error), str(error), self.gives_back)
@@ -332,26 +331,6 @@ class Element:
         with suppress(DatabaseError):  # usually only a right is missing: the reason can be recorded
             return self._end_broken(claim, str(interrupted))
         return BrokenElement(str(interrupted))
-
-    def _load(self, claim: Claim) -> LoadedTask:
-        """Import the task and its tables, and bind the arguments of the plan.
-
-        Raises
-        ------
-        BrokenElement
-            If they cannot be imported, or do not fit. The attempt has been ended.
-        Interrupted
-            If the element was asked to stop meanwhile.
-        """
-        try:
-            with self.stop.loading():
-                return load_task(self.plan)
-        except DatabaseError as error:
-            raise self._end_interrupted(claim, str(error)) from error
-        except AstraError as error:
-            raise self._end_broken(claim, str(error)) from error
-        except Terminated:
-            raise self._end_interrupted(claim, self.stop.reason) from None
 
     def _writer(self, claim: Claim, task: LoadedTask) -> Writer:
         """Make the writer of a page; its schedule of checkpoints continues from page to page."""

@@ -253,7 +253,7 @@ def _direct(
     run = Run(_rows_of(rows, settings), caller(call, bound), writer, n_rows)
     if settings.write_to_database:
         run.in_progress.read = retrying(lambda: dialect().now())
-    yield from _closing(iter(run))
+    yield from run
 
 
 def _pending(
@@ -264,13 +264,6 @@ def _pending(
 
     for _, query in generate_queries_for_task(call):
         yield from _direct(call, query, bound, settings)
-
-
-def _closing(results: Iterator[object]) -> Iterator[object]:
-    try:
-        yield from results
-    finally:
-        results.close()  # type: ignore[attr-defined]
 
 
 def _rows_of(rows: object, settings: Settings) -> Iterator[object]:
