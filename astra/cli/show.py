@@ -241,9 +241,10 @@ def verdict(result: Verdict) -> None:
     line(f"plan {result.plan}: {result.task}")
     names = {"result": "done", "failure": "failed", "no_result": "no result"}  # as status has them
     rows = " + ".join(f"{n:,} {names.get(name, name)}" for name, n in result.rows.items() if n)
-    sums = f"{rows} of {count(result.n_rows, 'row')}, {count(result.n_pages, 'page')}"
-    console.print(f"  {word}: {sums}, {count(result.n_attempts, 'attempt')}")
-    if not result.whole:
+    of_all = f"{rows} of {count(result.n_rows, 'row')}" if rows else "no row was checked"
+    sums = f"{of_all}, {count(result.n_pages, 'page')}, {count(result.n_attempts, 'attempt')}"
+    console.print(f"  {word}: {sums}")
+    if rows and not result.whole:
         n_pending = result.n_rows - sum(n for name, n in result.rows.items() if name != "pending")
         line(f"  not whole: {count(n_pending, 'row')} pending (astra status)")
     for n, condition in (

@@ -290,8 +290,8 @@ def as_database_error(error: Exception) -> DatabaseError | None:
     if isinstance(error, peewee.DatabaseError) and dialect().is_of_other_tables(error):
         return DatabaseError(
             f"tables of {secrets.hide_password(url())} differ from what astra or their models "
-            f"describe: {dialect().message(error)}; astra initdb MODULE adds missing columns "
-            "of astra's tables; correct other tables, or their models"
+            f"describe: {dialect().message(error)}; astra initdb MODULE adds what is missing; "
+            "correct anything else in the tables or their models"
         )
     if isinstance(error, peewee.IntegrityError):  # those of rows are failures of these rows
         return DatabaseError(

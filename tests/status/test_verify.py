@@ -416,3 +416,13 @@ def test_nothing_is_written(pg_url):
         Page.update(n_done=0).execute()
     assert_sound(plan, result=5)
     assert Failure.select().count() == NoResult.select().count() == 0
+
+
+def test_without_the_table_of_results_no_row_is_said_to_be_pending(url):
+    plan = plan_of(30)
+    with connection():
+        Measured.drop_table()
+    done = CliRunner().invoke(main, ["verify", str(plan)])
+    assert done.exit_code == 4 and "the table measured is missing" in done.output
+    assert "inconsistent: no row was checked, 3 pages" in done.output
+    assert "pending" not in done.output
