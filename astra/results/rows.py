@@ -213,8 +213,8 @@ def foreign_row_refusal(handed: HandedRow, named: object, target: Target) -> Ref
 def changed_key_message(values: Sequence[object], output: type[Model]) -> str:
     """Describe that results would not hold the key of a row."""
     return (
-        f"Python has the key as {', '.join(map(repr, values))}, which {output.__name__} stores as "
-        "another key: its result would not be found"
+        f"Python has the key as {', '.join(map(repr, values))}, which is no key of the table, or "
+        f"which {output.__name__} stores as another key: its result would not be found"
     )
 
 
