@@ -1,5 +1,6 @@
 """Check Slurm: its commands, the cluster, the profiles, limits on jobs, accounting."""
 
+import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator
@@ -32,6 +33,10 @@ def slurm(profiles: Iterable[Profile]) -> Iterator[Finding]:
         yield of_error(_PART, error)
         return
     yield ok(_PART, f"{version}, cluster {site.name}, MaxArraySize {max_array_size}")
+    for name in sorted(os.environ):
+        if name.startswith("SBATCH_") or name == "SLURM_CLUSTERS":
+            problem = f"{name} is set, and not passed to sbatch: profiles have all options of jobs"
+            yield warning(_PART, problem, f"add its option to the profile, or unset {name}")
     for profile in profiles:
         yield from _profile(profile)
     yield from _accounting()

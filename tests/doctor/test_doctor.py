@@ -195,6 +195,10 @@ BROKEN = {
     "an account": (
         toml('[profiles.mine]\naccount = "nobodys"\n'), "failed slurm: profile mine", "choose an account",
     ),
+    "an option in the environment": (
+        lambda patch, **_: patch.setenv("SBATCH_ACCOUNT", "mine"),
+        "warning slurm: SBATCH_ACCOUNT is set", "unset SBATCH_ACCOUNT",
+    ),
     "accounting": (failing("sacct"), "warning slurm: ", "no accounting"),
     "no run directory": (file_for_a_folder, "failed run directory: ", "set [run] dir"),
     "no crontab": (failing("crontab"), "warning night survey: ", "it is unknown whether cron starts it"),
