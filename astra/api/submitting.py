@@ -9,7 +9,8 @@ from typing import overload
 from astra.api.sizing import plan_sized
 from astra.config.profiles import choose_profile, keys_for_slurm
 from astra.config.units import is_number
-from astra.database.connection import connection
+from astra.database.connection import connection, keep_connected
+from astra.database.threads import in_background
 from astra.errors import AstraError, UsageError
 from astra.models.plans import MadeBy, Page
 from astra.plan import sizes
@@ -17,8 +18,9 @@ from astra.plan.lookup import get_plan
 from astra.plan.pages import unsubmitted_pages
 from astra.plan.plan import Planned, Planning
 from astra.resume.resume import resume, resume_local
+from astra.slurm import limits
 from astra.submit.intent import NOBODY
-from astra.submit.submit import Submitted, check_shared_database, submit_pages
+from astra.submit.submit import Submitted, check_shared_database, prepare, submit_pages
 from astra.submit.submit import submit as submit_plan
 
 log = logging.getLogger(__name__)
@@ -153,13 +155,26 @@ def submit_task(
                 "not afterwards; leave it out, or give the task's name"
             )
         return [(None, execution.submit(plan))]
-    if not (execution.local or execution.dry_run):
-        check_shared_database(f"astra submit {task_or_plan}")
-    submit_one = _show_submission if execution.dry_run else _submit_planned
     options = execution.options
     profile = None if execution.local else choose_profile(execution.profile_name, options)
+    if profile is None or execution.dry_run:
+        plans = plan_sized(task_or_plan, planning, element_time_s, profile)
+        return _submit_each(plans, execution)
+    check_shared_database(f"astra submit {task_or_plan}")
+    with keep_connected(), limits.site_queried_once():
+        prepared = in_background(lambda: prepare(profile))  # while rows are planned
+        plans = plan_sized(task_or_plan, planning, element_time_s, profile)
+        prepared()
+        return _submit_each(plans, execution)
+
+
+def _submit_each(
+    plans: Iterable[tuple[Planned, sizes.Estimate | None]], execution: Execution
+) -> list[tuple[Planned | None, Submitted | None]]:
+    submit_one = _show_submission if execution.dry_run else _submit_planned
+    options = execution.options
     submitted: list[tuple[Planned | None, Submitted | None]] = []
-    for planned, size in plan_sized(task_or_plan, planning, element_time_s, profile):
+    for planned, size in plans:
         sized = replace(execution, options=sizes.options_of(size, options)) if size else execution
         submission = None if planned.plan is None else submit_one(planned.plan, sized)
         submitted.append((planned, submission))

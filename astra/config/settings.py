@@ -8,7 +8,6 @@ from the file's own folder, all others from the current one.
 
 import os
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
@@ -74,6 +73,8 @@ _PATH = {"check": text, "path": True}
 
 @dataclass(frozen=True)
 class Database:
+    """Where the tables are, and how long their server may take."""
+
     url: str = entry("", text)  # by default, ./astra.db as an absolute path
     schema: str | None = entry(None, _name_of_schema)  # PostgreSQL schema that holds the tables
     connect_timeout_s: int = entry(10, whole(1))
@@ -83,6 +84,8 @@ class Database:
 
 @dataclass(frozen=True)
 class Run:
+    """Where scripts and logs go."""
+
     dir: Path = field(default=Path("astra-runs"), metadata=_PATH)  # scripts and logs
     mode: str = entry("0700", _mode)  # of the folders in it
     templates: Path | None = field(default=None, metadata=_PATH)  # a site's own templates
@@ -90,6 +93,8 @@ class Run:
 
 @dataclass(frozen=True)
 class Element:
+    """How elements store results, and what they tolerate."""
+
     write_frequency: float = entry(300.0, number(0, above=True))  # longest wait of a result, in s
     batch_size: int = entry(1000, whole(1))  # results written at once
     lease_s: float = entry(300.0, number(0, above=True))  # overdue without a heartbeat for so long
@@ -104,12 +109,16 @@ class Element:
 
 @dataclass(frozen=True)
 class Plan:
+    """How plans are cut."""
+
     limit: int = entry(1000, whole(1, MAX_PAGE_ROWS))  # rows per page
     trusted_roots: tuple[str, ...] = entry((), _folders)  # code in them is trusted for every role
 
 
 @dataclass(frozen=True)
 class Slurm:
+    """How Slurm is queried."""
+
     timeout_s: float = entry(30.0, number(0, above=True))  # for one of Slurm's commands
     retries: int = entry(3, whole(0))  # of an unanswered query
     recent_s: float = entry(5.0, number(0))  # output up to this age is used again; 0: never
@@ -118,12 +127,16 @@ class Slurm:
 
 @dataclass(frozen=True)
 class Policy:
+    """How bad nodes are avoided."""
+
     exclude_after: int = entry(3, whole(0))  # pages that failed on a node, and not elsewhere
     exclude_for_s: float = entry(21600.0, number(0, above=True))  # how long the node is excluded
 
 
 @dataclass(frozen=True)
 class Clean:
+    """What `astra clean` keeps."""
+
     keep_days: float = entry(90.0, number(0, 36_500))  # plans, logs and scripts that are inactive
     compress_days: float = entry(0.0, number(0))  # until scripts and logs are packed; 0: never
     keep_nights_days: float = entry(1000.0, number(0))  # rows of nights
@@ -131,6 +144,8 @@ class Clean:
 
 @dataclass(frozen=True)
 class Data:
+    """Where files of spectra are."""
+
     root: Path | None = field(default=None, metadata=_PATH)  # base of relative paths of spectra
 
 
@@ -329,6 +344,8 @@ def _rules(tables: dict[str, object], file: Path) -> Tables:
 def _parsed(file: Path) -> dict[str, object]:
     if file.is_dir():
         raise ConfigError(f"{file} is a folder; the configuration is one file, such as astra.toml")
+    import tomllib  # here, as elements often have no file
+
     try:
         content = file.read_bytes()
         return tomllib.loads(content.decode())

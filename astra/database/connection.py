@@ -230,11 +230,14 @@ def tuples(query: peewee.Select | peewee.Insert) -> Iterator[tuple[Any, ...]]:
 
 
 @contextmanager
-def keep_connected() -> Iterator[None]:
-    """Use one connection for everything that is retried within a block, if one can be opened."""
+def keep_connected() -> Iterator[bool]:
+    """Use one connection for everything that is retried within a block, if one can be opened.
+
+    The block is told whether it was opened for it.
+    """
     opened = connected()
     try:
-        yield
+        yield opened
     finally:
         if opened:
             drop_connection()

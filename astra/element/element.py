@@ -82,12 +82,11 @@ def run_element(
         If the plan is of another version, or the submission is not of this plan.
     """
     stop = stop or Stop()
-    with stop_on_signals(stop):
-        with keep_connected():
-            plan = stop.retrying(lambda: get_plan(plan_pk))
-            stop.retrying(check_archive)
-            check_plan_version(plan)
-            submission = stop.retrying(lambda: Submission.get_or_none(Submission.token == token))
+    with stop_on_signals(stop), keep_connected() as is_connected:
+        plan = stop.retrying(lambda: get_plan(plan_pk))
+        stop.retrying(check_archive)
+        check_plan_version(plan)
+        submission = stop.retrying(lambda: Submission.get_or_none(Submission.token == token))
         if submission is None or submission.plan_pk != plan.pk:
             raise UsageError(f"plan {plan_pk} has no submission {token!r}")
         if planned_by == plan.role:
@@ -96,6 +95,7 @@ def run_element(
         first = (element - 1) * per_element + 1
         runs = []
         with Element(plan, submission, stop, board) as worker:
+            worker.is_connected = is_connected
             if submission.pulls:
                 return worker.pull(element)
             for number in range(first, min(first + per_element, plan.n_pages + 1)):
@@ -121,8 +121,7 @@ class Element:
         element = config.current().element
         self.tally = Tally(element.max_failures, element.max_failures_after)
         self.n_in_progress = FIRST_IN_PROGRESS  # rows that the next attempt is assumed to have
-        self.is_connected = self.has_loaded = False
-        self.is_paused = False  # whether the plan is paused
+        self.is_connected = self.has_loaded = self.is_paused = False
         self.unacknowledged = False  # a claim was made that the database did not acknowledge
         self.schedule: Schedule | None = None  # of checkpoints, once a page has had some
 
@@ -265,6 +264,7 @@ class Element:
         with self.stop.loading():
             task = load_task(self.plan)
         if not self.has_loaded:
+            self._connect()
             # Here, as it needs the models of the task.
             from astra.models.table_checks import lacking_guard
 

@@ -4,11 +4,10 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from datetime import datetime, timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -21,7 +20,6 @@ from astra.config.units import written_moment
 from astra.database.connection import connection, dialect, drop_connection, writing
 from astra.database.memory import start_thread
 from astra.database.statement_timeout import bounded
-from astra.database.threads import in_background
 from astra.errors import AstraError, BusyError
 from astra.models.base import BaseModel, TimeField
 from astra.processes import user_name
@@ -92,16 +90,21 @@ def is_held(name: str) -> bool:
     return lock is not None and not _is_dead(lock)
 
 
-def lock_row(name: str, activity: str) -> None:
-    """Hold the lock of a name until the caller's transaction ends, which is `writing(waits=True)`.
+@contextmanager
+def transaction_with_locks(names: Iterable[str], activity: str) -> Iterator[None]:
+    """Begin a transaction that holds the locks of some names until it ends.
 
-    If another process holds it, log which one, and wait.
+    If another process holds one of them, log which process, and wait.
     """
-    if dialect().name == "sqlite":
-        return  # the transaction is the only one that writes
-    if not in_background(partial(_sign, name))():
-        log.warning("waiting for %s, which %s", _who(Lock.get_by_id(name)), activity)
-    Lock.select().where(Lock.name == name).for_update().get()
+    # In SQLite, the transaction is the only one that writes.
+    names = () if dialect().name == "sqlite" else tuple(names)
+    is_free = [_sign(name) for name in names]  # committed, so that others see for whom they wait
+    with writing(waits=True):
+        for name, free in zip(names, is_free, strict=True):
+            if not free:
+                log.warning("waiting for %s, which %s", _who(Lock.get_by_id(name)), activity)
+            Lock.select().where(Lock.name == name).for_update().get()
+        yield
 
 
 class _Lease:

@@ -11,14 +11,15 @@ from peewee import SQL, Case, ColumnBase, Model, ModelSelect, NodeList, fn
 
 from astra.config import settings
 from astra.config.value_checks import MAX_PAGE_ROWS
-from astra.database.connection import connection, dialect, tuples, writing
+from astra.database.connection import connection, dialect, tuples
+from astra.database.threads import in_background
 from astra.errors import TaskError
 from astra.models.archive import check_archive
 from astra.models.attempts import Attempt
 from astra.models.failures import Failure
 from astra.models.importing import import_path
 from astra.models.keys import all_rows, check_keys, key_of, modified_field, table_name
-from astra.models.locks import lock_row
+from astra.models.locks import transaction_with_locks
 from astra.models.pipeline import OutputModel, link_of
 from astra.models.plans import N_PENDING, Page, Plan
 from astra.models.table_checks import check_guards, check_key_types, check_tables, check_version
@@ -31,7 +32,13 @@ from astra.processes import user_name
 from astra.states import QUARANTINED, AttemptState
 from astra.tasks.arguments import as_stored, parse_arguments
 from astra.tasks.declared import declared_by
-from astra.tasks.provenance import arguments_of, digest_of, provenance_of, store_provenance
+from astra.tasks.provenance import (
+    arguments_of,
+    code_version,
+    digest_of,
+    provenance_of,
+    store_provenance,
+)
 from astra.tasks.signature import (
     choose_model,
     find_task,
@@ -155,6 +162,7 @@ def _plan(
     values = parse_arguments(function, arguments)
     limit = settings.current().plan.limit if limit is None else limit
     limit = whole_number("limit", limit, bits=MAX_PAGE_ROWS.bit_length())
+    known = in_background(lambda: code_version(function))  # git runs while tables are checked
     check_version()
     with connection():
         check_archive()
@@ -163,6 +171,7 @@ def _plan(
         for model in models:
             check_keys(model)
         check_key_types(output, *models)
+        known()
         provenance = provenance_of(function, arguments_of(function, values), output)
         choices = [Choice(selection, function, model, output, provenance) for model in models]
         try:
@@ -218,9 +227,8 @@ def _freeze(choice: Choice, arguments: dict[str, object], limit: int) -> Planned
     """Freeze the rows of one input model, in one transaction that no other planning overlaps."""
     name, table, model, output = choice.task, choice.table, choice.model, choice.output
     provenance = choice.provenance
-    with writing(waits=True):
-        lock_row(f"planning {name} {table}", f"plans {name} on {table}")
-        lock_row(f"results in {table_name(output)}", f"plans {name} on {table}")
+    locks = (f"planning {name} {table}", f"results in {table_name(output)}")
+    with transaction_with_locks(locks, f"plans {name} on {table}"):
         check_own_results(choice.function, model, output)
         release_without_heartbeat(name, table)
         live_pages = _live_pages(name, table)

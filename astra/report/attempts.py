@@ -53,6 +53,8 @@ class Histogram:
 
 @dataclass(frozen=True)
 class Node:
+    """What the attempts on a node did."""
+
     node: str
     attempts: int
     rows: int
@@ -68,6 +70,8 @@ class Node:
 
 @dataclass(frozen=True)
 class SlowPage:
+    """A page that took long."""
+
     plan: int
     page: int
     rows: int

@@ -27,6 +27,8 @@ ROWS_LOOKED_AT = 200_000
 
 @dataclass(frozen=True)
 class SlowRow:
+    """A row that took long."""
+
     plan: int
     page: int
     key: RowKey

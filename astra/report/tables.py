@@ -33,6 +33,8 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
+    """The head of a column, and how its cells are shown."""
+
     head: str
     style: str  # n: numbers, w: long texts, t: times
 

@@ -2,7 +2,6 @@
 
 import time
 from collections import deque
-from statistics import median
 
 #: Before its next checkpoint, an element works this many times as long as recent ones took, so that
 #: checkpoints cost at most one per cent of its time.
@@ -64,4 +63,6 @@ class Schedule:
             self.is_cold = False
             return
         self.recent_s.append(took_s)
-        self.interval_s = max(MIN_INTERVAL_S, WORK_PER_COST * median(self.recent_s))
+        self.interval_s = max(
+            MIN_INTERVAL_S, WORK_PER_COST * sorted(self.recent_s)[len(self.recent_s) // 2]
+        )

@@ -208,11 +208,12 @@ def site_queried_once() -> Iterator[None]:
 
 
 def _of_site(*args: str) -> str:
-    if _site is None:
+    site = _site  # another thread may end the block meanwhile
+    if site is None:
         return run(args)
-    if args not in _site:
-        _site[args] = run(args)
-    return _site[args]
+    if args not in site:
+        site[args] = run(args)
+    return site[args]
 
 
 def partition_limits(partition: str | None) -> PartitionLimits:

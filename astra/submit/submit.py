@@ -114,6 +114,13 @@ def submit(
     return submitted
 
 
+def prepare(profile: Profile) -> None:
+    """Query what Slurm allows elements of a profile, and compile its template meanwhile."""
+    queried = in_background(lambda: limits.obstacles_to(profile))
+    script_module.prepare(profile.template)
+    queried()
+
+
 def _submitted_before(plan: int, n_pages: int) -> str:
     which = (
         "1 page was submitted before and has"

@@ -15,11 +15,11 @@ from urllib.parse import urlsplit
 import psycopg2
 import pytest
 
-from astra.database.connection import bind, connection, writing
+from astra.database.connection import bind, connection
 from astra.database.postgresql_connection import PostgresqlDatabase
 from astra.errors import BusyError
 from astra.models import BossVisitSpectrum
-from astra.models.locks import Lock, LockHeld, hold, lock_row
+from astra.models.locks import Lock, LockHeld, hold, transaction_with_locks
 from astra.models.plans import Page, Plan, Submission
 from astra.models.schema import init_database
 from astra.plan.plan import create_plan
@@ -214,8 +214,8 @@ def test_a_role_that_may_only_read_cannot_hold_a_lock(pg_url, postgres):
 
 def test_a_planner_waits_and_says_for_whom(pg_url, caplog):
     fill(30)
-    with connection(), writing(waits=True):
-        lock_row("planning tests.sample_tasks.measure boss_visit_spectrum", "plans")
+    name = "planning tests.sample_tasks.measure boss_visit_spectrum"
+    with connection(), transaction_with_locks([name], "plans"):
         waiting = threading.Thread(target=create_plan, args=(measure, BossVisitSpectrum))
         waiting.start()
         wait_for(lambda: "waiting for process" in caplog.text, "the planner to wait")

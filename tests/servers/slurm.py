@@ -252,7 +252,7 @@ class Slurm(Server):
     def set_max_submit(self, n: int | None) -> None:
         """Limit root's jobs, waiting and running ones together, to `n`; None lifts the limit."""
         self._set_max_submit(n)
-        # Slurm 24.11 counts a requeued element that was cancelled for ever, although it is gone.
+        # slurmctld counts a requeued element that was cancelled for ever, although it is gone.
         _, counted = self._max_submit()
         gone = counted - len(self.run("squeue", "-h", "-r", "-o", "%i").split())
         if n is not None and gone > 0:
