@@ -299,6 +299,18 @@ CHANGED_KEYS = """
     SELECT place - 1 FROM unnest({arrays}) WITH ORDINALITY AS wanted(key, {names}, place)
     WHERE {differ}"""
 
+#: Foreign tables and materialized views, which peewee does not list.
+OTHER_TABLES = """
+    SELECT relname FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
+    WHERE relkind IN ('f', 'm') AND nspname = COALESCE(%s, current_schema()) ORDER BY relname"""
+
+#: The columns of a materialized view, which information_schema leaves out.
+VIEW_COLUMNS = """
+    SELECT attname, format_type(atttypid, NULL) FROM pg_attribute
+    JOIN pg_class ON pg_class.oid = attrelid JOIN pg_namespace ON pg_namespace.oid = relnamespace
+    WHERE relkind = 'm' AND relname = %s AND nspname = COALESCE(%s, current_schema())
+    AND attnum > 0 AND NOT attisdropped ORDER BY attnum"""
+
 #: The types of columns, with their precisions.
 EXACT_TYPES = """
     SELECT attname, format_type(atttypid, atttypmod) FROM pg_attribute

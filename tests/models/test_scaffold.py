@@ -91,6 +91,22 @@ def test_a_table_without_a_key_is_said_to_have_no_task(url, tmp_path):
         assert ("without a primary key" in done.stdout) == is_said
 
 
+@pytest.mark.parametrize(
+    "create",
+    [
+        "MATERIALIZED VIEW seen AS SELECT 1 AS id, 'a'::text AS name",
+        "FOREIGN TABLE seen (id integer, name text) SERVER elsewhere OPTIONS (filename '/dev/null')",
+    ],
+)
+def test_what_is_read_like_a_table_gets_a_model(pg_url, create):
+    with connection():
+        dialect().run("CREATE EXTENSION file_fdw")
+        dialect().run("CREATE SERVER elsewhere FOREIGN DATA WRAPPER file_fdw")
+        dialect().run(f"CREATE {create}")
+    text = module_text("sky", None, ["seen"])
+    assert "id = IntegerField(null=True)" in text and "name = TextField(null=True)" in text
+
+
 def test_no_password_is_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for url in ("postgresql://me:geheim-1@host/db", "postgresql://host/db?password=geheim-2"):
