@@ -57,25 +57,23 @@ def is_throttled(plan: Plan, submission: Submission, element: int) -> bool:
 
 
 def _is_reached(throttle: int | None, plan: Plan, submission: Submission, element: int) -> bool:
-    return throttle is not None and _n_others(plan, submission, element) >= throttle
+    """Return whether as many other elements of a plan run a page."""
+    if throttle is None:
+        return False
+    is_other = (Attempt.submission_pk != submission.pk) | (Attempt.element != element)
+    others = (
+        Attempt.select(Attempt.submission_pk, Attempt.element)
+        .join(Page, on=Page.attempt_pk == Attempt.pk)
+        .where((Page.plan == plan.pk) & is_at_work() & is_other)
+        .distinct()
+    )
+    return int(others.count()) >= throttle
 
 
 def is_at_work() -> ColumnBase:
     """Return a clause: an attempt runs, and had a heartbeat within its lease."""
     since = dialect().now() - timedelta(seconds=settings.current().element.lease_s)
     return (Attempt.state == AttemptState.RUNNING.value) & (Attempt.seen > since)
-
-
-def _n_others(plan: Plan, submission: Submission, element: int) -> int:
-    """Return how many other elements of a plan run a page."""
-    is_other = (Attempt.submission_pk != submission.pk) | (Attempt.element != element)
-    return (
-        Attempt.select(Attempt.submission_pk, Attempt.element)
-        .join(Page, on=Page.attempt_pk == Attempt.pk)
-        .where((Page.plan == plan.pk) & is_at_work() & is_other)
-        .distinct()
-        .count()
-    )
 
 
 def all_break(plan_pk: int) -> bool:

@@ -131,7 +131,7 @@ def _upsert(results: list[YieldedResult], target: Target, may_copy: bool) -> Ite
     """Write results, each by the unique index that applies to it."""
     for alike in group_alike(results):
         by_link: defaultdict[Link | None, list[YieldedResult]] = defaultdict(list)
-        if target.gathers:
+        if target.gathers or target.output is None:
             for yielded in alike:
                 by_link[target.index_of(yielded.result)].append(yielded)
         else:

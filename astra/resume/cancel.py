@@ -191,7 +191,10 @@ def _processes(attempts: Iterable[Attempt]) -> Iterator[int]:
     for attempt in attempts:
         is_local = attempt.job_id is None and attempt.host == socket.gethostname()
         if is_local and attempt.pid_began and process_began(attempt.pid) == attempt.pid_began:
-            if is_element(command_of(attempt.pid), _token_of(attempt)):
+            of_attempt = Submission.select(Submission.token)
+            with connection():
+                token = of_attempt.where(Submission.pk == attempt.submission_pk).scalar()
+            if is_element(command_of(attempt.pid), token):
                 yield attempt.pid
 
 
@@ -202,12 +205,6 @@ def _may_signal(pid: int) -> bool:
     except PermissionError:
         return False
     return True
-
-
-def _token_of(attempt: Attempt) -> str | None:
-    with connection():
-        query = Submission.select(Submission.token).where(Submission.pk == attempt.submission_pk)
-        return query.scalar()
 
 
 def _wait_for_ends(plan: Plan, numbers: Iterable[int] | None = None) -> None:

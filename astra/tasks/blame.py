@@ -42,9 +42,8 @@ class Blame:
         self.task, self.outer_exceptions, self.fail = task, outer_exceptions, fail
         self.groups = [([HandedRow(key, None) for key in group], True) for group in suspects][::-1]
         self.is_deadly = bool(self.groups)  # a process died before, and may die again
-        self.note: str | None = (
-            None  # about an exception that was raised when no row was in progress
-        )
+        #: About an exception that was raised when no row was in progress.
+        self.note: str | None = None
 
     def next_group(self) -> tuple[list[HandedRow], bool] | None:
         """Return the rows that are tried next, and whether they are halved if that fails."""

@@ -341,3 +341,21 @@ def test_what_is_no_result_is_refused_with_its_row(filled):
     with connection():
         assert {f.exception for f in Failure.select()} == {"WrongModel"}
     assert status(planned.plan).rows["done"] == N - N // 5 and verify(planned.plan).sound
+
+
+def test_sources_of_which_some_have_the_result_of_a_spectrum(filled):
+    """Each is stored by its own unique index, although the task does not say what it yields."""
+
+    @task
+    def of_either(sources: Iterable[Source]):
+        for source in sources:
+            spectrum = source.pk if source.pk % 2 else None
+            yield Peak(source_pk=source.pk, spectrum_pk=spectrum, height=1.0)
+
+    with connection():
+        sources = list(Source.select())
+    for _ in range(2):
+        assert len(list(of_either(sources))) == SOURCES
+    with connection():
+        assert Peak.select().count() == SOURCES
+        assert not Failure.select().count()
