@@ -288,7 +288,7 @@ def _advice(plan: Plan, pages: Pages, rows: Mapping[str, int], steps: list[NextS
     unsubmitted = PageState.UNSUBMITTED
     if states == {unsubmitted} and pages.n_never_submitted == pages.tally[unsubmitted][0]:
         advice.append(f"astra submit {plan.pk}{suffix}")
-    elif states & {
+    elif (suffix or not is_paused) and states & {  # on Slurm, to continue submits them
         PageState.LOST,
         PageState.INTERRUPTED,
         PageState.INCOMPLETE,

@@ -110,7 +110,9 @@ def submit(
                 log.warning("%s", obstacle)
             submitted = submit_pages(frozen, pages, NOBODY, profile, dry_run, hours)
     if n_unfinished:
-        return replace(submitted, message=_submitted_before(plan, n_unfinished))
+        is_paused = frozen.paused is not None
+        message = _paused(frozen) if is_paused else _submitted_before(plan, n_unfinished)
+        return replace(submitted, message=message)
     return submitted
 
 
@@ -119,6 +121,10 @@ def prepare(profile: Profile) -> None:
     queried = in_background(lambda: limits.obstacles_to(profile))
     script_module.prepare(profile.template)
     queried()
+
+
+def _paused(plan: Plan) -> str:
+    return f"the plan is paused ({plan.pause_reason}): astra continue {plan.pk}"
 
 
 def _submitted_before(plan: int, n_pages: int) -> str:
@@ -172,8 +178,8 @@ def submit_pages(
     """
     check_export(profile)
     if plan.paused is not None and pages and not dry_run:
-        paused = f"the plan is paused ({plan.pause_reason}): astra continue {plan.pk}"
-        return Submitted(plan.pk, plan.task, 0, 0, unsubmitted=len(pages), message=paused)
+        n_left = len(pages)
+        return Submitted(plan.pk, plan.task, 0, 0, unsubmitted=n_left, message=_paused(plan))
     queue: list[Slice] = []
     excluded = nodes_to_exclude(profile) if pages else ()
     if pages:

@@ -268,7 +268,9 @@ def test_elements_end_with_their_page_and_others_go_on_later(slurm: Slurm, tmp_p
     run_out(slurm)
     stood = states(plan)
     assert set(stood) == {PageState.DONE, PageState.UNSUBMITTED}
-    assert "paused" in str(resume(plan.pk).message)
+    assert "paused" in str(resume(plan.pk).message) and "paused" in str(submit(plan.pk).message)
+    (advice,) = status(plan.pk).advice
+    assert advice.startswith(f"astra continue {plan.pk} ")
     (control,) = continue_plans([plan.pk])
     assert control.submitted.pages == stood.count(PageState.UNSUBMITTED)
     run_out(slurm)
