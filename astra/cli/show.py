@@ -244,9 +244,10 @@ def verdict(result: Verdict) -> None:
     of_all = f"{rows} of {count(result.n_rows, 'row')}" if rows else "no row was checked"
     sums = f"{of_all}, {count(result.n_pages, 'page')}, {count(result.n_attempts, 'attempt')}"
     console.print(f"  {word}: {sums}")
-    if rows and not result.whole:
+    if not result.whole:
         n_pending = result.n_rows - sum(n for name, n in result.rows.items() if name != "pending")
-        line(f"  not whole: {count(n_pending, 'row')} pending (astra status)")
+        pending = f"{count(n_pending, 'row')} pending" if rows else "its rows are not counted"
+        line(f"  not whole: {pending} (astra status)")
     for n, condition in (
         (result.modified_since, "modified since the result, and pending again"),
         (
