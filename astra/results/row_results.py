@@ -4,6 +4,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from functools import reduce
+from itertools import chain
 from operator import and_
 
 from peewee import ColumnBase, NodeList
@@ -85,7 +86,7 @@ def _write_together(
     if target.many and not all(part.is_plain for part in written):
         _check_alone(stored, target)
     parts.append(written)
-    return [yielded for row in stored for yielded in row]
+    return list(chain.from_iterable(stored))
 
 
 def _without_common_results(rows: list[Row], target: Target) -> list[list[Row]]:
@@ -123,7 +124,9 @@ def _write_part(
         rows = [row for row in rows if row[0] in newer]
     if target.many:
         written += _delete_further(rows, target)
-    written += _upsert([yielded for row in rows for yielded in row[1:]], target, may_copy)
+    if target.gathers:
+        further = [yielded for row in rows for yielded in row[1:]]
+        written += _upsert(further, target, may_copy)
     return rows
 
 
