@@ -269,7 +269,8 @@ def _pending(
 def _rows_of(rows: object, settings: Settings) -> Iterator[object]:
     if isinstance(rows, peewee.BaseQuery):
         rows = rows.clone()  # a query that was executed before would return its old rows
-        if dialect().name == "sqlite" and settings.write_to_database:
+        is_ours = rows._database in (database, database.bound())  # type: ignore[attr-defined]
+        if is_ours and dialect().name == "sqlite" and settings.write_to_database:
             from astra.database.sqlite import rows_apart  # here, as elements need one dialect
 
             shares_connection = dialect().url.endswith(":memory:") or in_transaction()

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import pytest
+from peewee import SqliteDatabase
 
 from astra import task
 from astra.database.connection import database, in_transaction
@@ -18,7 +19,7 @@ from astra.plan.plan import create_plan
 from astra.results.stopping import Stop
 from astra.status.verify import verify
 from benchmarks.elements import submitted
-from tests.sample_tasks import Measured, fill
+from tests.sample_tasks import Measured, fill, measure
 
 _path: list[str] = []
 _seen: list[Any] = []
@@ -116,3 +117,16 @@ def test_a_trigger_is_noticed_that_another_process_adds_between_two_batches():
     assert _seen and 10 <= _seen[0] < 20
     assert n_stored() == Attempt.get().n_done and Attempt.get().n_failed > 8
     assert verify(plan).sound
+
+
+def test_a_query_of_another_database_is_read_there(sqlite_url, tmp_path):
+    """Such as one of a large archive, whose results are first tried out in a file."""
+    fill(1)
+    other = SqliteDatabase(tmp_path / "other.sqlite")
+    with other.connection_context():
+        other.execute_sql("CREATE TABLE boss_visit_spectrum (spectrum_pk INTEGER, snr REAL)")
+        other.execute_sql("INSERT INTO boss_visit_spectrum VALUES (7, 1.5)")
+        columns = BossVisitSpectrum.spectrum_pk, BossVisitSpectrum.snr
+        rows = BossVisitSpectrum.select(*columns).bind(other)
+        assert [row.spectrum_pk for row in rows] == [7]
+        assert [result.spectrum_pk for result in measure(rows)] == [7]
