@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterable
 from contextlib import suppress
 from datetime import UTC, date, datetime
+from io import StringIO
 from pathlib import Path
 from typing import cast
 from uuid import UUID
@@ -42,7 +43,7 @@ def keys_of(text: str) -> list[str]:
         return [line.removesuffix("\r") for line in lines if line.strip()]
     if text.lstrip().startswith("["):
         return [text]
-    words = [word for row in csv.reader(text.splitlines(keepends=True)) for word in row]
+    words = [word for row in csv.reader(StringIO(text, newline="")) for word in row]
     return [word for word in words if word.strip() or '"' in text]
 
 

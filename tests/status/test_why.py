@@ -170,7 +170,9 @@ def test_a_key_of_two_columns_is_accepted_in_both_forms(stones):
         history_of(weigh_plates, "2024-01-01")
 
 
-@pytest.mark.parametrize("key", ["", "  ", "a,b", 'say "so"', "two\nlines", "-5", "[x"])
+@pytest.mark.parametrize(
+    "key", ["", "  ", "a,b", 'say "so"', "two\nlines", "two\rlines", "two\u2028lines", "-5", "[x"]
+)
 def test_what_to_type_plans_a_row_with_any_text_as_its_key(stones, key):
     Stone.insert(name=key, mass=1.0).execute()
     run()
