@@ -92,8 +92,8 @@ def _next(clock: str, since: int) -> int:
     moment = -(-since // 60) * 60
     while True:
         before, now = datetime.fromtimestamp(moment - 60), datetime.fromtimestamp(moment)
-        wanted = now.replace(hour=hour, minute=minute)
-        if now == wanted or before < wanted < now:
+        wanted = [day.replace(hour=hour, minute=minute) for day in (before, now)]
+        if now in wanted or any(before < time < now for time in wanted):
             return moment
         moment += 60
 

@@ -62,6 +62,8 @@ def test_hours_are_the_next_ones_of_the_clock():
         ("Australia/Lord_Howe", "02:15", "2026-10-03T12:00:00Z", "2026-10-03T15:30:00Z"),
         ("Australia/Lord_Howe", "02:45", "2026-10-03T12:00:00Z", "2026-10-03T15:45:00Z"),
         ("Australia/Lord_Howe", "01:45", "2026-04-04T12:00:00Z", "2026-04-04T14:45:00Z"),
+        # On March 28 clocks in Nuuk go from 23:00 to the next day.
+        ("America/Nuuk", "23:30", "2026-03-28T22:00:00Z", "2026-03-29T01:00:00Z"),
         # A minute after the clock has read it, it is the next day's.
         ("Asia/Kathmandu", "06:30", "2026-04-04T00:46:00Z", "2026-04-05T00:45:00Z"),
     ],
