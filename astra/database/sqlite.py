@@ -320,7 +320,7 @@ class SQLite(Writing):
         table, wanted = model._meta.table_name, set(columns)
         described = self.run(queries.KEY_COLUMNS, (table,)).fetchall()
         primary = [(name, kind.upper()) for name, kind, _, place in described if place]
-        if primary == [(name, "INTEGER") for name in columns]:
+        if len(primary) == 1 and primary == [(name, "INTEGER") for name in columns]:
             yield None, True, True  # the number of the row, which needs no index
         is_never_null = wanted <= {name for name, _, is_not_null, _ in described if is_not_null}
         for index, is_partial, sql in self.run(queries.UNIQUE_INDEXES, (table,)).fetchall():

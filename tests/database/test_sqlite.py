@@ -6,14 +6,17 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
+import peewee
 import pytest
 from peewee import SqliteDatabase
 
 from astra import task
-from astra.database.connection import database, in_transaction
+from astra.database.connection import connection, database, dialect, in_transaction
 from astra.element.element import Element
+from astra.errors import TaskError
 from astra.models import BossVisitSpectrum
 from astra.models.attempts import Attempt
+from astra.models.keys import bound_to_database, check_keys
 from astra.plan.lookup import get_plan
 from astra.plan.plan import create_plan
 from astra.results.stopping import Stop
@@ -130,3 +133,20 @@ def test_a_query_of_another_database_is_read_there(sqlite_url, tmp_path):
         rows = BossVisitSpectrum.select(*columns).bind(other)
         assert [row.spectrum_pk for row in rows] == [7]
         assert [result.spectrum_pk for result in measure(rows)] == [7]
+
+
+def test_a_primary_key_of_numbers_that_sqlite_lets_be_null(sqlite_url):
+    class Fibre(peewee.Model):
+        plate, number = peewee.IntegerField(), peewee.IntegerField()
+
+        class Meta:
+            table_name = "fibre"
+            primary_key = peewee.CompositeKey("plate", "number")
+
+    with connection():
+        dialect().run(
+            "CREATE TABLE fibre (plate INTEGER, number INTEGER, PRIMARY KEY (plate, number))"
+        )
+        dialect().run("INSERT INTO fibre VALUES (1, NULL)")
+        with pytest.raises(TaskError, match="a row without a key"):
+            check_keys(bound_to_database(Fibre))

@@ -275,8 +275,6 @@ def test_a_declared_key_that_is_none(others, monkeypatch):
         make = f"CREATE TABLE {table(Twice)} AS SELECT 1.0 AS mag UNION ALL SELECT 1.0"
     with connection():
         dialect().run(make)
-        from astra.models.keys import check_keys
-
         with pytest.raises(TaskError, match="2 rows with the key 1"):
             check_keys(Twice)
         dialect().run(f"DELETE FROM {table(Twice)}")
