@@ -228,7 +228,8 @@ def start_here(
     if not module.isidentifier() or iskeyword(module):
         raise UsageError(f"--module {module!r} is not the name of a module; write it without .py")
     file, settings = Path(f"{module}.py"), Path("astra.toml")
-    if module in sys.modules or (find_spec(module) and not file.exists()):
+    spec = find_spec(module)  # without an origin, it is a mere folder, which the file precedes
+    if module in sys.modules or (spec and spec.origin and not file.exists()):
         raise UsageError(f"--module {module!r}: an installed module has this name; choose another")
     if url is not None and has_password(url):
         raise UsageError(

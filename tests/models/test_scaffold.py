@@ -142,6 +142,14 @@ def test_a_module_that_could_not_be_imported_is_not_written(module, message, tmp
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_of_the_same_name_does_not_hide_a_module(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "survey").mkdir()
+    start_here([], None, None, "survey")
+    assert (tmp_path / "survey.py").exists()
+
+
 def test_tables_in_a_file_that_does_not_exist_are_refused(tmp_path, monkeypatch):
     """Connecting would create the file."""
     monkeypatch.chdir(tmp_path)
