@@ -285,9 +285,8 @@ def missing_indexes(
     for index in model._meta.fields_to_index():
         if stored_name(index._name) not in present:
             columns = [field.column_name for field in index._expressions]
-            index._table = (
-                model._meta.table
-            )  # which may have been of no schema when it was declared
+            # The schema may have been unknown when the index was declared.
+            index._table = model._meta.table
             statement = manager._create_index(index)  # type: ignore[attr-defined]
             yield index._name, columns, *statement.query()
     for name, columns, sql in model.own_indexes():
