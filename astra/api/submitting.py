@@ -164,7 +164,8 @@ def submit_task(
     with keep_connected(), limits.site_queried_once():
         prepared = in_background(lambda: prepare(profile))  # while rows are planned
         plans = plan_sized(task_or_plan, planning, element_time_s, profile)
-        prepared()
+        if any(planned.plan is not None for planned, _ in plans):
+            prepared()
         return _submit_each(plans, execution)
 
 

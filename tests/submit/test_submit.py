@@ -7,19 +7,23 @@ import subprocess
 import sys
 from contextlib import closing
 from pathlib import Path
+from threading import Event
 
 import psycopg2
 import pytest
 
+from astra.api import Execution, run_here, submit_task
 from astra.database.connection import connection, database
 from astra.errors import UsageError
 from astra.models.plans import Page, Plan, Submission
 from astra.night.cron import command_of
+from astra.plan.plan import create_plan
 from astra.resume.resume import resume
 from astra.status.status import status
 from astra.submit.submit import submit
 from tests.conftest import ROOT
 from tests.nights import counts, plan_of, run_out
+from tests.sample_tasks import fill, measure
 from tests.servers import wait_for
 
 pytestmark = [pytest.mark.slurm, pytest.mark.postgres]
@@ -93,6 +97,21 @@ def test_the_next_intent_is_committed_while_sbatch_runs(slurm, small_arrays, tmp
     assert [job.pages for job in submit(plan).jobs] == [2, 2]
     run_out(slurm)
     assert counts() == (20, 20)
+
+
+def test_slurm_is_not_waited_for_if_no_row_is_pending(pg_url, monkeypatch):
+    fill(1)
+    run_here(create_plan(measure, "BossVisitSpectrum")[0].plan)
+    is_submitted, waited = Event(), []
+    monkeypatch.setattr(
+        "astra.api.submitting.prepare", lambda profile: waited.append(is_submitted.wait(20))
+    )
+    ((planned, submitted),) = submit_task(
+        "tests.sample_tasks.measure", {"input_model": "BossVisitSpectrum"}, Execution()
+    )
+    is_submitted.set()
+    wait_for(lambda: waited, "the background thread")
+    assert waited == [True] and planned.plan is None and submitted is None
 
 
 def test_a_limit_is_reached_with_the_next_intent_made(slurm, small_arrays, job_limit):
