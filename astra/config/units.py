@@ -79,8 +79,18 @@ def written_moment(at: datetime) -> str:
 
     A moment without a zone is in UTC, as in the database.
     """
-    at = at if at.tzinfo else at.replace(tzinfo=UTC)
-    return f"{at.astimezone():%Y-%m-%d %H:%M:%S %Z}"
+    return f"{local_moment(at if at.tzinfo else at.replace(tzinfo=UTC)):%Y-%m-%d %H:%M:%S %Z}"
+
+
+def local_moment(at: datetime) -> datetime:
+    """Return a moment in the time zone of this process; if Python has no such date there, in UTC.
+
+    Infinity in a database is read as the last moment that Python has.
+    """
+    try:
+        return at.astimezone()
+    except OverflowError:
+        return at.astimezone(UTC)
 
 
 def written_size(mb: int) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from astra.config.secrets import hide
 from astra.config.startup import printable
+from astra.config.units import local_moment
 
 _NO_BREAK = "\N{NO-BREAK SPACE}"
 
@@ -109,7 +110,7 @@ def in_both_zones(value: datetime | None) -> str:
     """
     if value is None:
         return ""
-    local = value.astimezone()
+    local = local_moment(value)
     utc = f"{in_utc(value)}{_NO_BREAK}UTC"
     if not local.utcoffset():
         return utc
