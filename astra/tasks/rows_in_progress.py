@@ -116,8 +116,13 @@ class RowsInProgress:
         if self.is_page:
             self.unmatched[last] = link_value
             return None, link_value in self.ended
-        key = as_key(link_value) if self.key_name is not None else None
-        return HandedRow(key, None, None, self.read, link_value=None if key else link_value), False
+        return self.row_named(link_value), False
+
+    def row_named(self, link_value: object) -> HandedRow:
+        """Return a row that is not in progress, by the value with which a result points to it."""
+        if self.key_name is not None and (key := as_key(link_value)) is not None:
+            return HandedRow(key, None, None, self.read)
+        return HandedRow(None, None, None, self.read, link_value=link_value)
 
     def gather(self, result: object) -> YieldedResult:
         """Keep a result until its row ends: the row that it names, or else the last.
@@ -129,7 +134,7 @@ class RowsInProgress:
         if handed is None or handed not in self:
             return YieldedResult(result, handed or HandedRow(None, None), again=True)
         if handed.link_or_key != link_value in self.ended and not self.target.groups:
-            return YieldedResult(result, HandedRow(as_key(link_value), None), again=True)
+            return YieldedResult(result, self.row_named(link_value), again=True)
         yielded = YieldedResult(result, handed)
         self.gathered.setdefault(handed, []).append(yielded)
         return yielded

@@ -13,7 +13,7 @@ from threading import Lock, get_ident
 from typing import Protocol, cast
 
 from astra.errors import AstraError, BrokenElement
-from astra.models.keys import RowKey, as_key
+from astra.models.keys import RowKey
 from astra.models.pipeline import OutputModel
 from astra.results.rows import (
     End,
@@ -411,7 +411,7 @@ class Run:
             named, target = in_progress.target.link_value_of(result), self.writer.target
             if is_stray:
                 log.error("%s: %s", target.task, foreign_row_message(named, target))
-            handed = HandedRow(as_key(named), None)
+            handed = in_progress.row_named(named)
         yielded = YieldedResult(result, handed, again, is_stray)
         if type(result) is in_progress.target.output or isinstance(result, OutputModel):
             self.clock.set_times(result, spent_s)

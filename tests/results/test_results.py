@@ -14,6 +14,7 @@ from astra.database.connection import connection, database
 from astra.errors import UsageError
 from astra.models import BossVisitSpectrum, PipelineOutputModel, Source
 from astra.models.failures import Failure
+from astra.models.keys import bound_to_database
 from astra.plan.plan import create_plan
 from astra.status.status import status
 from astra.status.verify import verify
@@ -157,3 +158,24 @@ def test_a_second_result_of_a_row_leaves_the_first(url, batch_size):
         assert {f.exception for f in Failure.select()} == {"DuplicateResult"}
     assert stored == {key: float(key) for key in range(1, 9)}
     assert verify(made.plan).sound
+
+
+@task
+def periods_twice(curves: Iterable[LightCurve]) -> Iterable[Period]:
+    rows = list(curves)
+    for curve in rows + rows:
+        yield Period.from_row(curve, period=1.0)
+
+
+def test_a_second_result_of_a_row_is_recorded_by_its_key_of_any_type(url):
+    bound_to_database(LightCurve)
+    with connection():
+        LightCurve.create_table()
+        Period.create_table()
+        LightCurve.insert_many([("a'b", 1.0), ("10", 2.0)]).execute()
+    (made,) = create_plan(periods_twice)
+    run_here(made.plan)
+    with connection():
+        refused = {(f.key, f.exception, f.refused) for f in Failure.select()}
+    assert refused == {(key, "DuplicateResult", True) for key in ("a'b", "10")}
+    assert status(made.plan).rows == {"done": 2} and verify(made.plan).sound
