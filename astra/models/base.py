@@ -1,6 +1,6 @@
 """The base of every table: its database, names in snake case, times by the database's clock."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from datetime import UTC, datetime
 from typing import TypeVar, cast
@@ -120,11 +120,11 @@ class ModelMeta(ModelBase):
     def __new__(
         cls, name: str, bases: tuple[type, ...], attrs: dict[str, object], **kw: object
     ) -> "ModelMeta":
-        for key, value in attrs.items():
-            _check_is_column(f"{name}.{key}", value)
+        _check_columns(name, attrs)
         own_key = any(isinstance(v, Field) and v.primary_key for v in attrs.values())
         mixins = [k for base in bases for k in base.__mro__ if not hasattr(k, "_meta")]
         for mixin in mixins:
+            _check_columns(mixin.__name__, vars(mixin))
             for hook in ("is_input", "fill_keys", "row_key", "loaded_with"):
                 if hook in vars(mixin):
                     attrs.setdefault(hook, vars(mixin)[hook])
@@ -139,12 +139,14 @@ class ModelMeta(ModelBase):
         return model
 
 
-def _check_is_column(name: str, value: object) -> None:
+def _check_columns(model: str, attributes: Mapping[str, object]) -> None:
     """Refuse what was meant as a column of a model, and would silently be none."""
-    if isinstance(value, type) and issubclass(value, Field):
-        raise UsageError(f"{name} is the class {value.__name__}: write {value.__name__}()")
-    if isinstance(value, tuple) and any(isinstance(item, Field) for item in value):
-        raise UsageError(f"{name} is a tuple: remove the comma after the column")
+    for name, value in attributes.items():
+        if isinstance(value, type) and issubclass(value, Field) and value.__name__ != name:
+            kind = value.__name__
+            raise UsageError(f"{model}.{name} is the class {kind}: write {kind}()")
+        if isinstance(value, tuple) and len(value) == 1 and isinstance(value[0], Field):
+            raise UsageError(f"{model}.{name} is a tuple: remove the comma after the column")
 
 
 class BaseModel(peewee.Model, metaclass=ModelMeta):

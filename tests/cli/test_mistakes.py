@@ -5,12 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import peewee
 import pytest
 from click.testing import CliRunner
 
 from astra.cli.group import main
 from astra.database.connection import connection, database
-from astra.models import BossVisitSpectrum
+from astra.errors import UsageError
+from astra.models import BossVisitSpectrum, OutputModel
 from tests import forks
 from tests.sample_tasks import fill
 
@@ -166,6 +168,25 @@ def test_what_would_silently_be_no_column_is_refused(column, message, module, sq
     name = module(MODEL.format(n=3, columns=column))
     done = astra("initdb", name)
     assert done.exit_code == 2 and message in done.output and f"{name}.py:8)" in done.output
+
+
+def test_a_mixin_may_not_silently_lack_a_column():
+    class Fluxes:
+        flux = peewee.FloatField
+
+    with pytest.raises(UsageError, match=r"Fluxes\.flux is the class FloatField"):
+        type("Table4", (Fluxes, OutputModel), {})
+
+
+def test_types_of_fields_and_tuples_of_columns_may_stand_in_a_model():
+    class Table5(OutputModel):
+        class Flux(peewee.FloatField):
+            pass
+
+        red, blue = Flux(), Flux()
+        fluxes = (red, blue)
+
+    assert {"red", "blue"} < set(Table5._meta.fields)
 
 
 def test_the_number_of_a_plan_in_place_of_a_task_is_recognised(sqlite_url):
