@@ -248,6 +248,7 @@ def test_a_script_and_a_crontab_name_the_server_that_variables_of_libpq_choose(
 ):
     """With ``export = "NONE"``, and in cron, nothing else of this environment arrives there."""
     chosen = {"PGHOST": "db.example", "PGPORT": "5433", "PGUSER": "ann", "PGSSLMODE": "require"}
+    chosen["PGTARGETSESSIONATTRS"] = "read-write"
     for name, value in {**chosen, "PGPASSWORD": "a-secret"}.items():
         monkeypatch.setenv(name, value)
     plan = plan_of(10, 10)
