@@ -27,7 +27,8 @@ SLOW = 3.0
 def cached_output(args: Sequence[str], source: str, recent_s: float, ask: Callable[[], str]) -> str:
     """Return the output of a command: cached output up to `recent_s` old, or new output.
 
-    A file is used until its time of modification, which lies ahead.
+    A file is used from the time in its first line until its time of modification, which lies ahead.
+    Both are by the clock of this machine, unlike other times of a file on a server.
 
     Parameters
     ----------
@@ -47,7 +48,7 @@ def cached_output(args: Sequence[str], source: str, recent_s: float, ask: Callab
     text = ask()
     used_until = at + max(recent_s, SLOW * (time.monotonic() - began))
     with suppress(AstraError, OSError):
-        write_whole(path, text)
+        write_whole(path, f"{at}\n{text}")
         os.utime(path, (used_until, used_until))
         _forget(folder, older_than=at)
     return text
@@ -78,9 +79,9 @@ def _read(path: Path) -> str | None:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         with open(descriptor, encoding="utf-8", newline="") as file:
-            times = os.fstat(descriptor)
             # The clock may have been put back since the file was written.
-            return file.read() if times.st_ctime <= time.time() < times.st_mtime else None
+            began, used_until = float(file.readline()), os.fstat(descriptor).st_mtime
+            return file.read() if began <= time.time() < used_until else None
     except (OSError, ValueError):
         return None  # there is none, or it is damaged
 

@@ -177,12 +177,17 @@ def test_an_answer_is_kept_for_some_seconds(monkeypatch, tmp_path):
     with monkeypatch.context() as patch:
         patch.setattr("astra.slurm.query_cache.time.monotonic", lambda: next(clock))
         assert answer(5, "-j", "8") == "answer 7"
-    (slow,) = [f for f in (tmp_path / ".cache" / "astra").iterdir() if f.read_text() == "answer 7"]
+    files = list((tmp_path / ".cache" / "astra").iterdir())
+    (slow,) = [file for file in files if file.read_text().endswith("\nanswer 7")]
     assert 140 < slow.stat().st_mtime - time.time() <= 150
     # The clock is put back: a file from the future is not used.
     with monkeypatch.context() as patch:
         patch.setattr("astra.slurm.query_cache.time.time", lambda: slow.stat().st_ctime - 100)
         assert answer(5, "-j", "8") == "answer 8"
+    # The clock of the file server is an hour ahead of that of this machine.
+    now_s = time.time
+    monkeypatch.setattr("astra.slurm.query_cache.time.time", lambda: now_s() - 3600)
+    assert answer(60, "-j", "9") == "answer 9" == answer(60, "-j", "9")
 
 
 def test_what_another_cluster_answered_is_not_used(commands, monkeypatch):
@@ -202,17 +207,17 @@ def test_nobody_else_can_lie_about_jobs(monkeypatch, tmp_path):
 
     answer()
     (file,) = folder.iterdir()
-    (tmp_path / "lie").write_text("a lie")
+    (tmp_path / "lie").write_text("0\na lie")
     later = (0, time.time() + 60)
     os.utime(tmp_path / "lie", later)
     file.unlink()
     file.symlink_to(tmp_path / "lie")
     assert answer() == "the truth" and not file.is_symlink()
-    assert (tmp_path / "lie").read_text() == "a lie"
-    file.write_bytes(b"\xff damaged")
+    assert (tmp_path / "lie").read_text() == "0\na lie"
+    file.write_bytes(b"0\n\xff damaged")
     os.utime(file, later)
     assert answer() == "the truth"
-    file.write_text("a lie")
+    file.write_text("0\na lie")
     os.utime(file, later)
     assert answer() == "a lie"
     folder.chmod(0o777)  # anybody may have written there
