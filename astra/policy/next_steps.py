@@ -47,7 +47,7 @@ class NextStep:
 
 
 #: States in which an element may end before it starts; this says nothing of its page. Nor does an
-#: end of which Slurm does not say, as its accounting is unavailable, or was purged.
+#: end that Slurm cannot report, because its accounting is unavailable or was purged.
 _ENDS_OF_QUEUED = (SlurmState.CANCELLED, SlurmState.DEADLINE, SlurmState.ABSENT, None)
 
 
@@ -192,7 +192,8 @@ def ends_of(page: Page) -> list[End]:
 def parsed_ends(text: str) -> list[End] | None:
     """Parse the stored ends of a page; return None if they are damaged."""
     try:
-        ends = [End(**end) for end in json.loads(text)]
+        # Rows that were written before the field was renamed have its earlier name.
+        ends = [End(**end) for end in json.loads(text.replace('"in_vain"', '"no_row_ended"'))]
     except (ValueError, TypeError, RecursionError):
         return None
     return ends if all(isinstance(end.state, str) for end in ends) else None

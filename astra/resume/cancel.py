@@ -191,9 +191,9 @@ def _processes(attempts: Iterable[Attempt]) -> Iterator[int]:
     for attempt in attempts:
         is_local = attempt.job_id is None and attempt.host == socket.gethostname()
         if is_local and attempt.pid_began and process_began(attempt.pid) == attempt.pid_began:
-            of_attempt = Submission.select(Submission.token)
+            query = Submission.select(Submission.token)
             with connection():
-                token = of_attempt.where(Submission.pk == attempt.submission_pk).scalar()
+                token = query.where(Submission.pk == attempt.submission_pk).scalar()
             if is_element(command_of(attempt.pid), token):
                 yield attempt.pid
 
