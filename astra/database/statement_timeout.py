@@ -113,7 +113,7 @@ def bounded(bound_s: float) -> Iterator[None]:
 #: whichever connection of a pool stands behind this one: a session's setting is of one of them.
 _READ_SETTINGS = "SET LOCAL extra_float_digits = 1; SET LOCAL IntervalStyle = 'postgres'"
 
-_RETURNS_ROWS = re.compile(r"\s*(SELECT|WITH|INSERT|UPDATE|DELETE)\b", re.IGNORECASE)
+_RETURNS_ROWS = re.compile(r"[\s(]*(SELECT|WITH|INSERT|UPDATE|DELETE)\b", re.IGNORECASE)
 
 
 class PatientCursor(Cursor):

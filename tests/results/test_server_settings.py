@@ -102,6 +102,8 @@ def test_all_digits_are_read_through_pgbouncer(pg_url, postgres):
             cursor.execute("SELECT 1")  # takes the connection that was set up before
             for _ in range(2):
                 assert [s.snr for s in BossVisitSpectrum.select()] == [exact]
+                spectra = BossVisitSpectrum.select()
+                assert [s.snr for s in spectra | spectra] == [exact]
             with database.atomic():
                 assert [s.snr for s in BossVisitSpectrum.select()] == [exact]
         other.close()
