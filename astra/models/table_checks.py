@@ -37,7 +37,7 @@ def check_version() -> None:
 
 def stored_version() -> int | None:
     """Return the version of the tables; None where there are none."""
-    if not Schema.table_exists():  # type: ignore[no-untyped-call]
+    if not dialect().columns(Schema):  # wherever the search_path has it
         return None
     return cast("int | None", Schema.select(peewee.fn.max(Schema.version)).scalar())
 

@@ -51,6 +51,14 @@ def test_the_sql_is_that_of_what_is_missing_and_changes_nothing(url):
     assert sql_of((MODULE,)) == "-- nothing to do"
 
 
+def test_astras_tables_are_found_behind_the_schema_of_a_role(pg_url):
+    """By default, the schema of a role's own name comes first in its ``search_path``."""
+    with connection():
+        database.execute_sql("CREATE SCHEMA AUTHORIZATION CURRENT_USER")
+    reset()
+    check_version()
+
+
 def test_the_sql_of_a_new_file_leaves_none(tmp_path, monkeypatch):
     monkeypatch.setenv("ASTRA_DATABASE_URL", f"sqlite:///{tmp_path}/new.db")
     done = CliRunner().invoke(main, ["initdb", "--sql"])
