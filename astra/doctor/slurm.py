@@ -72,10 +72,7 @@ def _profile(profile: Profile) -> Iterator[Finding]:
         problem, _, remedy = line.partition(": ")
         yield warning(_PART, f"{name}: {problem}", remedy)
     if not late:
-        partition = (
-            f"partition {profile.partition}" if profile.partition else "the default partition"
-        )
-        yield ok(_PART, f"{name}: {partition} takes its jobs")
+        yield ok(_PART, f"{name}: {limits.partition_name(profile)} takes its jobs")
 
 
 def _accounting() -> Iterator[Finding]:

@@ -148,10 +148,15 @@ def profile_limits(profile: Profile) -> ProfileLimits:
     )
 
 
+def partition_name(profile: Profile) -> str:
+    """Name the partition of a profile in a message."""
+    return f"partition {profile.partition}" if profile.partition else "the default partition"
+
+
 def obstacles(profile: Profile, site: ProfileLimits) -> list[str]:
     """Describe what keeps elements of a profile from starting."""
     limit_s = time_limit_s(profile.options.get("time", ""))
-    name = f"partition {profile.partition}" if profile.partition else "the default partition"
+    name = partition_name(profile)
     problems: list[str] = []
     if limit_s and site.max_time_s and limit_s > site.max_time_s:
         problems.append(
