@@ -86,6 +86,7 @@ def test_wrong_modules_and_tasks_are_named(sqlite_url, tmp_path, words, said):
         ("sqlite:///x.db?mode=ro", "options after a ?"),
         ("postgresql://[::1/base", "malformed"),
         ("postgresql://h:abc/base", "malformed"),
+        ("postgresql://h:5432,other:65536/base", "malformed"),
         ("postgresql:/base", "malformed"),
         ("mysql://x", "begins with 'mysql'"),
         ("stars.db", "or sqlite:///stars.db"),

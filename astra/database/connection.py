@@ -159,8 +159,8 @@ def _open(url: str, connect_timeout_s: int) -> Any:
             # libpq's own message would repeat parts of the URL.
             raise ConfigError(
                 f"the database URL {secrets.hide(url)!r} is malformed: write "
-                "postgresql://user@host:port/database, an IPv6 address in brackets, a port in "
-                "digits; options after a ? are those of libpq"
+                "postgresql://user@host:port/database, an IPv6 address in brackets, a port from "
+                "1 to 65535; options after a ? are those of libpq"
             ) from None
     if scheme == "sqlite":
         from astra.database.sqlite import SQLite
@@ -233,7 +233,7 @@ def tuples(query: peewee.Select | peewee.Insert) -> Iterator[tuple[Any, ...]]:
 def keep_connected() -> Iterator[bool]:
     """Use one connection for everything that is retried within a block, if one can be opened.
 
-    The block is told whether it was opened for it.
+    Yields whether it was opened for this block.
     """
     opened = connected()
     try:

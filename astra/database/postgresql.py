@@ -109,8 +109,11 @@ class PostgreSQL(Keys):
             parameters = parse_dsn(url)
         except psycopg2.ProgrammingError as error:
             raise ValueError(str(error)) from error
-        if not parameters.get("port", "0").replace(",", "0").isdecimal():
-            raise ValueError("the port is not in digits")
+        # Several hosts may have several ports. libpq refuses a wrong one only when it connects, and
+        # that would count as an outage.
+        for port in filter(None, parameters.get("port", "").split(",")):
+            if not 0 < int(port) < 65536:
+                raise ValueError(f"there is no port {port}")
         # Half-open connections are noticed in about a minute instead of two hours.
         defaults = {
             "connect_timeout": connect_timeout_s,
