@@ -162,10 +162,10 @@ class Common:
     def unique_indexes(
         self, model: Any, columns: Sequence[str]
     ) -> Iterable[tuple[str | None, bool, bool]]:
-        """Return the unique indexes of exactly these columns.
+        """Describe each unique index of exactly these columns.
 
-        Of each the condition, whether it is checked at once, and whether the columns are NULL in no
-        row, which the index covers all.
+        A description has the condition of the index, whether it is checked at once, and whether it
+        covers every row of the table and these columns are NULL in none.
         """
         raise NotImplementedError
 
