@@ -213,7 +213,7 @@ class Element:
                 return None
             return _outcome_of(self.stop.retrying(lambda: page_of(plan, number)), AttemptState.DONE)
         if board is not None:
-            board.begin_page(claim.page.pk, claim.attempt.pk, claim.page.n_rows)
+            board.begin_page(claim.page.pk, claim.attempt.pk, len(claim.outcomes))
         meter = Meter(began_s, board)
         claim.read_meter = meter.read
         try:

@@ -63,6 +63,5 @@ class Schedule:
             self.is_cold = False
             return
         self.recent_s.append(took_s)
-        self.interval_s = max(
-            MIN_INTERVAL_S, WORK_PER_COST * sorted(self.recent_s)[len(self.recent_s) // 2]
-        )
+        typical_s = sorted(self.recent_s)[len(self.recent_s) // 2]
+        self.interval_s = max(MIN_INTERVAL_S, WORK_PER_COST * typical_s)

@@ -246,3 +246,14 @@ def test_a_row_that_was_given_up_and_has_changed_since(url, since):
     found = verify(plan.pk)
     assert found.sound and found.rows["pending"] == 0
     assert [f.exception for f in failures(plan.pk)] == ["InputGone"] * (since == "deleted")
+
+
+def test_a_number_of_rows_that_somebody_changed_crashes_no_process(url):
+    """The supervisor would read what is behind the board."""
+    plan = plan_of(4, 4)
+    with connection():
+        Page.update(n_rows=2**31 - 1).execute()
+    resume_local(plan.pk, 1)
+    with connection():
+        assert [attempt.state for attempt in Attempt.select()] == ["done"]
+    assert Measured.select().count() == 4 and not verify(plan.pk).sound
