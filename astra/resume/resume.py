@@ -20,7 +20,14 @@ from astra.submit.arrays import shares
 from astra.submit.intent import Holders, hold_plan
 from astra.submit.local import run_local, start_local
 from astra.submit.night_hours import ALWAYS, Hours
-from astra.submit.submit import GivenUpPages, Submitted, check_ready, refuse_cancelled, submit_pages
+from astra.submit.submit import (
+    GivenUpPages,
+    Submitted,
+    check_ready,
+    paused_message,
+    refuse_cancelled,
+    submit_pages,
+)
 
 
 def resume(
@@ -62,7 +69,7 @@ def resume(
     Raises
     ------
     UsageError
-        If there is no such plan, or it was cancelled or paused.
+        If there is no such plan, or it was cancelled.
     SlurmError
         If Slurm refuses; call it again later.
 
@@ -252,9 +259,7 @@ def resume_local(
     check_plan_version(frozen)
     refuse_cancelled(frozen)
     if frozen.paused is not None:
-        raise UsageError(
-            f"plan {frozen.pk} is paused ({frozen.pause_reason}): astra continue {frozen.pk}"
-        )
+        raise UsageError(paused_message(frozen))
     with hold_plan(frozen):
         pages, skipped, _ = _choose(frozen, failed, frozenset(), False)
         if not pages:

@@ -111,7 +111,7 @@ def submit(
             submitted = submit_pages(frozen, pages, NOBODY, profile, dry_run, hours)
     if n_unfinished:
         is_paused = frozen.paused is not None
-        message = _paused(frozen) if is_paused else _submitted_before(plan, n_unfinished)
+        message = paused_message(frozen) if is_paused else _submitted_before(plan, n_unfinished)
         return replace(submitted, message=message)
     return submitted
 
@@ -123,8 +123,8 @@ def prepare(profile: Profile) -> None:
     queried()
 
 
-def _paused(plan: Plan) -> str:
-    return f"the plan is paused ({plan.pause_reason}): astra continue {plan.pk}"
+def paused_message(plan: Plan) -> str:
+    return f"plan {plan.pk} is paused ({plan.pause_reason}): astra continue {plan.pk}"
 
 
 def _submitted_before(plan: int, n_pages: int) -> str:
@@ -179,7 +179,7 @@ def submit_pages(
     check_export(profile)
     if plan.paused is not None and pages and not dry_run:
         n_left = len(pages)
-        return Submitted(plan.pk, plan.task, 0, 0, unsubmitted=n_left, message=_paused(plan))
+        return Submitted(plan.pk, plan.task, 0, 0, unsubmitted=n_left, message=paused_message(plan))
     queue: list[Slice] = []
     excluded = nodes_to_exclude(profile) if pages else ()
     if pages:

@@ -50,8 +50,8 @@ def find_task(task: str | Callable[..., object]) -> Callable[..., object]:
     for path in _candidates(task):
         if (function := _import(path)) is not None:
             return _checked_task(function, task)
-    is_plan = " It is the number of a plan." if task.isdecimal() else ""
-    raise TaskError(f"there is no task {task!r}.{is_plan} {_near_tasks(task)}")
+    hint = " It is the number of a plan." if task.isdecimal() else ""
+    raise TaskError(f"there is no task {task!r}.{hint} {_near_tasks(task)}")
 
 
 def _candidates(name: str) -> Iterator[str]:
