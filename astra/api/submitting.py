@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import overload
 
 from astra.api.sizing import plan_sized
@@ -164,15 +165,16 @@ def submit_task(
     with keep_connected(), limits.site_queried_once():
         prepared = in_background(lambda: prepare(profile))  # while rows are planned
         plans = plan_sized(task_or_plan, planning, element_time_s, profile)
-        if any(planned.plan is not None for planned, _ in plans):
-            prepared()
-        return _submit_each(plans, execution)
+        return _submit_each(plans, execution, prepared)
 
 
 def _submit_each(
-    plans: Iterable[tuple[Planned, sizes.Estimate | None]], execution: Execution
+    plans: Iterable[tuple[Planned, sizes.Estimate | None]],
+    execution: Execution,
+    prepared: Callable[[], object] | None = None,
 ) -> list[tuple[Planned | None, Submitted | None]]:
-    submit_one = _show_submission if execution.dry_run else _submit_planned
+    """Submit each plan that has rows, after waiting for what is `prepared` for it."""
+    submit_one = _show_submission if execution.dry_run else partial(_submit_planned, prepared)
     options = execution.options
     submitted: list[tuple[Planned | None, Submitted | None]] = []
     for planned, size in plans:
@@ -188,9 +190,13 @@ def _option(name: str) -> str:
     return others.get(name, f"--{name.replace('_', '-')}")
 
 
-def _submit_planned(plan: int, execution: Execution) -> Submitted:
+def _submit_planned(
+    prepared: Callable[[], object] | None, plan: int, execution: Execution
+) -> Submitted:
     """Submit a new plan; an error says how to submit it again."""
     try:
+        if prepared is not None:
+            prepared()
         return execution.submit(plan)
     except AstraError as error:
         if f"resume {plan}" not in str(error):

@@ -117,8 +117,19 @@ def submit(
 
 
 def prepare(profile: Profile) -> None:
-    """Query what Slurm allows elements of a profile, and compile its template meanwhile."""
-    queried = in_background(lambda: limits.obstacles_to(profile))
+    """Query what Slurm allows elements of a profile, and compile its template meanwhile.
+
+    Raises
+    ------
+    SlurmError
+        If Slurm does not answer: nothing can be submitted then.
+    """
+
+    def query() -> None:
+        limits.configuration()
+        limits.obstacles_to(profile)
+
+    queried = in_background(query)
     script_module.prepare(profile.template)
     queried()
 

@@ -14,7 +14,7 @@ import pytest
 
 from astra.api import Execution, run_here, submit_task
 from astra.database.connection import connection, database
-from astra.errors import UsageError
+from astra.errors import SlurmUnknown, UsageError
 from astra.models.plans import Page, Plan, Submission
 from astra.night.cron import command_of
 from astra.plan.plan import create_plan
@@ -22,7 +22,7 @@ from astra.resume.resume import resume
 from astra.status.status import status
 from astra.submit.submit import submit
 from tests.conftest import ROOT
-from tests.nights import counts, plan_of, run_out
+from tests.nights import counts, plan_of, run_out, write
 from tests.sample_tasks import fill, measure
 from tests.servers import wait_for
 
@@ -112,6 +112,19 @@ def test_slurm_is_not_waited_for_if_no_row_is_pending(pg_url, monkeypatch):
     is_submitted.set()
     wait_for(lambda: waited, "the background thread")
     assert waited == [True] and planned.plan is None and submitted is None
+
+
+def test_slurm_without_an_answer_is_queried_once_and_the_plan_is_named(
+    slurm, tmp_path, monkeypatch
+):
+    calls = tmp_path / "calls"
+    silent = f"echo >>{calls}; echo Unable to contact slurm controller >&2; exit 1"
+    wrap(tmp_path / "bin", monkeypatch, scontrol=silent)
+    write(tmp_path, "[slurm]\nretries = 0\n", monkeypatch)
+    fill(1)
+    with pytest.raises(SlurmUnknown, match="plan 1 is kept: astra submit 1"):
+        submit_task("tests.sample_tasks.measure", {"input_model": "BossVisitSpectrum"}, Execution())
+    assert len(calls.read_text().splitlines()) == 1
 
 
 def test_a_limit_is_reached_with_the_next_intent_made(slurm, small_arrays, job_limit):
