@@ -249,15 +249,14 @@ def start_here(
             )
     if url is not None:
         bind(url)
-    if is_missing_file():  # connecting would create it
-        if tables:
-            raise UsageError(
-                f"the database {hide_password(current().database.url if url is None else url)} "
-                "does not exist: correct --database, which names the one that holds the tables"
-            )
-    elif url is not None:
+    if tables and is_missing_file():  # connecting would create it
+        raise UsageError(
+            f"the database {hide_password(current().database.url if url is None else url)} "
+            "does not exist: correct --database, which names the one that holds the tables"
+        )
+    if url is not None and not tables and not is_missing_file():
         with connection():
-            tables = tables or sorted(database.bound().get_tables(schema))
+            tables = sorted(database.bound().get_tables(schema))
     file.write_text(module_text(module, schema, tables))
     configured = url or current().database.url
     if settings.exists() or has_password(configured):

@@ -3,7 +3,7 @@
 import pytest
 
 from astra.config import settings
-from astra.database.connection import connection, dialect
+from astra.database.connection import connection, dialect, reset
 from astra.errors import UsageError
 from astra.models.scaffold import module_text, start_here
 from tests.forks import astra
@@ -140,6 +140,14 @@ def test_a_module_that_could_not_be_imported_is_not_written(module, message, tmp
     with pytest.raises(UsageError, match=message):
         start_here([], "sqlite:///stars.db", None, module)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_without_a_configuration_is_no_mistake(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ASTRA_DATABASE_URL", raising=False)
+    reset()
+    start_here([], None, None, "mytasks")
+    assert "No database is configured" not in capsys.readouterr().err
 
 
 def test_a_folder_of_the_same_name_does_not_hide_a_module(tmp_path, monkeypatch):
