@@ -131,10 +131,11 @@ class RowsInProgress:
         """
         link_value = self.target.link_value_of(result)
         handed = self.by_key.get(link_value, self.last)
+        is_named = handed is not None and handed.link_or_key == link_value
+        if not is_named and link_value in self.ended and not self.target.groups:
+            return YieldedResult(result, self.row_named(link_value), again=True)
         if handed is None or handed not in self:
             return YieldedResult(result, handed or HandedRow(None, None), again=True)
-        if handed.link_or_key != link_value in self.ended and not self.target.groups:
-            return YieldedResult(result, self.row_named(link_value), again=True)
         yielded = YieldedResult(result, handed)
         self.gathered.setdefault(handed, []).append(yielded)
         return yielded

@@ -62,6 +62,16 @@ def yields_of_another(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Peak]:
             yield Peak.from_spectrum(row, height=2.0)
 
 
+@task(many=True)
+def yields_after_all(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Peak]:
+    """Yields the late result when other rows have ended since its own."""
+    rows = list(spectra)
+    for row in rows:
+        yield Peak.from_spectrum(row, height=1.0)
+        yield End(row)
+    yield Peak.from_spectrum(rows[LATE - 1], height=2.0)
+
+
 def run(function: object, batch_size: int, n: int = 3, **arguments: object) -> dict[str, int]:
     """Run a plan of `n` rows; return how many ended in which way."""
     init_database(("tests.many_tasks",))
@@ -76,12 +86,14 @@ def run(function: object, batch_size: int, n: int = 3, **arguments: object) -> d
 
 @pytest.mark.parametrize("batch_size", [1, 1000])
 @pytest.mark.parametrize(
-    "function", [yields_twice, yields_late, yields_of_another], ids=lambda f: f.__name__
+    "function",
+    [yields_twice, yields_late, yields_of_another, yields_after_all],
+    ids=lambda f: f.__name__,
 )
 def test_a_row_keeps_its_results(url, function, batch_size):
     assert run(function, batch_size)["result"] == 3
     with connection():
-        assert [failure.refused for failure in Failure.select()] == [True]
+        assert [(f.key, f.refused) for f in Failure.select()] == [(str(LATE), True)]
 
 
 @pytest.mark.parametrize("batch_size", [1, 1000])
