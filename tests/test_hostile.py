@@ -330,7 +330,7 @@ class TestDatabase:
         fill(3)
         names = hostile(50, f"plan {dialect().name}")
         for name in [v for v in dict.fromkeys(names) if arrives(v)]:
-            monkeypatch.setattr("astra.plan.plan.task_name", lambda function, name=name: name)
+            monkeypatch.setattr("astra.plan.selection.task_name", lambda function, name=name: name)
             made = refused_or(name, partial(create_plan, measure, BossVisitSpectrum,
                                             arguments={"computed": name}))  # fmt: skip
             if made is None:
