@@ -76,9 +76,12 @@ class JobScript(Script):
 
 
 def prepare(template: str) -> None:
-    """Compile a template, which takes longer than rendering it; errors are left to `render`."""
-    with suppress(Exception):
-        _environment(settings.current().run.templates).get_template(template)
+    """Compile a template and those that it extends, which takes longer than rendering them.
+
+    Errors are left to :func:`render`.
+    """
+    with suppress(Exception):  # most of it needs values, but it is compiled before
+        _environment(settings.current().run.templates).get_template(template).render()
 
 
 def render(template: str, script: Script, site: Path | None = None) -> str:
