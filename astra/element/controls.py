@@ -14,6 +14,7 @@ from astra.database.statements import statement
 from astra.errors import PlanPaused, PlanThrottled, Superseded
 from astra.models.attempts import Attempt
 from astra.models.plans import Page, Plan, Submission
+from astra.plan.lookup import paused_message
 from astra.states import AttemptState
 
 
@@ -33,7 +34,7 @@ def check_controls(plan: Plan, submission: Submission, element: int) -> None:
         raise Superseded(f"plan {plan.pk} was removed from the database")
     ((paused, reason, throttle),) = found
     if paused is not None:
-        raise PlanPaused(f"plan {plan.pk} is paused ({reason}): astra continue {plan.pk}")
+        raise PlanPaused(paused_message(plan.pk, reason))
     if throttle is None:
         return
     if dialect().name == "postgresql":  # elements that claim at once are counted one by one

@@ -25,6 +25,7 @@ from astra.models.plans import IS_LIVE, Page, Plan, Submission
 from astra.night import finalizer
 from astra.night.lock import is_temporary
 from astra.night.totals import n_pending_rows, plan_pks, refresh_totals, retries_of
+from astra.plan.lookup import paused_message
 from astra.plan.plan import create_plan
 from astra.policy.next_steps import next_steps
 from astra.resume.resume import resume
@@ -439,8 +440,7 @@ def live_state(night: Night) -> NightStep:
         pages, _ = current_pages(plan, slurm_answer)
         _note_alive(pages, step)
         if plan.paused is not None:
-            why = f"plan {plan.pk} is paused ({plan.pause_reason})"
-            step.problems.append(f"{why}: astra continue {plan.pk}")
+            step.problems.append(paused_message(plan.pk, plan.pause_reason))
         elif pages.held:
             reason, n_held = pages[pages.held[0]].reason, len(pages.held)
             why = f"plan {plan.pk} waits: Slurm holds {n_held:,} of its pages back ({reason})"

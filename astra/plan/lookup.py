@@ -14,6 +14,11 @@ from astra.models.table_checks import check_version
 from astra.version import CURRENT
 
 
+def paused_message(pk: int, reason: str | None) -> str:
+    """Say that a plan is paused, why, and how it continues."""
+    return f"plan {pk} is paused ({reason}): astra continue {pk}"
+
+
 def get_plan(pk: int) -> Plan:
     """Return the plan with a number.
 

@@ -9,7 +9,7 @@ from astra.database.connection import connection, writing
 from astra.element.suspects import reset_deaths
 from astra.errors import SlurmRefused, UsageError, nearest
 from astra.models.plans import Page, Plan
-from astra.plan.lookup import check_plan_version, get_plan
+from astra.plan.lookup import check_plan_version, get_plan, paused_message
 from astra.plan.pages import PageStatus, pages_without_keys
 from astra.policy import retry_policy
 from astra.policy.next_steps import PageStep, exclude_bad_nodes, grouped, next_steps, record
@@ -24,7 +24,6 @@ from astra.submit.submit import (
     GivenUpPages,
     Submitted,
     check_ready,
-    paused_message,
     refuse_cancelled,
     submit_pages,
 )
@@ -259,7 +258,7 @@ def resume_local(
     check_plan_version(frozen)
     refuse_cancelled(frozen)
     if frozen.paused is not None:
-        raise UsageError(paused_message(frozen))
+        raise UsageError(paused_message(frozen.pk, frozen.pause_reason))
     with hold_plan(frozen):
         pages, skipped, _ = _choose(frozen, failed, frozenset(), False)
         if not pages:

@@ -13,7 +13,7 @@ from astra.database.threads import in_background
 from astra.errors import AstraError, SlurmError, SlurmRefused, UsageError
 from astra.models.attempts import excluded_nodes
 from astra.models.plans import Plan, Submission
-from astra.plan.lookup import check_plan_version, get_plan
+from astra.plan.lookup import check_plan_version, get_plan, paused_message
 from astra.plan.pages import n_unfinished_pages, unsubmitted_pages
 from astra.slurm import client, limits, parse
 from astra.slurm import script as script_module
@@ -110,9 +110,9 @@ def submit(
                 log.warning("%s", obstacle)
             submitted = submit_pages(frozen, pages, NOBODY, profile, dry_run, hours)
     if n_unfinished:
-        is_paused = frozen.paused is not None
-        message = paused_message(frozen) if is_paused else _submitted_before(plan, n_unfinished)
-        return replace(submitted, message=message)
+        if frozen.paused is not None:
+            return replace(submitted, message=paused_message(plan, frozen.pause_reason))
+        return replace(submitted, message=_submitted_before(plan, n_unfinished))
     return submitted
 
 
@@ -132,10 +132,6 @@ def prepare(profile: Profile) -> None:
     queried = in_background(query)
     script_module.prepare(profile.template)
     queried()
-
-
-def paused_message(plan: Plan) -> str:
-    return f"plan {plan.pk} is paused ({plan.pause_reason}): astra continue {plan.pk}"
 
 
 def _submitted_before(plan: int, n_pages: int) -> str:
@@ -190,7 +186,8 @@ def submit_pages(
     check_export(profile)
     if plan.paused is not None and pages and not dry_run:
         n_left = len(pages)
-        return Submitted(plan.pk, plan.task, 0, 0, unsubmitted=n_left, message=paused_message(plan))
+        paused = paused_message(plan.pk, plan.pause_reason)
+        return Submitted(plan.pk, plan.task, 0, 0, unsubmitted=n_left, message=paused)
     queue: list[Slice] = []
     excluded = nodes_to_exclude(profile) if pages else ()
     if pages:
