@@ -3,11 +3,14 @@
 import os
 import signal
 from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 
-from astra.database.connection import connection
+from astra.database.connection import connection, writing
 from astra.element import reader
+from astra.element.claiming import claim_page, this_process
 from astra.models import BossVisitSpectrum
 from astra.models.attempts import Attempt
 from astra.models.plans import Plan, Submission
@@ -43,6 +46,16 @@ def read_only_once(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
 
 def pool_of(plan: Plan) -> Submission:
     return start_local(plan, pages_to_run(plan))
+
+
+def array_of(plan: Plan, elements: list[int], begun: Mapping[int, int], **columns: object) -> None:
+    """Make a pool that stands for Slurm's array "j"; `begun` are its pages with their elements."""
+    pool_of(plan)
+    with connection(), writing():
+        for page, element in begun.items():
+            claim_page(plan, page, Submission.get(), element, this_process("local", Path()))
+        array = {"kind": "slurm", "job_id": 7, "job_name": "j", "elements": elements}
+        Submission.update({**array, **columns}).execute()
 
 
 def is_whole(plan: Plan) -> bool:

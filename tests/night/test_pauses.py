@@ -1,15 +1,13 @@
 """How long a night waits where nothing of it runs."""
 
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 
 from astra.database.connection import connection, dialect, writing
-from astra.element.claiming import claim_page, this_process
 from astra.models.attempts import Attempt
 from astra.models.nights import Night, NightPlan
-from astra.models.plans import Plan, Submission
+from astra.models.plans import Plan
 from astra.night import nightly as nightly_module
 from astra.night.plans import _pause_left, next_check_s
 from astra.resume.controls import pause
@@ -18,7 +16,7 @@ from astra.states import SlurmState
 from astra.status.page_states import read_pages
 from astra.submit.intent import new_submission
 from tests.nights import a_night, settings_of_tasks
-from tests.pools import plan_of, pool_of
+from tests.pools import array_of, plan_of
 
 
 @pytest.mark.postgres
@@ -48,10 +46,7 @@ def test_a_paused_night_is_looked_at_more_and_more_rarely(pg_url, monkeypatch):
 def test_what_slurm_refused_is_no_submission_in_which_no_row_ended(url):
     """At a limit of Slurm, the last arrays of a plan are refused, and rows of the first ended."""
     plan = plan_of(40, 10)
-    pool_of(plan)
-    with connection(), writing():
-        claim_page(plan, 1, Submission.get(), 1, this_process("local", Path()))
-        Submission.update(kind="slurm", job_id=7, job_name="j", elements=[1]).execute()
+    array_of(plan, [1], {1: 1})
     pages = read_pages(plan, Answer({("j", 1): Execution(SlurmState.TIMEOUT)}), True)
     assert 0 < _pause_left(plan, pages, 600) <= 600
     with connection(), writing():

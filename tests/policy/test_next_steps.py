@@ -11,7 +11,6 @@ from astra.config.profiles import choose_profile
 from astra.config.retry_rules import RULES
 from astra.config.units import written_moment
 from astra.database.connection import connection, dialect, writing
-from astra.element.claiming import claim_page, this_process
 from astra.models import BossVisitSpectrum
 from astra.models.attempts import Attempt, Exclusion
 from astra.models.plans import Page, Submission
@@ -30,7 +29,7 @@ from astra.submit.intent import NOBODY, commit_intent, new_submission
 from astra.submit.submit import submit
 from tests.conftest import ROOT
 from tests.nights import run_out
-from tests.pools import plan_of, pool_of
+from tests.pools import array_of, plan_of
 from tests.sample_tasks import Measured, fill, hungry, measure
 from tests.servers import Slurm, wait_for
 
@@ -46,12 +45,8 @@ def test_ends_are_read_that_were_stored_under_an_earlier_name():
 def test_a_page_that_nobody_began_uses_up_no_retry_if_slurm_cannot_say_its_end(url, accounting):
     """The accounting was purged, or gives no answer, and squeue has forgotten the array."""
     plan = plan_of(20, 10)
-    pool_of(plan)
+    array_of(plan, [1, 2], {2: 2}, created="2026-01-01")
     with connection(), writing():
-        claim_page(plan, 2, Submission.get(), 2, this_process("local", Path()))
-        Submission.update(
-            kind="slurm", job_id=7, job_name="j", elements=[1, 2], created="2026-01-01"
-        ).execute()
         Attempt.update(seen="2026-01-01").execute()
     pages = read_pages(plan, Answer(accounting=accounting), True)
     assert pages.states == [PageState.LOST] * 2
@@ -64,10 +59,7 @@ def test_a_page_that_nobody_began_uses_up_no_retry_if_slurm_cannot_say_its_end(u
 def test_a_page_that_nobody_began_uses_up_no_retry(url, end_of_queued):
     """Its element was cancelled, or met its deadline, while it waited; or it ended at another page, whatever ended it."""
     plan = plan_of(40, 10)
-    pool_of(plan)
-    with connection(), writing():
-        claim_page(plan, 2, Submission.get(), 1, this_process("local", Path()))
-        Submission.update(kind="slurm", job_id=7, job_name="j", elements=[1, 2, 3]).execute()
+    array_of(plan, [1, 2, 3], {2: 1})
     ends = SlurmState.TIMEOUT, SlurmState.FAILED, end_of_queued
     answer = Answer({("j", n): Execution(end) for n, end in enumerate(ends, 1)})
     pages = read_pages(plan, answer, True)
@@ -87,10 +79,7 @@ def test_a_page_that_nobody_began_uses_up_no_retry(url, end_of_queued):
 
 def test_an_element_that_fails_in_its_start_is_counted_at_its_page(url):
     plan = plan_of(30, 10)
-    pool_of(plan)
-    with connection(), writing():
-        claim_page(plan, 1, Submission.get(), 1, this_process("local", Path()))
-        Submission.update(kind="slurm", job_id=7, job_name="j", elements=[1, 2]).execute()
+    array_of(plan, [1, 2], {1: 1})
     ends = SlurmState.COMPLETED, SlurmState.FAILED
     answer = Answer({("j", n): Execution(end) for n, end in enumerate(ends, 1)})
     pages = read_pages(plan, answer, True)
@@ -102,11 +91,8 @@ def test_an_element_that_fails_in_its_start_is_counted_at_its_page(url):
 def test_pages_that_are_given_up_are_selected_by_the_state_that_the_remedy_names(url):
     """Slurm's own words are COMPLETED for a page with rows missing, FAILED for a warned element."""
     plan = plan_of(40, 10)
-    pool_of(plan)
+    array_of(plan, [1, 2, 3, 4], {number: number for number in (1, 2, 3, 4)})
     with connection(), writing():
-        for number in (1, 2, 3, 4):
-            claim_page(plan, number, Submission.get(), number, this_process("local", Path()))
-        Submission.update(kind="slurm", job_id=7, job_name="j", elements=[1, 2, 3, 4]).execute()
         Attempt.update(state="interrupted").where(Attempt.element == 3).execute()
     warned = Execution(SlurmState.FAILED, exit_code=75)
     ends = Execution(SlurmState.COMPLETED), Execution(SlurmState.OUT_OF_MEMORY), warned
@@ -124,12 +110,7 @@ def test_pages_that_are_given_up_are_selected_by_the_state_that_the_remedy_names
 def test_a_script_that_reports_the_kill_by_a_memory_limit(url, tmp_path, ends):
     """Where Slurm killed the element before it killed the script, its state is FAILED."""
     plan = plan_of(10, 10)
-    pool_of(plan)
-    with connection(), writing():
-        claim_page(plan, 1, Submission.get(), 1, this_process("local", Path()))
-        Submission.update(
-            kind="slurm", job_id=7, job_name="j", elements=[1], log_folder=str(tmp_path)
-        ).execute()
+    array_of(plan, [1], {1: 1}, log_folder=str(tmp_path))
     answer = Answer({("j", 1): Execution(SlurmState.FAILED, **ends)})
     assert read_pages(plan, answer, True)[0].slurm_state == "FAILED"
     (tmp_path / "7_1.log").write_text("slurmstepd-n1: error: Exceeded job memory limit\n")

@@ -2,13 +2,11 @@
 
 from datetime import timedelta
 from functools import partial
-from pathlib import Path
 
 import pytest
 
-from astra.database.connection import connection, dialect, writing
+from astra.database.connection import connection, dialect
 from astra.database.threads import in_background
-from astra.element.claiming import claim_page, this_process
 from astra.element.element import Element
 from astra.errors import SlurmRefused, Superseded, UsageError
 from astra.models.attempts import Attempt
@@ -26,7 +24,16 @@ from astra.status.page_states import Pages, read_pages
 from astra.status.status import status
 from astra.submit.submit import Submitted, submit
 from tests.nights import run_out
-from tests.pools import elements, is_whole, kill_element, plan_of, pool_of, running, states
+from tests.pools import (
+    array_of,
+    elements,
+    is_whole,
+    kill_element,
+    plan_of,
+    pool_of,
+    running,
+    states,
+)
 from tests.sample_tasks import broken
 from tests.servers import Slurm, wait_for
 
@@ -143,10 +150,7 @@ class TestRefill:
     def left(self, url):
         """The states of a plan whose first element is left, with eight free pages."""
         plan = plan_of(90, 10)
-        pool_of(plan)
-        with connection(), writing():
-            claim_page(plan, 1, Submission.get(), 1, this_process("local", Path()))
-            Submission.update(kind="slurm", job_id=7, job_name="j", elements=[1, 2, 3]).execute()
+        array_of(plan, [1, 2, 3], {1: 1})
 
         def pages(*states: SlurmState, reason: str | None = None, queue: str = ""):
             """What Slurm says of each element, and why one waits; or the lines of squeue."""

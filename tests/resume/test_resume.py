@@ -17,7 +17,7 @@ from astra.slurm.parse import Answer, Execution, merge_answers
 from astra.states import PageState, SlurmState
 from astra.status.status import status
 from astra.submit.submit import submit
-from tests.pools import plan_of, pool_of, states
+from tests.pools import array_of, plan_of, pool_of, states
 from tests.servers import Slurm, wait_for
 
 
@@ -96,9 +96,7 @@ def test_an_array_that_slurm_was_not_asked_about_is_unknown(url):
 
 def test_an_end_that_the_accounting_missed_is_an_administrators_concern(url, monkeypatch):
     plan = plan_of(30, 10)
-    pool_of(plan)
-    with connection():
-        Submission.update(kind="slurm", job_id=7, job_name="j", elements=[1, 2, 3]).execute()
+    array_of(plan, [1, 2, 3], {})
     answer = merge_answers({}, {("j", 2): Execution(SlurmState.RUNNING)})
     monkeypatch.setattr("astra.status.status.query_slurm", lambda *_: (answer, []))
     advice = status(plan.pk).advice
