@@ -268,9 +268,12 @@ class OutputModel(BaseModel, metaclass=OutputMeta):
                 )
             # A column, a flag of one, or a property: anything else would be set and not stored.
             if not hasattr(type(getattr_static(cls, name, None)), "__set__"):
-                raise UsageError(
-                    f"{cls.__name__} has no column {name!r}. {nearest(name, cls._meta.fields)}"
-                )
+                raise UsageError(cls.no_column(name))
+
+    @classmethod
+    def no_column(cls, name: str) -> str:
+        """Return the message that a name is no column of this table."""
+        return f"{cls.__name__} has no column {name!r}. {nearest(name, cls._meta.fields)}"
 
 
 @cache

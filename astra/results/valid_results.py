@@ -7,6 +7,9 @@ is, is identified by its own key.
 
 from collections import Counter
 from collections.abc import Container, Iterable, Sequence
+from itertools import chain
+
+from peewee import Model
 
 from astra.database.connection import dialect
 from astra.errors import BrokenElement
@@ -118,6 +121,7 @@ def _are_all_storable(results: list[YieldedResult], target: Target, claim: Claim
         set(map(type, versions)) == {int}
         and set(versions) == {CURRENT.number}
         and not any(yielded.again for yielded in results)
+        and not _unknown_attributes(results)
         and (keys := _plain_keys(results, target)) is not None
         and len(set(keys)) == len(keys)
         and (claim is None or _are_pending(keys, claim))
@@ -160,7 +164,9 @@ class ResultRefused(Exception):
 
 
 #: Refusals that are mistakes of the task: any of its rows may meet them.
-_MISTAKES = frozenset({"WrongModel", "WrongVersion", "NoKey", "NotStored", "ForeignRow"})
+_MISTAKES = frozenset(
+    {"WrongModel", "WrongVersion", "NoColumn", "NoKey", "NotStored", "ForeignRow"}
+)
 
 
 def refused_by_database(yielded: YieldedResult, error: Exception) -> Refusal:
@@ -195,10 +201,27 @@ def _check_model(yielded: YieldedResult, output: type[OutputModel] | None) -> No
         is_right, expected = type(result) is output, output.__name__
     if not is_right:
         raise ResultRefused(yielded, "WrongModel", f"{name} was yielded, not {expected}")
+    for unknown in _unknown_attributes([yielded]):
+        raise ResultRefused(yielded, "NoColumn", result.no_column(unknown))
     version = result.__data__.get("v_astra")
     if not isinstance(version, int) or Version(version).major_minor != CURRENT.major_minor:
         message = f"v_astra={version!r}: leave it out; it is that of this astra, {CURRENT.number}"
         raise ResultRefused(yielded, "WrongVersion", message)
+
+
+def _unknown_attributes(results: Sequence[YieldedResult]) -> list[str]:
+    """Return the attributes of results, all of one model, that are no columns and would be lost.
+
+    Attributes that the class of the user's model defines, or that begin with an underscore, are
+    not meant as columns.
+    """
+    model = type(results[0].result)
+    names = set(chain.from_iterable(vars(yielded.result) for yielded in results))
+    return [
+        name
+        for name in names
+        if not name.startswith("_") and (not hasattr(model, name) or hasattr(Model, name))
+    ]
 
 
 def _key_problem(result: OutputModel, target: Target) -> tuple[str, str]:

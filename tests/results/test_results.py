@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
+from functools import cached_property
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from astra.api import run_here
 from astra.database.connection import connection, database
 from astra.errors import UsageError
 from astra.models import BossVisitSpectrum, PipelineOutputModel, Source
+from astra.models.attempts import Attempt
 from astra.models.failures import Failure
 from astra.models.keys import bound_to_database
 from astra.plan.plan import create_plan
@@ -45,6 +47,85 @@ def test_the_key_of_another_row_is_refused():
         OfSource.from_source(Source(pk=1), source_pk=2, value=1.0)
     with pytest.raises(UsageError, match="light_curve of this row is 'a'"):
         Period.from_row(LightCurve(obj_id="a"), light_curve="b", period=1.0)
+
+
+@task
+def mistyped(spectra: Iterable[BossVisitSpectrum], way: str) -> Iterable[Measured]:
+    """Set an attribute that is no column, in every result but the first."""
+    for n, spectrum in enumerate(spectra):
+        if way == "constructor":
+            key = spectrum.spectrum_pk
+            yield Measured(spectrum_pk=key, value=1.0, **({"numbr": 1} if n else {}))
+            continue
+        result = Measured.from_spectrum(spectrum, value=1.0)
+        if n:
+            setattr(result, "filter" if way == "name of peewee's" else "numbr", 1)
+        yield result
+
+
+@pytest.mark.parametrize("way", ["constructor", "attribute", "name of peewee's"])
+def test_an_attribute_that_is_no_column_is_refused(url, way):
+    fill(3)
+    kept = list(mistyped(BossVisitSpectrum.select(), way))
+    with connection():
+        failures = list(Failure.select())
+    assert len(kept) == 1 and {failure.exception for failure in failures} == {"NoColumn"}
+    message = "has no column 'filter'" if "peewee" in way else "Did you mean 'number'?"
+    assert len(failures) == 2 and message in failures[0].message
+
+
+def test_a_mistyped_attribute_of_every_result_breaks_the_page(url):
+    fill(3)
+    (planned,) = create_plan(always_mistyped)
+    run_here(planned.plan)
+    with connection():
+        (attempt,) = Attempt.select()
+    assert status(planned.plan).rows == {"done": 0, "broken": 3}
+    assert "Measured has no column 'numbr'. Did you mean 'number'?" in attempt.message
+
+
+@task
+def always_mistyped(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
+    for spectrum in spectra:
+        result = Measured.from_spectrum(spectrum, value=1.0)
+        result.numbr = 1
+        yield result
+
+
+class Described(PipelineOutputModel):
+    """Has attributes that are no columns, and that its class knows."""
+
+    number = IntegerField(null=True)
+    note = None
+
+    @cached_property
+    def double(self):
+        return 2 * self.number
+
+    @property
+    def half(self):
+        return self.number / 2
+
+    @half.setter
+    def half(self, value):
+        self.number = 2 * value
+
+
+@task
+def describe(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Described]:
+    for spectrum in spectra:
+        result = Described(spectrum_pk=spectrum.spectrum_pk, half=3)
+        result.note, result._scratch = "for the task only", result.double
+        yield result
+
+
+def test_attributes_that_the_class_of_a_result_knows_are_allowed(url):
+    fill(3)
+    with connection():
+        Described.create_table()
+    assert [(r.number, r.double) for r in describe(BossVisitSpectrum.select())] == [(6, 12)] * 3
+    with connection():
+        assert Described.select().where(Described.number == 6).count() == 3
 
 
 def test_identifiers_of_catalogues_have_64_bits(url):
