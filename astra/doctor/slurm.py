@@ -28,11 +28,11 @@ def slurm(profiles: Iterable[Profile]) -> Iterator[Finding]:
         return
     try:
         version = run(["sbatch", "--version"]).strip()
-        site, max_array_size = limits.this_cluster(), limits.max_array_size()
+        cluster, max_array_size = limits.this_cluster(), limits.max_array_size()
     except SlurmError as error:
         yield of_error(_PART, error)
         return
-    yield ok(_PART, f"{version}, cluster {site.name}, MaxArraySize {max_array_size}")
+    yield ok(_PART, f"{version}, cluster {cluster}, MaxArraySize {max_array_size}")
     for name in sorted(os.environ):
         if name.startswith("SBATCH_") or name == "SLURM_CLUSTERS":
             problem = f"{name} is set, and not passed to sbatch: profiles have all options of jobs"

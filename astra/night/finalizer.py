@@ -79,7 +79,7 @@ def queue(night: Night, settings: NightSettings, after: Iterable[JobId], wait_s:
         profile = profile.with_options(clusters=cluster)
     before, earlier = night.finalizer, _identity(night)
     night.finalizer, night.finalizer_job = secrets.token_hex(6), None
-    night.finalizer_cluster, night.finalizer_home = cluster, cluster or limits.this_cluster().name
+    night.finalizer_cluster, night.finalizer_home = cluster, cluster or limits.this_cluster()
     night.finalizer_user = user_name()
     folder = run_folder(night.folder)
     check_folder(folder / "logs")

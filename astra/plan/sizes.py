@@ -25,7 +25,7 @@ from astra.models.table_checks import check_tables, check_version
 from astra.plan.pending import pending_rows
 from astra.plan.plan import create_plan
 from astra.results.histogram import RowTimes
-from astra.slurm.limits import ProfileLimits, profile_limits
+from astra.slurm.limits import PartitionLimits, profile_limits
 from astra.tasks.arguments import as_stored, parse_arguments
 from astra.tasks.declared import declared_by
 from astra.tasks.signature import choose_model, find_task, output_model, task_name
@@ -146,10 +146,10 @@ def estimate(
     return estimates
 
 
-def _limits(profile: Profile | None) -> ProfileLimits:
+def _limits(profile: Profile | None) -> PartitionLimits:
     """Return the bounds of the limits: those of the site, and a time limit that was given."""
     if profile is None:
-        return ProfileLimits()
+        return PartitionLimits()
     site = profile_limits(profile)
     given_s = time_limit_s(profile.given.get("time", ""))
     limits = [limit_s for limit_s in (site.max_time_s, given_s) if limit_s]
@@ -245,7 +245,7 @@ def sizes(
     target_s: float,
     pending: int,
     profile: Profile | None,
-    site: ProfileLimits,
+    site: PartitionLimits,
 ) -> Estimate:
     """Choose sizes from measurements, without queries."""
     pages_per_element = profile.pages_per_element if profile else 1
@@ -274,7 +274,7 @@ def sizes(
 
 
 def _fitted(
-    measured: Experience, target_s: float, n_pages: int, site: ProfileLimits
+    measured: Experience, target_s: float, n_pages: int, site: PartitionLimits
 ) -> tuple[int, int, list[str]]:
     """Choose the rows per page of elements that run `n_pages` pages each.
 
@@ -332,7 +332,7 @@ def _most_rows(measured: Experience, n_pages: int, bound_s: float, max_rows: int
     return bisect_right(limits, bound_s, key=lambda limit: time_limit(measured, limit, n_pages))
 
 
-def _memory(measured: Experience, site: ProfileLimits) -> tuple[int, list[str]]:
+def _memory(measured: Experience, site: PartitionLimits) -> tuple[int, list[str]]:
     needed_mb = MARGIN * measured.mem_mb_upper + SUPERVISOR_MB
     mem_mb = math.ceil(needed_mb / STEP_MB) * STEP_MB
     if site.max_mem_mb and mem_mb > site.max_mem_mb:

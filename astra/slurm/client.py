@@ -237,7 +237,7 @@ def _answers_of_clusters(
     if not any(job.home or job.user for job in silent):
         return [answer]
     try:
-        here = this_cluster().name
+        here = this_cluster()
     except SlurmError as error:
         note = f"the cluster of this machine is unknown, so no job is treated as gone: {error}"
         return [_with_unsettled(answer, silent, note)]
@@ -438,7 +438,7 @@ def cancel(job: JobId, indices: Iterable[int] = (), waiting_only: bool = False) 
 
 def _if_elsewhere(home: str | None) -> str | None:
     """Return the cluster that took a job, if it is not that of this machine."""
-    return home if home is not None and home != this_cluster().name else None
+    return home if home is not None and home != this_cluster() else None
 
 
 _GONE = re.compile(r"Invalid job id specified|already completing or completed")

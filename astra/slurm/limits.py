@@ -8,7 +8,7 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cache
 
@@ -20,30 +20,6 @@ from astra.slurm.command import available, run
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Cluster:
-    """The cluster that this machine's commands query, and whether users see each other's jobs."""
-
-    name: str
-    is_private: bool  # users see only their own jobs
-
-
-def parse_cluster(text: str) -> Cluster:
-    """Parse the cluster in ``scontrol show config``."""
-    values = dict(re.findall(r"^(ClusterName|PrivateData)\s*=\s*(.*?)\s*$", text, re.MULTILINE))
-    if "ClusterName" not in values:
-        raise SlurmUnknown("scontrol show config names no ClusterName")
-    return Cluster(values["ClusterName"], "jobs" in values.get("PrivateData", "").split(","))
-
-
-def parse_max_array_size(text: str) -> int:
-    match = re.search(r"^MaxArraySize\s*=\s*(\d+)", text, re.MULTILINE)
-    if match is None:
-        raise SlurmUnknown("scontrol show config names no MaxArraySize")
-    tasks = re.search(r"\bmax_array_tasks=(\d+)", text)
-    return min(int(match[1]), int(tasks[1]) + 1) if tasks else int(match[1])
-
-
 def _records(text: str) -> Iterator[dict[str, str]]:
     """Yield the words ``Name=Value`` of each line."""
     for line in text.splitlines():
@@ -52,12 +28,15 @@ def _records(text: str) -> Iterator[dict[str, str]]:
 
 @dataclass(frozen=True)
 class PartitionLimits:
-    """What the partitions of a job allow it, and their nodes."""
+    """What the partitions of a job allow it, and their nodes; None where no limit is known."""
 
     max_time_s: int | None = None
     max_mem_mb: int | None = None  # of the largest node too
     default_mem_mb: int | None = None
     nodes: tuple[str, ...] = ()
+    maintenance: str | None = None  # the next reservation that takes all of these nodes
+    maintenance_in_s: float | None = None
+    note: str | None = None  # why no limits are known
 
 
 @dataclass(frozen=True)
@@ -117,35 +96,22 @@ def parse_maintenance(text: str) -> list[Reservation]:
     ]
 
 
-@dataclass(frozen=True)
-class ProfileLimits:
-    """What elements of a profile may request; None where no limit is known."""
-
-    max_time_s: int | None = None
-    max_mem_mb: int | None = None
-    maintenance: str | None = None  # the next reservation that takes every node of the partition
-    maintenance_in_s: float | None = None
-    note: str | None = None  # why no limits are known
-
-
-def profile_limits(profile: Profile) -> ProfileLimits:
-    """Query the limits of the partition that a profile requests, with three commands."""
+def profile_limits(profile: Profile) -> PartitionLimits:
+    """Query the limits and maintenance of the partition of a profile, with three commands."""
     if not available():
-        return ProfileLimits(note="there is no Slurm here: the partition's limits are not known")
+        return PartitionLimits(note="there is no Slurm here: the partition's limits are not known")
     try:
         allowed = partition_limits(profile.partition)
         reservations = parse_maintenance(_of_site("scontrol", "-o", "show", "reservation"))
         nodes = set(allowed.nodes)
         ahead = [r for r in reservations if nodes and nodes <= hosts(r.nodes)]
     except SlurmError as error:
-        return ProfileLimits(note=f"the partition's limits are not known: {error}")
-    first = min(ahead, key=lambda r: r.begins, default=None)
-    return ProfileLimits(
-        allowed.max_time_s,
-        allowed.max_mem_mb,
-        first.name if first else None,
-        max(first.begins - time.time(), 0.0) if first else None,
-    )
+        return PartitionLimits(note=f"the partition's limits are not known: {error}")
+    if not ahead:
+        return allowed
+    first = min(ahead, key=lambda r: r.begins)
+    in_s = max(first.begins - time.time(), 0.0)
+    return replace(allowed, maintenance=first.name, maintenance_in_s=in_s)
 
 
 def partition_name(profile: Profile) -> str:
@@ -153,7 +119,7 @@ def partition_name(profile: Profile) -> str:
     return f"partition {profile.partition}" if profile.partition else "the default partition"
 
 
-def obstacles(profile: Profile, site: ProfileLimits) -> list[str]:
+def obstacles(profile: Profile, site: PartitionLimits) -> list[str]:
     """Describe what keeps elements of a profile from starting."""
     limit_s = time_limit_s(profile.options.get("time", ""))
     name = partition_name(profile)
@@ -177,16 +143,24 @@ def obstacles_to(profile: Profile) -> list[str]:
     """Query what keeps elements of a profile from starting, and Slurm's configuration."""
     if available():
         with suppress(SlurmError):  # who needs it queries it again, and gets the error
-            configuration()
+            configuration(None)
     if "time" not in profile.options or "clusters" in profile.options:
         return []
     return obstacles(profile, profile_limits(profile))
 
 
 @cache
-def configuration(cluster: str | None = None) -> str:
+def configuration(cluster: str | None) -> str:
     """Return the configuration of a cluster, which is queried once in a process."""
     return run(("scontrol", *(("-M", cluster) if cluster else ()), "show", "config"))
+
+
+def _configured(name: str, cluster: str | None = None) -> str:
+    """Return one value of the configuration of a cluster."""
+    match = re.search(rf"^{name}\s*=[ \t]*(.*?)\s*$", configuration(cluster), re.MULTILINE)
+    if match is None:
+        raise SlurmUnknown(f"scontrol show config names no {name}")
+    return match[1]
 
 
 def max_array_size() -> int:
@@ -195,7 +169,20 @@ def max_array_size() -> int:
     It is ``MaxArraySize``, or less where the site limits the elements of one array
     (``max_array_tasks``): an array that begins with index 1 meets both limits.
     """
-    return parse_max_array_size(configuration())
+    size = int(_configured("MaxArraySize"))
+    tasks = re.search(r"\bmax_array_tasks=(\d+)", configuration(None))
+    return min(size, int(tasks[1]) + 1) if tasks else size
+
+
+def this_cluster() -> str:
+    """Return the name of the cluster that Slurm's commands query on this machine."""
+    return _configured("ClusterName")
+
+
+def shows_all_jobs(clusters: str | None) -> bool:
+    """Return whether some clusters, or that of this machine, show users the jobs of others."""
+    names = clusters.split(",") if clusters else [None]
+    return not any("jobs" in _configured("PrivateData", name).split(",") for name in names)
 
 
 _site: dict[tuple[str, ...], str] | None = None
@@ -269,14 +256,3 @@ def hosts(nodes: str) -> set[str]:
 
 def _widest(limits: list[int | None]) -> int | None:
     return None if not limits or None in limits else max(n for n in limits if n is not None)
-
-
-def this_cluster() -> Cluster:
-    """Return the cluster that Slurm's commands query on this machine."""
-    return parse_cluster(configuration())
-
-
-def shows_all_jobs(clusters: str | None) -> bool:
-    """Return whether some clusters, or that of this machine, show users the jobs of others."""
-    names = clusters.split(",") if clusters else [None]
-    return not any(parse_cluster(configuration(name)).is_private for name in names)

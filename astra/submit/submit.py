@@ -126,7 +126,7 @@ def prepare(profile: Profile) -> None:
     """
 
     def query() -> None:
-        limits.configuration()
+        limits.configuration(None)
         limits.obstacles_to(profile)
 
     queried = in_background(query)
@@ -354,7 +354,7 @@ class _ArrayBuilder:
 def _intend(array: _Array, holders: Holders) -> None:
     """Commit an array to the database."""
     if array.submission.cluster is None:
-        array.submission.cluster_name = limits.this_cluster().name
+        array.submission.cluster_name = limits.this_cluster()
     commit_intent(array.submission, array.piece.pages, holders)
 
 

@@ -15,12 +15,12 @@ from astra.models.attempts import Attempt
 from astra.models.plans import Submission
 from astra.plan.plan import create_plan
 from astra.plan.sizes import Estimate, Experience, sizes, time_limit
-from astra.slurm.limits import ProfileLimits, obstacles, parse_maintenance, profile_limits
+from astra.slurm.limits import PartitionLimits, obstacles, parse_maintenance, profile_limits
 from tests.conftest import ROOT
 from tests.sample_tasks import costly, fill
 from tests.servers import wait_for
 
-BOUNDS = ProfileLimits()
+BOUNDS = PartitionLimits()
 HAD = Experience(
     attempts=40, rows=4000, plans=(1,), same_arguments=True,
     row_s=2.0, row_s_upper=2.4, row_s_p50=1.8, row_s_p95=4.0, row_s_p999=20.0,
@@ -57,9 +57,9 @@ def test_without_attempts_the_defaults_are_used():
 
 def test_pages_are_cut_to_fit_the_partition_and_maintenance():
     for known, said in (
-        (ProfileLimits(max_time_s=3600), "at most"),
+        (PartitionLimits(max_time_s=3600), "at most"),
         (
-            ProfileLimits(maintenance="maint", maintenance_in_s=3910.0),
+            PartitionLimits(maintenance="maint", maintenance_in_s=3910.0),
             "maintenance (maint) begins in",
         ),
     ):
@@ -67,9 +67,9 @@ def test_pages_are_cut_to_fit_the_partition_and_maintenance():
         assert time_limit_s(found.time) == 3600 == time_limit(HAD, found.limit, 1)
         assert time_limit(HAD, found.limit + 1, 1) > 3600
         assert said in found.notes[0] and f"{found.limit:,} rows per page" in found.notes[0]
-    late = sized(known=ProfileLimits(maintenance="maint", maintenance_in_s=60.0))
+    late = sized(known=PartitionLimits(maintenance="maint", maintenance_in_s=60.0))
     assert late.limit == 3585 and "wait until it is over" in late.notes[0]
-    none = sized(known=ProfileLimits(max_time_s=60, max_mem_mb=512))
+    none = sized(known=PartitionLimits(max_time_s=60, max_mem_mb=512))
     assert (none.limit, none.time, none.mem) == (1, "00:01:00", "512M")
     assert "not even one row fits" in none.notes[0] and "more than the 512M" in none.notes[1]
 

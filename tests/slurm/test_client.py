@@ -10,7 +10,6 @@ import pytest
 from astra.config import settings
 from astra.errors import SlurmError, SlurmRefused, SlurmUnknown
 from astra.slurm import client, command, limits, parse
-from astra.slurm.limits import parse_max_array_size
 from astra.slurm.parse import parse_submission
 from astra.slurm.refusals import refusal
 from astra.slurm.script import directive
@@ -73,12 +72,19 @@ class TestRefusals:
     def test_what_sbatch_prints(self, output: str, job: parse.JobId | None) -> None:
         assert parse_submission(output) == job
 
-    def test_the_size_of_arrays_is_read_from_the_configuration(self) -> None:
+    def test_the_size_of_arrays_is_read_from_the_configuration(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def size(text: str) -> int:
+            monkeypatch.setattr(limits, "run", lambda args: text)
+            limits.configuration.cache_clear()
+            return limits.max_array_size()
+
         text = "MaxArraySize            = 1001\nSchedulerParameters     = bf_interval=1{}\n"
-        assert parse_max_array_size(text.format("")) == 1001
-        assert parse_max_array_size(text.format(",max_array_tasks=100")) == 101
+        assert size(text.format("")) == 1001
+        assert size(text.format(",max_array_tasks=100")) == 101
         with pytest.raises(SlurmUnknown):
-            parse_max_array_size("")
+            size("")
 
 
 Commands = Callable[..., None]

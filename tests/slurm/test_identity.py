@@ -197,8 +197,8 @@ def test_scancel_leaves_a_stranger_of_the_number_alone(cluster, monkeypatch, tmp
     script = tmp_path / "job.sh"
     script.write_text(f"#!/bin/sh\n#SBATCH -o {tmp_path}/%j.log\nsleep 99\n")
     made = client.submit(script, [f"--job-name={ANOTHER}", "--array=1-3"])
-    stranger = JobId(made.job_id, name=ANOTHER, home=limits.this_cluster().name)
-    ours = JobId(made.job_id, name=OURS, home=limits.this_cluster().name)
+    stranger = JobId(made.job_id, name=ANOTHER, home=limits.this_cluster())
+    ours = JobId(made.job_id, name=OURS, home=limits.this_cluster())
     state = lambda index: client.elements([stranger]).of(ANOTHER, index).state  # noqa: E731
     # Between squeue, which has forgotten an element, and sacct, which has not heard of it yet, no state is known.
     ended = lambda index: state(index) is not None and not state(index).alive  # noqa: E731
