@@ -56,7 +56,7 @@ MODULES = {
         (("plan", "slam.slm"), "Did you mean 'slam.slam'"),
         (("plan", "nowhere.f"), "is it installed, or in this folder"),
         (("plan", "builtins.int"), "not a task, but a class"),
-        (("plan", "mt.f"), "make it: astra initdb mt"),
+        (("plan", "mt.f"), "create it: astra initdb mt"),
         (("plan", "slam", "--limit", str(2**70)), "is more than 9,223,372,036,854,775,807"),
     ],
 )
@@ -71,7 +71,7 @@ def test_wrong_modules_and_tasks_are_named(sqlite_url, tmp_path, words, said):
         "g = f\n"
     )
     done = astra(*words)
-    assert done.returncode == (5 if "make it" in said else 2)
+    assert done.returncode == (5 if "create it" in said else 2)
     assert said in done.stderr and "Traceback" not in done.stderr
     assert "is it installed" not in done.stderr or "nowhere" in words[1] or "need" in words[1]
 
@@ -254,7 +254,7 @@ def test_initdb_adds_columns_that_a_model_was_given_later(url):
     model(run=True, **LATER)
     done = run_module()
     assert "has no column 'more', 'number', 'text'" in done.stderr
-    assert "make it: astra initdb mine" in done.stderr
+    assert "create it: astra initdb mine" in done.stderr
     model(**LATER)
     for _ in range(2):
         done = astra("initdb", "mine")

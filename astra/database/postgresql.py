@@ -180,7 +180,7 @@ class PostgreSQL(Keys):
         """Describe what to check if no connection can be opened."""
         setting = "ASTRA_DATABASE_URL, or [database] url"
         if "does not exist" in message and "database" in message:
-            return f"make it (createdb), or name another in {setting}"
+            return f"create it (createdb), or name another in {setting}"
         if _is_refused_login(message):
             return (
                 f"the server runs, but refused the login: check the user in {setting}, and the "

@@ -46,7 +46,7 @@ def database() -> Iterator[Finding]:
 def _file(path: Path) -> Iterator[Finding]:
     """Check an SQLite file and its folder, which must be writable for the log."""
     if not path.exists():
-        raise DatabaseError(f"there is no file {path}; make it: astra initdb")
+        raise DatabaseError(f"there is no file {path}; create it: astra initdb")
     for place in (path, path.parent):
         if not os.access(place, os.W_OK):
             problem = f"{place} cannot be written: you can read, and store nothing"

@@ -70,7 +70,7 @@ def check_tables(*models: type[Model]) -> None:
         raise DatabaseError(
             f"the database {hide_password(url())} has {defect}, which {import_path(model)} has; "
             + (
-                f"make it: {command_for(model)}"
+                f"create it: {command_for(model)}"
                 if issubclass(model, BaseModel)
                 else "the table is not astra's: correct the model (class Meta: table_name, schema)"
             )
@@ -110,7 +110,7 @@ def check_key_types(output: type[OutputModel], *models: type[Model]) -> None:
                 f"the key {model.__name__}.{name} is a column of the type {kind}, and its results "
                 f"have {output.__name__}.{pointer} of the type {stored}, which the database "
                 f"cannot compare reliably: declare the key as {_FIELDS.get(kind, own)}, drop the "
-                f"table {output._meta.table_name} of the results, and make it again: "
+                f"table {output._meta.table_name} of the results, and create it again: "
                 f"{command_for(output)}"
             )
         _check_first_keys(output, model)

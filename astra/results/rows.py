@@ -24,6 +24,8 @@ TRACEBACK_LIMIT = 20_000
 
 MESSAGE_LIMIT = 2_000
 
+HOW_TO_NAME = "create results with from_spectrum() or from_row(), from the row that each belongs to"
+
 
 @dataclass(eq=False, slots=True)
 class HandedRow:
@@ -100,7 +102,7 @@ class Refusal:
     def summary(self) -> str:
         """What was raised, where, and what to write instead."""
         place = f" ({self.place})" if self.place else ""
-        hint = "; make results by from_spectrum() or from_row() of that model"
+        hint = "; create results with from_spectrum() or from_row() of that model"
         message = shorten(self.message, 300, placeholder="...")
         return f"{self.exception}: {message}{place}{hint if self.exception == 'WrongModel' else ''}"
 
@@ -200,12 +202,15 @@ def foreign_row_message(named: object, target: Target) -> str:
     page = "" if target.page is None else f" in page {target.page} of plan {target.plan_pk}"
     return (
         f"a result was yielded for {named} ({columns}), which is no row that the task has in "
-        f"progress{page}: make results by from_spectrum() or from_row() of the row itself"
+        f"progress{page}: {HOW_TO_NAME}"
     )
 
 
 def foreign_row_refusal(handed: HandedRow, named: object, target: Target) -> Refusal:
-    """Make the record of a row that has no result because one names another row."""
+    """Make the record of a row that has no result because one names another row, or none."""
+    if named is None:
+        message = f"it has no result, and something was yielded that names no row; {HOW_TO_NAME}"
+        return Refusal(handed, "NoKey", message, is_mistake=True)
     message = f"it has no result, and {foreign_row_message(named, target)}"
     return Refusal(handed, "ForeignRow", message, is_mistake=True)
 

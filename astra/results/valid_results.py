@@ -17,6 +17,7 @@ from astra.models.pipeline import BASES, OutputModel
 from astra.results.claim import Claim
 from astra.results.columns import BY_DATABASE, set_origin
 from astra.results.rows import (
+    HOW_TO_NAME,
     MESSAGE_LIMIT,
     Refusal,
     Target,
@@ -232,8 +233,7 @@ def _key_problem(result: OutputModel, target: Target) -> tuple[str, str]:
     key_values = {name: result.__data__.get(name) for name in link.result}
     names = " and ".join(key_values)
     if all(value is None for value in key_values.values()):
-        hint = "make results by from_spectrum() or from_row(), with the row that each is of"
-        return "NoKey", f"the result has no {names}; {hint}"
+        return "NoKey", f"the result has no {names}; {HOW_TO_NAME}"
     value = clean(
         repr(next(iter(key_values.values()))) if len(key_values) == 1 else repr(key_values), 200
     )

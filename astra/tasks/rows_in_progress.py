@@ -36,8 +36,8 @@ class RowsInProgress:
         self.by_key: dict[object, HandedRow] = {}
         self.last: HandedRow | None = None  # the row that was handed over last
         self.ended: set[object] = set()  # the rows of the page that have ended, as in `by_key`
-        #: What results of this pass named that is not the key of a row in progress, by the row that
-        #: had been handed over last, if any.
+        #: What results of this pass named that is not the key of a row in progress, None if they
+        #: named no row, by the row that had been handed over last, if any.
         self.unmatched: dict[HandedRow | None, object] = {}
         #: Results that wait for the end of their row.
         self.gathered: dict[HandedRow, list[YieldedResult]] = {}
@@ -108,6 +108,8 @@ class RowsInProgress:
             return self.by_key.pop(link_value), False
         if last is not None:
             known = last.link_or_key
+            if link_value is None:
+                self._note_unnamed(last)
             if link_value is None or link_value == known:
                 return last, not self.end(last)
             if known is None and self.end(last):
@@ -117,6 +119,11 @@ class RowsInProgress:
             self.unmatched[last] = link_value
             return None, link_value in self.ended
         return self.row_named(link_value), False
+
+    def _note_unnamed(self, last: HandedRow) -> None:
+        """Note a result that names no row, such as a list, while it may be of several rows."""
+        if len(self.by_key) > 1:
+            self.unmatched[last] = None
 
     def row_named(self, link_value: object) -> HandedRow:
         """Return a row that is not in progress, by the value with which a result points to it."""
@@ -136,6 +143,8 @@ class RowsInProgress:
             return YieldedResult(result, self.row_named(link_value), again=True)
         if handed is None or handed not in self:
             return YieldedResult(result, handed or HandedRow(None, None), again=True)
+        if link_value is None:
+            self._note_unnamed(handed)
         yielded = YieldedResult(result, handed)
         self.gathered.setdefault(handed, []).append(yielded)
         return yielded
@@ -160,7 +169,7 @@ class RowsInProgress:
         return True
 
     def pop_misattributed(self) -> dict[HandedRow, object]:
-        """Remove the rows in progress that lack a result because results named other rows.
+        """Remove the rows in progress that lack a result because results named other rows, or none.
 
         Return them with what was named. That is the row that was handed over last before such a
         result; where that row has another result, it may be any row in progress.

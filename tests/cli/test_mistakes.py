@@ -200,7 +200,7 @@ def test_a_model_without_a_table_is_named_with_the_command_that_creates_it(modul
     text += "@task\ndef f(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Table3]:\n    yield\n"
     name = module(text)
     done = astra("run", f"{name}.f")
-    assert done.exit_code == 5 and f"make it: astra initdb {name}" in done.output
+    assert done.exit_code == 5 and f"create it: astra initdb {name}" in done.output
     assert BossVisitSpectrum.select().count() == 1
 
 
@@ -224,7 +224,7 @@ def test_what_is_no_result_is_shown_with_its_line_and_what_to_write(yielded, mod
     assert done.exit_code == 4 and WRONG[yielded] in done.output
     assert f"{name}.py:10 in f" in done.output and "astra resume 1 --local" in done.output
     if "was yielded" in WRONG[yielded]:
-        assert "make results by from_spectrum() or from_row()" in done.output
+        assert "create results with from_spectrum() or from_row()" in done.output
     log = astra("logs", "1", "1")  # what `astra run` names for more
     assert log.exit_code == 0 and WRONG[yielded] in log.output
     assert "astra status 1" in astra("failures", "1").output

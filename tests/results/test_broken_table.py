@@ -232,6 +232,25 @@ def wrongly_called(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
         yield Measured.from_spectrum()
 
 
-@pytest.mark.parametrize("function", [misspelt, of_dicts, wrongly_called])
+@task
+def of_one_list(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
+    yield [Measured.from_spectrum(row, value=1.0) for row in spectra]  # type: ignore[misc]
+
+
+@task(many=True)
+def of_one_list_with_many(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
+    yield [Measured.from_spectrum(row, value=1.0) for row in spectra]  # type: ignore[misc]
+
+
+@task
+def without_keys(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
+    for _ in list(spectra)[1:]:
+        yield Measured(value=1.0)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [misspelt, of_dicts, wrongly_called, of_one_list, of_one_list_with_many, without_keys],
+)
 def test_a_task_that_cannot_work_leaves_its_first_rows_pending(url, function):
     assert left_pending(run(function, max_rows=3))
