@@ -122,8 +122,7 @@ def _resume(
         show.submitted(submitted)
     if execution.local:
         show_local([submitted], as_json)
-    elif submitted.left and not submitted.pages:
-        sys.exit(4)
+    sys.exit(submitted.exit_status)
 
 
 @main.command()
@@ -205,6 +204,7 @@ def continue_command(plan: int | None, of_all: bool, as_json: bool) -> None:
     """End the pause of PLAN, and submit pages for which no element is left."""
     controls = api.continue_plans(_chosen(plan, of_all))
     show.as_json(controls) if as_json else show.controls(controls)
+    sys.exit(max((c.submitted.exit_status for c in controls if c.submitted), default=0))
 
 
 def _chosen(plan: int | None, of_all: bool) -> list[int]:

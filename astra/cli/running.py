@@ -126,6 +126,7 @@ def submit(
         show_local(submissions, as_json)
     for submission in [] if as_json else submissions:
         show.submitted(submission)
+    sys.exit(max((submission.exit_status for submission in submissions), default=0))
 
 
 def show_local(submissions: list["Submitted"], as_json: bool) -> None:

@@ -160,6 +160,11 @@ def submitted(submission: Submitted) -> None:
     if submission.skipped:
         states = ", ".join(f"{n:,} {state}" for state, n in sorted(submission.skipped.items()))
         line(f"  not touched: {states}")
+    if PageState.UNKNOWN.value in submission.skipped:
+        line(
+            "  Slurm does not say whether the elements of pages that are unknown have ended: "
+            f"astra resume {submission.plan}   again, when it answers"
+        )
     if submission.unsubmitted:
         line(f"  not submitted: {count(submission.unsubmitted, 'page')}: {submission.message}")
 
@@ -200,8 +205,9 @@ def controls(changed: Sequence[Control]) -> None:
         state = f"paused: {control.reason}" if control.paused else "not paused"
         limit = control.throttle and f"; at most {count(control.throttle, 'element')} at once"
         line(f"plan {control.plan}: {state}{limit or ''}; {count(control.running, 'page')} at work")
-        if control.submitted is not None and control.submitted.pages:
-            submitted(control.submitted)
+        new = control.submitted
+        if new is not None and (new.pages or new.exit_status):
+            submitted(new)
 
 
 def counts(plan: PlanStatus) -> tuple[str, str]:

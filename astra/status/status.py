@@ -304,6 +304,9 @@ def _advice(plan: Plan, pages: Pages, rows: Mapping[str, int], steps: list[NextS
     died = next((p for p in in_states(pages, UNEXPLAINED) if p.exit_code), None)
     if died is not None:
         advice.append(f"astra logs {plan.pk} {died.page}   shows its log (exit {died.exit_code})")
+    silent = next((p for p in in_states(pages, {PageState.RUNNING}) if p.overdue), None)
+    if silent is not None:
+        advice.append(_advice_on_silent(plan, silent, suffix))
     advice += _advice_on_waiting(plan, pages)
     unknown = {p.job is not None for p in in_states(pages, {PageState.UNKNOWN})}
     unclear = (p for p in in_states(pages, {PageState.UNKNOWN}) if p.reason)
@@ -322,6 +325,13 @@ def _advice(plan: Plan, pages: Pages, rows: Mapping[str, int], steps: list[NextS
     if states <= {PageState.DONE} and rows.get("failed"):
         advice.append(f"astra retry {plan.pk}{suffix}   processes these rows again")
     return advice
+
+
+def _advice_on_silent(plan: Plan, page: PageStatus, suffix: str) -> str:
+    return (
+        f"astra cancel {plan.pk} --page {page.page}   ends its element if that hangs: it runs, and "
+        f"its heartbeat is overdue; then astra resume {plan.pk}{suffix}"
+    )
 
 
 def _advice_on_waiting(plan: Plan, pages: Pages) -> list[str]:

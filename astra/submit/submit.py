@@ -10,7 +10,7 @@ from astra.config.profiles import Profile, choose_profile, without_early_signal
 from astra.config.run_folder import check_folder, run_folder, write_whole
 from astra.database.connection import connection, dialect, keep_connected
 from astra.database.threads import in_background
-from astra.errors import AstraError, SlurmError, SlurmRefused, UsageError
+from astra.errors import AstraError, SlurmError, SlurmRefused, SlurmUnknown, UsageError
 from astra.models.attempts import excluded_nodes
 from astra.models.plans import Plan, Submission
 from astra.plan.lookup import check_plan_version, get_plan, paused_message
@@ -18,6 +18,7 @@ from astra.plan.pages import n_unfinished_pages, unsubmitted_pages
 from astra.slurm import client, limits, parse
 from astra.slurm import script as script_module
 from astra.slurm.command import available
+from astra.states import PageState, PlanState
 from astra.submit.arrays import Slice, reduced, shares, slices
 from astra.submit.intent import (
     NOBODY,
@@ -81,6 +82,16 @@ class Submitted:
     left: tuple[GivenUpPages, ...] = ()  #: pages that were given up
     message: str | None = None  #: why fewer pages were submitted than requested
     dry_run: bool = False  #: whether nothing was submitted
+
+    @property
+    def exit_status(self) -> int:
+        """The exit status of a command that submitted this: 0 unless it left all pages alone."""
+        if self.pages:
+            return 0
+        if self.skipped.get(PageState.UNKNOWN.value):
+            return SlurmUnknown.exit_status
+        is_left = self.left or self.unsubmitted
+        return PlanState.ATTENTION.exit_status if is_left else 0
 
 
 def submit(

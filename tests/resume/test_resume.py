@@ -12,11 +12,13 @@ from astra.element.claiming import ElementProcess, claim_page, this_process
 from astra.errors import BusyError
 from astra.models.attempts import Attempt
 from astra.models.plans import Page, Plan, Submission
+from astra.resume.controls import pause
 from astra.resume.resume import resume, resume_local
 from astra.slurm.parse import Answer, Execution, merge_answers
 from astra.states import PageState, SlurmState
 from astra.status.status import status
 from astra.submit.submit import submit
+from tests.forks import astra
 from tests.pools import array_of, plan_of, pool_of, states
 from tests.servers import Slurm, wait_for
 
@@ -101,6 +103,33 @@ def test_an_end_that_the_accounting_missed_is_an_administrators_concern(url, mon
     monkeypatch.setattr("astra.status.status.query_slurm", lambda *_: (answer, []))
     advice = status(plan.pk).advice
     assert any(line.startswith("sacctmgr show runawayjobs   ") and "7_2" in line for line in advice)
+
+
+def test_how_an_element_that_hangs_is_ended_is_said(url, monkeypatch):
+    plan = plan_of(30, 10)
+    array_of(plan, [1, 2, 3], {1: 1, 2: 2, 3: 3})
+    runs = {("j", n): Execution(SlurmState.RUNNING) for n in (1, 2, 3)}
+    monkeypatch.setattr("astra.status.status.query_slurm", lambda *_: (Answer(executions=runs), []))
+    assert status(plan.pk).advice == ()
+    with connection():
+        long_ago = dialect().now() - timedelta(hours=1)
+        Attempt.update(seen=long_ago).where(Attempt.element == 2).execute()
+    (advice,) = status(plan.pk).advice
+    assert advice.startswith(f"astra cancel {plan.pk} --page 2   ")
+
+
+def test_a_command_that_submits_no_page_ends_with_another_status(pg_url, monkeypatch):
+    plan = plan_of(30, 10)
+    pause([plan.pk])
+    for verb in ("submit", "resume", "retry"):
+        done = astra(verb, plan.pk)
+        assert done.returncode == 4 and f"astra continue {plan.pk}" in done.stdout, done.stdout
+    array_of(plan, [1, 2, 3], {})
+    monkeypatch.setenv("SLURM_CONF", "/nowhere")  # Slurm does not answer
+    for verb in ("resume", "continue"):
+        done = astra(verb, plan.pk)
+        assert done.returncode == 6 and "3 unknown" in done.stdout, done.stdout
+        assert f"astra resume {plan.pk}   again" in done.stdout
 
 
 def test_a_page_that_a_requeued_element_claimed_is_not_submitted(slurm: Slurm, monkeypatch):
