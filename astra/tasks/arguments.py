@@ -1,6 +1,6 @@
 """Arguments of a task: converted to the annotated types, and kept with a plan as JSON.
 
-text -- parse_value --> value -- json_value --> JSON, in the plan -- fit --> value, in the element
+text -- fit --> value -- json_value --> JSON, in the plan -- fit --> value, in the element
 """
 
 import collections.abc
@@ -39,7 +39,7 @@ def parse_arguments(
                 "reads the database sees them; read it in the task from a file or the environment"
             )
         if isinstance(value, str):
-            value = parse_value(name, value, _kind_of_text(function, name))
+            value = fit(name, value, _kind_of_text(function, name), typed=True)
         values[name] = fit(name, value, _kind(function, name))
     if values.get("write_to_database") is False:
         raise TaskError(
@@ -114,105 +114,20 @@ def _kind_of_text(function: Callable[..., object], name: str) -> object:
     )
 
 
-def parse_value(name: str, text: str, kind: object) -> object:
-    """Convert a text to the annotated type.
-
-    >>> parse_value("n", "3", int), parse_value("x", "", str | None)
-    (3, '')
-    >>> parse_value("t", "1,x", tuple[int, str]), parse_value("u", "007", int | str)
-    ((1, 'x'), '007')
-    """
-    kind = _bare(kind)
-    origin, inner = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType):
-        return _parse_union(name, text, inner)
-    if origin is typing.Literal:
-        for choice in inner:
-            if text == str(choice):
-                return choice
-        raise TaskError(f"{name}={text!r}: choose from {', '.join(map(str, inner))}")
-    if kind in _SCALARS:
-        return _SCALARS[kind](name, text)
-    if (origin or kind) in _MANY:
-        return _parse_many(name, text, kind)
-    if (origin or kind) in _MAPPINGS:
-        return fit(name, _from_json(name, text), kind)
-    raise TaskError(
-        f"{name}: a text cannot be made {_named(kind)}; annotate it as int, float, bool, str, "
-        "Path, Literal, or list, tuple, set or dict of these"
-    )
-
-
-def _parse_bool(name: str, text: str) -> bool:
-    booleans = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-    if text.lower() not in booleans:
-        raise TaskError(f"{name}={text!r}: write true or false")
-    return booleans[text.lower()]
-
-
-def _parse_number(kind: type) -> Callable[[str, str], object]:
-    def parse(name: str, text: str) -> object:
-        try:
-            return kind(text)
-        except ValueError as error:
-            raise TaskError(f"{name}={text!r} is not {_named(kind)}") from error
-
-    return parse
-
-
-_SCALARS: dict[object, Callable[[str, str], object]] = {
-    bool: _parse_bool, int: _parse_number(int), float: _parse_number(float),
-    str: lambda name, text: text, object: lambda name, text: text,
-    Path: lambda name, text: Path(text), PurePath: lambda name, text: Path(text),
-}  # fmt: skip
-
-
-def _parse_union(name: str, text: str, kinds: tuple[object, ...]) -> object:
-    if type(None) in kinds and text.lower() in ("none", "null"):
-        return None
-    kinds = tuple(kind for kind in kinds if kind is not type(None))
-    errors = []
-    # A text fits str always: the other types are tried first.
-    for kind in sorted(kinds, key=lambda k: k is str):
-        try:
-            value = parse_value(name, text, kind)
-        except TaskError as error:
-            errors.append(str(error))
-            continue
-        # Where str is allowed too, 007 is a name, not the number 7.
-        if kind not in (int, float) or str not in kinds or str(value) == text:
-            return value
-    raise TaskError("; ".join(errors))
-
-
-def _parse_many(name: str, text: str, kind: object) -> object:
-    if text.lstrip().startswith("["):
-        return fit(name, _from_json(name, text), kind)
-    parts = [part.strip() for part in text.split(",")] if text.strip() else []
-    members = _members(name, kind, len(parts))
-    if any((typing.get_origin(member) or member) in _MANY for member in members):
-        raise TaskError(f"{name}={text!r}: write nested lists as JSON: [[1, 2], [3]]")
-    values = [
-        parse_value(name, part, str if _bare(member) is object else member)
-        for part, member in zip(parts, members, strict=True)
-    ]
-    return _MANY[typing.get_origin(kind) or kind](values)
-
-
-def _from_json(name: str, text: str) -> object:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise TaskError(f"{name}={text!r} is not JSON: {error}") from error
-
-
-def fit(name: str, value: object, kind: object) -> object:
+def fit(name: str, value: object, kind: object, typed: bool = False) -> object:
     """Convert a value, which may have been read from JSON, to the annotated type.
+
+    A text that was `typed` is read as the type has it; in a list, commas separate the members.
 
     Raises
     ------
     TaskError
         If it is not of that type.
+
+    >>> fit("n", "3", int, typed=True), fit("x", "", str | None, typed=True)
+    (3, '')
+    >>> fit("t", "1,x", tuple[int, str], typed=True), fit("u", "007", int | str, typed=True)
+    ((1, 'x'), '007')
     """
     import numpy as np  # here, as few commands touch an array
 
@@ -220,10 +135,12 @@ def fit(name: str, value: object, kind: object) -> object:
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if isinstance(value, np.generic):
         value = value.item()
+    if origin in (typing.Union, types.UnionType):
+        return _fit_union(name, value, inner, typed)
+    if typed and isinstance(value, str):
+        value, typed = _read(name, value, kind)
     if kind is object:
         return _plain_already(name, value)
-    if origin in (typing.Union, types.UnionType):
-        return _fit_union(name, value, inner)
     if origin is typing.Literal:
         if any(type(value) is type(choice) and value == choice for choice in inner):
             return value
@@ -244,17 +161,57 @@ def fit(name: str, value: object, kind: object) -> object:
             return Path(value)
     elif (origin or kind) in _MANY:
         if isinstance(value, list | tuple | set | frozenset | range | np.ndarray):
-            members = _members(name, kind, len(value))
-            values = [fit(name, v, member) for v, member in zip(value, members, strict=True)]
-            return _MANY[origin or kind](values)
+            members = zip(value, _members(name, kind, len(value)), strict=True)
+            return _MANY[origin or kind]([fit(name, v, member, typed) for v, member in members])
     elif (origin or kind) in _MAPPINGS:
         if isinstance(value, Mapping):
             of_key, of_value = inner or (str, object)
-            return {_fit_key(name, k, of_key): fit(name, v, of_value) for k, v in value.items()}
+            return {  # the keys of JSON are texts
+                fit(name, k, of_key, isinstance(k, str)): fit(name, v, of_value)
+                for k, v in value.items()
+            }
     else:
         raise TaskError(f"{name}: {_named(kind)} cannot be stored with a plan; {_KEPT}")
     raise TaskError(f"{name}={value!r} is not {_named(kind)}")
 
+
+def _read(name: str, text: str, kind: object) -> tuple[object, bool]:
+    """Return what a typed text means for a type, and whether its members are texts again."""
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Literal:
+        for choice in inner:
+            if text == str(choice):
+                return choice, False
+        raise TaskError(f"{name}={text!r}: choose from {', '.join(map(str, inner))}")
+    if kind is bool:
+        if text.lower() not in _BOOLEANS:
+            raise TaskError(f"{name}={text!r}: write true or false")
+        return _BOOLEANS[text.lower()], False
+    if kind is int or kind is float:
+        try:
+            return kind(text), False
+        except ValueError as error:
+            raise TaskError(f"{name}={text!r} is not {_named(kind)}") from error
+    if kind in (str, object, Path, PurePath):
+        return text, False
+    is_list = (origin or kind) in _MANY
+    if (origin or kind) in _MAPPINGS or (is_list and text.lstrip().startswith("[")):
+        try:
+            return json.loads(text), False
+        except ValueError as error:
+            raise TaskError(f"{name}={text!r} is not JSON: {error}") from error
+    if not is_list:
+        raise TaskError(
+            f"{name}: a text cannot be made {_named(kind)}; annotate it as int, float, bool, str, "
+            "Path, Literal, or list, tuple, set or dict of these"
+        )
+    parts = [part.strip() for part in text.split(",")] if text.strip() else []
+    if parts and any((typing.get_origin(member) or member) in _MANY for member in inner):
+        raise TaskError(f"{name}={text!r}: write nested lists as JSON: [[1, 2], [3]]")
+    return parts, True
+
+
+_BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 _KEPT = "give numbers, texts, paths, or lists and dictionaries of these"
 
@@ -290,21 +247,28 @@ def _members(name: str, kind: object, n: int) -> list[object]:
     return list(inner)
 
 
-def _fit_key(name: str, key: object, kind: object) -> object:
-    # The keys of JSON are texts.
-    return parse_value(name, key, kind) if isinstance(key, str) else fit(name, key, kind)
-
-
-def _fit_union(name: str, value: object, kinds: tuple[object, ...]) -> object:
-    if value is None and type(None) in kinds:
+def _fit_union(name: str, value: object, kinds: tuple[object, ...], typed: bool) -> object:
+    text = value if typed and isinstance(value, str) else None
+    if type(None) in kinds and (value is None or (text or "").lower() in ("none", "null")):
         return None
+    kinds = tuple(kind for kind in kinds if kind is not type(None))
+
+    def is_tried_late(kind: object) -> bool:
+        # A text fits str always; any other value is preferably of its own type.
+        if text is not None:
+            return kind is str
+        return (typing.get_origin(kind) or kind) is not type(value)
+
     errors = []
-    exact = [k for k in kinds if (typing.get_origin(k) or k) is type(value)]
-    for kind in [*exact, *(k for k in kinds if k is not type(None))]:
+    for kind in sorted(kinds, key=is_tried_late):
         try:
-            return fit(name, value, kind)
+            fitted = fit(name, value, kind, typed)
         except TaskError as error:
             errors.append(str(error))
+            continue
+        # Where str is allowed too, 007 is a name, not the number 7.
+        if text is None or kind not in (int, float) or str not in kinds or str(fitted) == text:
+            return fitted
     raise TaskError("; ".join(dict.fromkeys(errors)))
 
 
