@@ -242,11 +242,12 @@ def _bind_array(submission: Submission, process: ElementProcess) -> None:
     """Bind a submission to its first array that starts; raise Superseded in any other."""
     if process.job_id is None or submission.job_id == process.job_id:  # a binding never changes
         return
+    is_same = Submission.token == submission.token
     Submission.update(job_id=process.job_id, state="submitted").where(
-        (Submission.pk == submission.pk) & Submission.job_id.is_null()
+        is_same & Submission.job_id.is_null()
     ).execute()
-    job_id = Submission.select(Submission.job_id).where(Submission.pk == submission.pk).scalar()
-    if job_id != process.job_id:
+    job_id = Submission.select(Submission.job_id).where(is_same).scalar()
+    if job_id not in (None, process.job_id):
         raise Superseded(
             f"job {process.job_id} is a second array for the pages of job {job_id}; nothing is "
             f"done here: scancel {process.job_id}"

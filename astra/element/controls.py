@@ -28,10 +28,14 @@ def check_controls(plan: Plan, submission: Submission, element: int) -> None:
     PlanThrottled
         If as many others run as its throttle allows.
     Superseded
-        If the plan was removed from the database.
+        If the submission is gone: its plan was removed, or the database is in an earlier state.
     """
-    if not (found := _controls(plan=plan.pk)):
-        raise Superseded(f"plan {plan.pk} was removed from the database")
+    if not (found := _controls(plan=plan.pk, token=submission.token)):
+        raise Superseded(
+            f"plan {plan.pk}, or its submission {submission.token}, is no longer in the database: "
+            "the plan was removed, or the database was restored to an earlier state; this element "
+            "does nothing"
+        )
     ((paused, reason, throttle),) = found
     if paused is not None:
         raise PlanPaused(paused_message(plan.pk, reason))
@@ -47,8 +51,10 @@ def check_controls(plan: Plan, submission: Submission, element: int) -> None:
 
 
 @statement
-def _controls(plan: Value) -> Query:
-    return Plan.select(Plan.paused, Plan.pause_reason, Plan.throttle).where(Plan.pk == plan)
+def _controls(plan: Value, token: Value) -> Query:
+    """Select the controls of a plan that has a submission with this token."""
+    controls = Plan.select(Plan.paused, Plan.pause_reason, Plan.throttle).join(Submission)
+    return controls.where((Plan.pk == plan) & (Submission.token == token))
 
 
 def is_throttled(plan: Plan, submission: Submission, element: int) -> bool:

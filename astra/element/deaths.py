@@ -6,7 +6,7 @@ The parent needs no database until then, so this module is imported when the fir
 import logging
 from typing import Any
 
-from peewee import SQL
+from peewee import SQL, Expression
 
 from astra.database.connection import dialect, retrying, writing
 from astra.element.controls import pause_if_all_break
@@ -24,6 +24,11 @@ log = logging.getLogger(__name__)
 #: States of an attempt whose process did not record how it died. One that was stopped at the row
 #: timeout has recorded itself as interrupted.
 _OPEN = (AttemptState.RUNNING.value, AttemptState.INTERRUPTED.value)
+
+
+def _is_of(board: ProgressBoard) -> Expression:
+    """Return a clause: the attempt that the child ran."""
+    return (Attempt.pk == board.attempt_pk) & (Attempt.token == board.token.decode())
 
 
 def note_death(
@@ -50,8 +55,7 @@ def note_death(
             if alive:
                 values["state"] = AttemptState.DIED.value
             # Only once, even if the answer to the commit is lost and this is repeated.
-            is_open = (Attempt.pk == board.attempt_pk) & Attempt.state.in_(_OPEN)
-            is_open &= Attempt.n_handed >= 0
+            is_open = _is_of(board) & Attempt.state.in_(_OPEN) & (Attempt.n_handed >= 0)
             update = Attempt.update(values).where(is_open)
             if page and page.attempt_pk == board.attempt_pk and update.execute():
                 record_death(page.pk, places, death)
@@ -81,7 +85,7 @@ def give_up(board: ProgressBoard, death: Death, waiting: Any = None) -> None:
             )
             # It may have ended before its process crashed.
             is_open = Attempt.state.in_((*_OPEN, AttemptState.DIED.value))
-            if broken.where((Attempt.pk == board.attempt_pk) & is_open).execute():
+            if broken.where(_is_of(board) & is_open).execute():
                 pause_if_all_break(Page.get_by_id(board.page_pk).plan_pk)
 
     try:

@@ -43,7 +43,7 @@ from astra.errors import (
     UsageError,
 )
 from astra.models.archive import check_archive
-from astra.models.attempts import Attempt
+from astra.models.attempts import Attempt, is_same_attempt
 from astra.models.plans import Page, Plan, Submission
 from astra.plan import spool
 from astra.plan.lookup import check_plan_version, get_plan, trust
@@ -213,7 +213,8 @@ class Element:
                 return None
             return _outcome_of(self.stop.retrying(lambda: page_of(plan, number)), AttemptState.DONE)
         if board is not None:
-            board.begin_page(claim.page.pk, claim.attempt.pk, len(claim.outcomes))
+            attempt = claim.attempt
+            board.begin_page(claim.page.pk, attempt.pk, attempt.token, len(claim.outcomes))
         meter = Meter(began_s, board)
         claim.read_meter = meter.read
         try:
@@ -461,7 +462,7 @@ def _with_counts(claim: Claim) -> Page:
 def _write_heartbeat(claim: Claim, stop: Stop) -> None:
     if is_cancelled(claim.page.plan_pk):
         stop.ask("the plan was cancelled")
-    Attempt.update(seen=SQL(dialect().now_sql)).where(Attempt.pk == claim.attempt.pk).execute()
+    Attempt.update(seen=SQL(dialect().now_sql)).where(is_same_attempt(claim.attempt)).execute()
 
 
 def _end_attempt(claim: Claim, state: AttemptState, message: str | None) -> None:

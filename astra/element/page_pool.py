@@ -153,7 +153,7 @@ def cancel_waiting(submission: Submission) -> None:
     requeued = started.where(Attempt.state.in_(_PERHAPS_REQUEUED)).exists()
     if not requeued and started.distinct().count() == len(submission.elements):
         return
-    still_open = (Submission.pk == submission.pk) & (Submission.state == "submitted")
+    still_open = (Submission.token == submission.token) & (Submission.state == "submitted")
     if not Submission.update(state="ended").where(still_open).execute():
         return  # another element has cancelled them
     from astra.slurm import client, command  # imported here, as few elements need it

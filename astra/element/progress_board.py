@@ -2,7 +2,7 @@
 
 import ctypes
 import mmap
-from ctypes import c_bool, c_double, c_int64, c_uint8
+from ctypes import c_bool, c_char, c_double, c_int64, c_uint8
 from typing import Self
 
 from astra.config.value_checks import MAX_PAGE_ROWS
@@ -18,6 +18,7 @@ class ProgressBoard(ctypes.Structure):
     _fields_ = (
         ("child_start_s", c_double),  # when the child began; 0 once it has begun its first page
         ("page_pk", c_int64), ("attempt_pk", c_int64), ("n_rows", c_int64),  # of the present page
+        ("token", c_char * 32),  # of the attempt
         ("start_s", c_double),  # until the task was given its first row; 0 if it has none yet
         ("since", c_double),  # when the task began to compute, by perf_counter; 0 while it does not
         ("stop_at_s", c_double),  # when it is to be asked to stop, by now_s; 0 for never
@@ -37,12 +38,12 @@ class ProgressBoard(ctypes.Structure):
         ctypes.memset(ctypes.byref(self), 0, ProgressBoard.flags.offset)
         self.child_start_s = child_start_s
 
-    def begin_page(self, page_pk: int, attempt_pk: int, n_rows: int) -> None:
+    def begin_page(self, page_pk: int, attempt_pk: int, token: str, n_rows: int) -> None:
         """Begin a claimed page: no row is in progress, whatever an earlier process had left."""
         self.n_rows = n_rows
         self.clear()
         self.start_s = 0.0
-        self.page_pk, self.attempt_pk = page_pk, attempt_pk
+        self.page_pk, self.attempt_pk, self.token = page_pk, attempt_pk, token.encode()
 
     def clear(self) -> None:
         """Mark all rows as ended."""

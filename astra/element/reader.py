@@ -30,7 +30,7 @@ from astra.database.dialect import peewee_errors
 from astra.database.threads import in_background
 from astra.element.suspects import CERTAIN, count_earlier, reset_deaths
 from astra.errors import AstraError, BrokenElement
-from astra.models.attempts import Attempt
+from astra.models.attempts import Attempt, is_same_attempt
 from astra.models.keys import FALSE, RowKey, all_rows, changed_keys, key_of, may_change, moment_of
 from astra.models.pipeline import OutputModel, link_of
 from astra.models.spectrum import pixel_columns
@@ -174,7 +174,7 @@ class Reader:
         self._update_attempt(group=self.group_of.get(keys[0]) if keys else None)
 
     def _update_attempt(self, **values: int | None) -> None:
-        query = Attempt.update(values).where(Attempt.pk == self.claim.attempt.pk)
+        query = Attempt.update(values).where(is_same_attempt(self.claim.attempt))
         try:
             in_background(lambda: retrying(query.execute, bound_s=0))()
         except (AstraError, PeeweeException) as error:

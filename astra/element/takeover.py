@@ -84,6 +84,7 @@ class Watcher:
         self.alive: set[int] = set()  # attempts of elements that Slurm last reported as alive
         self.given_up: set[int] = set()  # attempts whose pages wait for a resume
         self.may_cancel = may_have_waiting(submission)
+        self._is_own = Submission.token == submission.token  # a clause
         self.watches = False  # whether this is the pool's watcher
         self.is_throttled = False  # pages are free, but only for others
 
@@ -139,7 +140,7 @@ class Watcher:
             .where(is_unfinished & holds_page & ~Page.free)  # NULL: it was withdrawn
         )  # fmt: skip
         is_active = Plan.paused.is_null() & Plan.cancelled.is_null()
-        if Plan.select(Plan.pk).where((Plan.pk == self.plan.pk) & is_active).scalar() is None:
+        if Plan.select(Plan.pk).join(Submission).where(self._is_own & is_active).scalar() is None:
             return False, []
         free_page = Page.select(Page.pk).where(is_unfinished & Page.free).limit(1).scalar()
         is_free = free_page is not None
@@ -160,8 +161,7 @@ class Watcher:
         is_ours = (Submission.watcher == self.element) | Submission.watcher.is_null()
         with writing():
             watched = Submission.update(watcher=self.element, watched=SQL(dialect().now_sql)).where(
-                (Submission.pk == self.submission.pk)
-                & (is_ours | self._unwatched_for(_GONE_PAUSES))
+                self._is_own & (is_ours | self._unwatched_for(_GONE_PAUSES))
             )
             return bool(watched.execute())
 
@@ -172,16 +172,14 @@ class Watcher:
 
     def _is_watched(self) -> bool | None:
         """Return False if another element watches; None if it is overdue, and may be gone."""
-        overdue = (Submission.pk == self.submission.pk) & self._unwatched_for(_OVERDUE_PAUSES)
+        overdue = self._is_own & self._unwatched_for(_OVERDUE_PAUSES)
         return None if Submission.select(Submission.pk).where(overdue).scalar() else False
 
     def _resign(self) -> None:
         """Leave the watch to others: this element takes a page, or ends."""
         if self.watches:
             is_watcher = Submission.watcher == self.element
-            resign = Submission.update(watcher=None).where(
-                (Submission.pk == self.submission.pk) & is_watcher
-            )
+            resign = Submission.update(watcher=None).where(self._is_own & is_watcher)
             self.stop.retrying(resign.execute)
 
     def _observe(self, held: Iterable[Attempt]) -> None:

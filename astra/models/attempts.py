@@ -6,6 +6,7 @@ from secrets import token_hex
 from peewee import (
     BigAutoField,
     BigIntegerField,
+    Expression,
     FloatField,
     ForeignKeyField,
     IntegerField,
@@ -63,6 +64,11 @@ class Attempt(BaseModel):
 
     class Meta:
         indexes = ((("page", "number"), True),)
+
+
+def is_same_attempt(attempt: Attempt) -> Expression:
+    """Return a clause: the attempt itself, and not one that got its number after data were lost."""
+    return (Attempt.pk == attempt.pk) & (Attempt.token == attempt.token)
 
 
 #: How many rows an attempt has ended, in a query.

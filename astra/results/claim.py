@@ -9,7 +9,7 @@ import peewee
 from astra.database.connection import dialect
 from astra.database.statements import statement
 from astra.errors import DatabaseError, Superseded
-from astra.models.attempts import Attempt, Suspect
+from astra.models.attempts import Attempt, Suspect, is_same_attempt
 from astra.models.keys import RowKey
 from astra.models.plans import Page, Plan
 from astra.states import Outcome
@@ -78,7 +78,8 @@ class Progress:
 
 def hold_page(claim: Claim) -> None:
     """Check that the attempt still holds the page, and lock it until the transaction ends."""
-    rows = _locked(page=claim.page.pk, attempt=claim.attempt.pk)
+    attempt = claim.attempt
+    rows = _locked(page=claim.page.pk, attempt=attempt.pk, token=attempt.token)
     holder, cancelled, n_checkpoints = rows[0] if rows else (None, None, None)
     claim.cancelled = cancelled is not None
     if holder is None:
@@ -86,49 +87,56 @@ def hold_page(claim: Claim) -> None:
             f"page {claim.page.number} of plan {claim.page.plan_pk} was taken back: the plan was "
             "cancelled; nothing more is written"
         )
-    if holder != claim.attempt.pk:
+    if holder != attempt.pk:
         raise Superseded(
             f"page {claim.page.number} of plan {claim.page.plan_pk} was taken over by attempt "
-            f"{holder}; this one (attempt {claim.attempt.pk}) writes nothing more"
+            f"{holder}; this one (attempt {attempt.pk}) writes nothing more"
         )
     _check_checkpoints(claim, n_checkpoints)
 
 
 @statement
-def _locked(page: peewee.Value, attempt: peewee.Value) -> peewee.Query:
+def _locked(page: peewee.Value, attempt: peewee.Value, token: peewee.Value) -> peewee.Query:
     """Lock a page; select the attempt that holds it, whether its plan was cancelled, and the number
-    of an attempt's stored checkpoints."""
+    of an attempt's stored checkpoints, NULL if there is no such attempt."""
+    is_same = (Attempt.pk == attempt) & (Attempt.token == token)
     query = (
         Page.select(Page.attempt_pk, Plan.cancelled, Attempt.n_checkpoints)
         .join(Plan, on=Plan.pk == Page.plan)
-        .join(Attempt, peewee.JOIN.LEFT_OUTER, on=Attempt.pk == attempt)
+        .join(Attempt, peewee.JOIN.LEFT_OUTER, on=is_same)
         .where(Page.pk == page)
     )
     return query.for_update(of=Page) if dialect().name == "postgresql" else query
 
 
 def check_nothing_lost(claim: Claim) -> None:
-    """Check that the database still has every checkpoint that it acknowledged.
+    """Check that the database still has the attempt, and every checkpoint that it acknowledged.
 
-    A standby that became the primary, or a restored backup, may be in an earlier state. What this
-    process knows of the page does not hold there, and must not be written.
+    A standby that became the primary, or a restored backup, may be in an earlier state, where
+    another attempt may have got the number of this one. What this process knows of the page does
+    not hold there, and must not be written.
 
     Raises
     ------
     DatabaseError
-        If a checkpoint is missing.
+        If the attempt or a checkpoint is missing.
     """
-    query = Attempt.select(Attempt.n_checkpoints).where(Attempt.pk == claim.attempt.pk)
+    query = Attempt.select(Attempt.n_checkpoints).where(is_same_attempt(claim.attempt))
     _check_checkpoints(claim, query.scalar())
 
 
 def _check_checkpoints(claim: Claim, n_checkpoints: int | None) -> None:
-    missing = claim.attempt.n_checkpoints - (n_checkpoints or 0)
-    if missing > 0:
-        raise DatabaseError(
-            f"the database has lost {missing} checkpoints that it had acknowledged, as after a "
-            "failover or a restored backup; their rows are pending again"
-        )
+    if n_checkpoints is not None and n_checkpoints >= claim.attempt.n_checkpoints:
+        return
+    lost = (
+        f"attempt {claim.attempt.pk}"
+        if n_checkpoints is None
+        else f"{claim.attempt.n_checkpoints - n_checkpoints} checkpoints"
+    )
+    raise DatabaseError(
+        f"the database has lost {lost}, which it had acknowledged, as after a failover or a "
+        "restored backup; rows stored since are pending again"
+    )
 
 
 def claim_of(page: Page, attempt: Attempt) -> Claim:

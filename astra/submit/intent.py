@@ -22,7 +22,7 @@ from peewee import fn
 from astra.config.profiles import Profile
 from astra.config.secrets import hide, hide_secret
 from astra.database.connection import connection, dialect, retrying, writing
-from astra.errors import BusyError, SlurmUnknown, UsageError
+from astra.errors import BusyError, DatabaseError, SlurmUnknown, UsageError
 from astra.models.archive import check_archive
 from astra.models.locks import hold
 from astra.models.plans import Page, Plan, Submission
@@ -264,7 +264,8 @@ def _look_up(job: parse.JobId) -> list[parse.JobId]:
 def keep_one_job(submission: Submission, jobs: list[parse.JobId]) -> parse.JobId:
     """Return the first array of a name; cancel further ones, whose elements could do nothing."""
     with connection():
-        bound = Submission.get_by_id(submission.pk).job_id
+        is_same = Submission.token == submission.token
+        bound = Submission.select(Submission.job_id).where(is_same).scalar()
     kept = next((job for job in jobs if job.job_id == bound), min(jobs, key=lambda j: j.job_id))
     for job in jobs:
         if job != kept:
@@ -277,7 +278,13 @@ def bind_job(submission: Submission, job: parse.JobId) -> None:
     job_id = fn.COALESCE(Submission.job_id, job.job_id)
     home = {"cluster_name": job.cluster} if job.cluster else {}
     query = Submission.update(state="submitted", cluster=job.cluster, job_id=job_id, **home)
-    retrying(query.where(Submission.pk == submission.pk).execute, bound_s=30)
+    query = query.where(Submission.token == submission.token)
+    if not retrying(query.execute, bound_s=30):
+        raise DatabaseError(
+            f"the database has lost submission {submission.token} of plan {submission.plan_pk}, as "
+            f"after a failover or a restored backup; its job {job.job_id} does nothing: "
+            f"scancel {job.job_id}"
+        )
 
 
 def withdraw(submission: Submission, state: str, message: str | None = None) -> None:
@@ -286,12 +293,11 @@ def withdraw(submission: Submission, state: str, message: str | None = None) -> 
 
     def work() -> None:
         with writing():
-            Submission.update(state=state, message=message).where(
-                Submission.pk == submission.pk
-            ).execute()
-            Page.update(submission_pk=None, free=None).where(
-                Page.submission_pk == submission.pk
-            ).execute()
+            is_same = Submission.token == submission.token
+            if Submission.update(state=state, message=message).where(is_same).execute():
+                Page.update(submission_pk=None, free=None).where(
+                    Page.submission_pk == submission.pk
+                ).execute()
 
     retrying(work, bound_s=30)
 

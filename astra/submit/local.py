@@ -111,7 +111,7 @@ def _failed_elements(statuses: dict[int, int], log_path: str) -> str:
 
 def end_submission(submission: Submission) -> None:
     """Note that no further process will be started for a local submission."""
-    query = Submission.update(state="ended").where(Submission.pk == submission.pk)
+    query = Submission.update(state="ended").where(Submission.token == submission.token)
     try:
         retrying(query.execute, bound_s=30)
     except DatabaseError as error:

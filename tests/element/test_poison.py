@@ -139,7 +139,7 @@ def test_a_death_counts_once_although_its_record_was_not_acknowledged(url, alive
     claim = claim_page(plan, 1, pool_of(plan), 1, this_process("local", Path()))
     assert claim is not None
     board = ProgressBoard()
-    board.begin_page(claim.page.pk, claim.attempt.pk, claim.page.n_rows)
+    board.begin_page(claim.page.pk, claim.attempt.pk, claim.attempt.token, claim.page.n_rows)
     board.flags[0] = 1
     for _ in range(2):  # what is committed, and repeated as the answer was lost
         assert note_death(board, Death("KilledProcess", "was killed"), 1.0, alive)
@@ -151,7 +151,7 @@ def test_a_page_that_was_done_before_its_process_crashed_is_not_broken(url):
     run_here(plan.pk)
     with connection():
         attempt = Attempt.get()
-    board.begin_page(attempt.page_pk, attempt.pk, 4)
+    board.begin_page(attempt.page_pk, attempt.pk, attempt.token, 4)
     give_up(board, Death("KilledProcess", "killed its process"))
     with connection():
         assert Attempt.get().state == "done"
@@ -164,7 +164,7 @@ def test_a_crash_that_cannot_be_recorded_does_not_end_the_element_by_a_bug(
     (tmp_path / "astra.toml").write_text("[database]\nretry_for_s = 0\n")
     settings.reset()
     board, death = ProgressBoard(), Death("KilledProcess", "killed its process")
-    board.begin_page(1, 1, 4)
+    board.begin_page(1, 1, "", 4)
     board.flags[0] = 1
 
     def is_away() -> None:
@@ -183,7 +183,7 @@ def test_a_process_begins_with_no_row_in_progress():
     for _ in range(2):
         board.reset(0.0)
         if (pid := os.fork()) == 0:
-            board.begin_page(1, 1, 2)
+            board.begin_page(1, 1, "", 2)
             board.flags[1] = 1
             os._exit(0)
         os.waitpid(pid, 0)

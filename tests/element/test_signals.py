@@ -224,7 +224,7 @@ def work(board):
     if not os.path.exists(sys.argv[1]):
         open(sys.argv[1], "w").close()
         signal.signal(signal.SIGTERM, lambda *_: None)
-        board.begin_page(0, 0, 1)
+        board.begin_page(0, 0, "", 1)
         board.flags[0], board.since = 1, time.perf_counter()
         signal.pause()  # until the row timeout
     return 75
@@ -303,7 +303,7 @@ def work(board):
     if n_before == int(sys.argv[2]):
         return 0
     signal.signal(signal.SIGTERM, lambda *_: None)
-    board.begin_page(0, 0, 1)
+    board.begin_page(0, 0, "", 1)
     board.flags[0], board.since = 1, time.perf_counter()
     signal.pause()  # until the row timeout; then the row ends
     board.flags[0], board.since = 0, time.perf_counter()
@@ -337,7 +337,7 @@ def writing():
 def work(board):
     with open(sys.argv[1], "a") as begun:
         begun.write("x")
-    board.begin_page(1, 1, 1)
+    board.begin_page(1, 1, "", 1)
     board.flags[0] = 1
     signal.signal(signal.SIGSEGV, signal.SIG_DFL)
     os.kill(os.getpid(), signal.SIGSEGV)

@@ -1,6 +1,7 @@
 """PostgreSQL fails over: a standby becomes the primary, with all that was committed or with less."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -15,6 +16,7 @@ from astra.models.attempts import Attempt
 from astra.plan.plan import create_plan
 from astra.status.verify import verify
 from tests.conftest import ROOT, prepare_template
+from tests.pools import parent_of, running
 from tests.sample_tasks import Measured, fill, measure
 from tests.servers import Postgres, Standby, wait_for
 
@@ -96,3 +98,33 @@ def test_a_standby_that_lacks_the_last_commits(pair, tmp_path):
     found = verify(1)
     assert found.sound and found.whole and found.rows["result"] == 80
     assert len(times_computed(tmp_path / "computed")) == 80
+
+
+def test_a_standby_that_lacks_a_running_element(pair, tmp_path):
+    """There, another element's attempt has the number of the one that is lost."""
+    primary, standby = pair
+    fill(80)
+    computed, fast = tmp_path / "computed", tmp_path / "fast"
+    arguments = {"row_s": 0.2, "computed": str(computed), "slow_until": str(fast)}
+    create_plan(measure, BossVisitSpectrum, limit=80, arguments=arguments)
+    plans = "SELECT count(*) FROM plan"
+    wait_for(lambda: standby.sql(plans, "night") == [(1,)], "the plan on the standby", 60)
+    standby.leave_behind()
+    lost = subprocess.Popen(_RESUME, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    (attempt,) = running(1, checkpoints=3)
+    stopped = [attempt.pid, parent_of(attempt.pid)]
+    for pid in stopped:
+        os.kill(pid, signal.SIGSTOP)
+    reset()
+    primary.kill()
+    standby.promote()
+    other = subprocess.Popen(_RESUME, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    (its,) = running(1, checkpoints=6)
+    assert its.pk == attempt.pk and its.pid != attempt.pid
+    for pid in stopped:
+        os.kill(pid, signal.SIGCONT)
+    assert lost.wait(120) == 3
+    fast.touch()
+    assert other.wait(120) == 0
+    found = verify(1)
+    assert found.sound and found.whole and found.rows["result"] == 80
