@@ -16,7 +16,6 @@ import peewee
 from peewee import JOIN, SQL, ColumnBase, CompositeKey, Field, Model, ModelSelect
 
 from astra.database.connection import database, dialect
-from astra.database.values import FORMED
 from astra.errors import TaskError, nearest
 from astra.models.base import BaseModel, M, TimeField
 
@@ -300,7 +299,6 @@ def check_keys(model: type[Model]) -> None:
     if dialect().name == "sqlite":
         _check_types(model, key.fields, _UNFIT_IN_SQLITE)
         _check_stored_types(model, key)
-        _check_forms(model, key)
 
 
 def _check_stored_types(model: type[Model], key: Key) -> None:
@@ -322,30 +320,6 @@ def _check_stored_types(model: type[Model], key: Key) -> None:
                 f"{examples[min(unfit)]!r}: convert them, or declare another unique column as the "
                 "primary key of the model"
             )
-
-
-def _check_forms(model: type[Model], key: Key) -> None:
-    """Refuse keys that their fields store in another form, so that no result would be found again.
-
-    SQLite takes any form. As a table mostly has one only, its first rows are enough.
-    """
-    fields = [getattr(field, "rel_field", field) for field in key.fields]
-    if not any(field.field_type in FORMED for field in fields):
-        return
-    for row in database.execute(model.select(*key.fields).limit(1000)).fetchall():
-        for field, value in zip(fields, row, strict=True):
-            if field.field_type not in FORMED or value is None:
-                continue
-            try:
-                stored = str(field.db_value(field.python_value(value)))
-            except ValueError:
-                stored = "no value at all"
-            if stored != str(value):
-                raise TaskError(
-                    f"{model.__name__}.{field.name} holds {value!r}, which a "
-                    f"{type(field).__name__} stores as {stored}, so that its result would not be "
-                    "found again: declare it as a TextField, and make the table of results again"
-                )
 
 
 def may_change(key: Key, stored: Key) -> bool:

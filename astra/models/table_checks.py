@@ -130,17 +130,21 @@ def _check_first_keys(output: type[OutputModel], model: type[Model]) -> None:
             text: [f.python_value(v) for f, v in zip(key.fields, values, strict=True)]
             for text, *values in database.execute(query).fetchall()
         }
-    except ValueError:  # its field does not read such a key
-        return
-    if rows and len(changed_keys(key, stored, rows)) == len(rows):
+    except ValueError as error:
+        defect = f"its field does not read: {error}"
+    else:
+        if not rows or len(changed_keys(key, stored, rows)) < len(rows):
+            return
         text, values = next(iter(rows.items()))
-        names = ", ".join(field.name for field in key.fields)
-        raise TaskError(
-            f"the key of {model.__name__} ({names}) is of a type that results of "
-            f"{output.__name__} would not hold unchanged: {text} is read as "
-            f"{', '.join(map(repr, values))}; declare another unique column as the primary key "
-            "of the model"
+        defect = (
+            f"results of {output.__name__} would not hold unchanged: {text} is read as "
+            f"{', '.join(map(repr, values))}"
         )
+    names = ", ".join(field.name for field in key.fields)
+    raise TaskError(
+        f"the key of {model.__name__} ({names}) is of a type that {defect}; declare it as a "
+        "TextField, or another unique column as the primary key of the model"
+    )
 
 
 #: The field that declares a type, where the usual fields of peewee have several for it.

@@ -14,7 +14,7 @@ from astra.errors import TaskError
 from astra.models import OutputModel, result_of
 from astra.models.failures import Failure
 from astra.models.given_keys import find_keys
-from astra.models.keys import bound_to_database, check_keys
+from astra.models.keys import bound_to_database
 from astra.plan.plan import create_plan
 from astra.status.failures import failures
 from astra.status.status import status
@@ -379,17 +379,40 @@ class Identified(peewee.Model):
         table_name = "others_identified"
 
 
-@pytest.mark.parametrize("model", [Identified, Hour])
-def test_a_key_in_a_form_that_its_field_does_not_store_is_refused(sqlite_url, model):
-    table, column = model._meta.table_name, model._meta.primary_key.column_name
-    good, bad = {
-        Identified: ("cf9d2c9e7c3b4a6e9f0c111111111111", "cf9d2c9e-7c3b-4a6e-9f0c-111111111111"),
-        Hour: ("2024-01-01 05:00:00", "2024-01-01T05:00:00"),
-    }[model]
+class OfIdentified(OutputModel):
+    identified = result_of(Identified)
+
+
+@task
+def of_identified(rows: Iterable[Identified]) -> Iterable[OfIdentified]:
+    for row in rows:
+        yield OfIdentified.from_row(row)
+
+
+@pytest.mark.parametrize(
+    "keyed_task, good, bad",
+    [
+        (of_identified, "cf9d2c9e7c3b4a6e9f0c111111111111", "cf9d2c9e-7c3b-4a6e-9f0c-111111111111"),
+        (of_hours, "2024-01-01 05:00:00", "2024-01-01T05:00:00"),
+    ],
+)
+def test_a_key_in_a_form_that_its_field_does_not_store_fails_alone(
+    sqlite_url, keyed_task, good, bad
+):
+    models = {of_identified: (Identified, OfIdentified), of_hours: (Hour, OfHour)}
+    model, output = models[keyed_task]
+    make_keys(model, output, f"{model._meta.primary_key.column_name} text NOT NULL", [good, bad])
+    (planned,) = create_plan(keyed_task)
+    run_here(planned.plan)
+    assert status(planned.plan).rows == {"done": 1, "failed": 1} and verify(planned.plan).sound
+    assert {failure.exception for failure in failures(planned.plan)} == {"KeyChanged"}
     with connection():
-        dialect().run(f"CREATE TABLE {table} ({column} text PRIMARY KEY NOT NULL)")
-        dialect().run(f"INSERT INTO {table} VALUES (?)", (good,))
-        check_keys(model)
-        dialect().run(f"INSERT INTO {table} VALUES (?)", (bad,))
-        with pytest.raises(TaskError, match=f"holds '{bad}', which a .* declare it as a TextField"):
-            check_keys(model)
+        model.delete().where(model._meta.primary_key == good).execute()
+        with pytest.raises(TaskError, match=f"not hold unchanged: {bad} .* as a TextField"):
+            create_plan(keyed_task, again=True)
+
+
+def test_a_key_that_its_field_does_not_read_is_refused(sqlite_url):
+    make_keys(Identified, OfIdentified, "uid text NOT NULL", ["abc"])
+    with pytest.raises(TaskError, match=r"its field does not read: .* as a TextField"):
+        create_plan(of_identified)
