@@ -204,7 +204,7 @@ class Pages(Sequence[PageStatus]):
 
     def _element(self, row: StoredPage) -> int:
         """Return the element that claimed a page, or that it was submitted for."""
-        if row.free is not None and (attempt := self._attempt(row)):
+        if attempt := self._attempt(row):
             return int(attempt.element)
         return self.stored.submissions[row.submission_pk].element_of(row.number)
 

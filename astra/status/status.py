@@ -199,7 +199,8 @@ def _controls(plan: Plan) -> list[str]:
             f"elements take no further page: astra continue {plan.pk}"
         )
     if plan.throttle is not None:
-        notes.append(f"at most {plan.throttle} elements take further pages: astra throttle")
+        many = "1 element takes" if plan.throttle == 1 else f"{plan.throttle} elements take"
+        notes.append(f"at most {many} further pages: astra throttle {plan.pk} --off ends this")
     return notes
 
 
@@ -328,6 +329,9 @@ def _advice(plan: Plan, pages: Pages, rows: Mapping[str, int], steps: list[NextS
 
 
 def _advice_on_silent(plan: Plan, page: PageStatus, suffix: str) -> str:
+    """Return what to do about a page whose element runs without a heartbeat."""
+    if page.reason:
+        return f"scontrol resume {page.job}   continues its element, which is {page.reason}"
     return (
         f"astra cancel {plan.pk} --page {page.page}   ends its element if that hangs: it runs, and "
         f"its heartbeat is overdue; then astra resume {plan.pk}{suffix}"

@@ -116,6 +116,22 @@ def test_how_an_element_that_hangs_is_ended_is_said(url, monkeypatch):
         Attempt.update(seen=long_ago).where(Attempt.element == 2).execute()
     (advice,) = status(plan.pk).advice
     assert advice.startswith(f"astra cancel {plan.pk} --page 2   ")
+    runs["j", 2] = Execution(SlurmState.RUNNING, reason="SUSPENDED")
+    (advice,) = status(plan.pk).advice
+    assert advice.startswith("scontrol resume 7_2   ")
+
+
+def test_a_page_is_of_the_element_that_took_it_also_when_it_is_not_given_back(url, monkeypatch):
+    """The element of its number runs another page, and that which took the page was killed."""
+    plan = plan_of(30, 10)
+    array_of(plan, [1, 2, 3], {3: 1, 2: 3})
+    with connection():
+        Page.update(free=None).where(Page.number == 3).execute()  # as astra cancel --page does
+    ends = {("j", 1): SlurmState.CANCELLED, ("j", 3): SlurmState.RUNNING}
+    answer = Answer(executions={key: Execution(state) for key, state in ends.items()})
+    monkeypatch.setattr("astra.status.status.query_slurm", lambda *_: (answer, []))
+    page = status(plan.pk).elements[2]
+    assert (page.state, page.job, page.slurm_state) == (PageState.LOST, "7_1", "CANCELLED")
 
 
 def test_a_command_that_submits_no_page_ends_with_another_status(pg_url, monkeypatch):
