@@ -122,6 +122,11 @@ class Keys(Writing):
         second = self.changed_keys(fields, stored, keys[half:], values[half:])
         return first + [half + place for place in second]
 
+    def collation(self, field: Any) -> str | None:
+        """Return the collation of a column, if texts that differ may be equal by it."""
+        names = self.table(field.model), field.column_name
+        return next(iter(self.fetch_column(queries.COLLATION, names)), None)
+
     def differing_types(self, one: Any, other: Any) -> tuple[str, str] | None:
         """Return the types of two columns if a value of one, stored in the other, may differ.
 

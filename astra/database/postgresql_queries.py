@@ -97,6 +97,13 @@ COLUMN_TYPES = """
     FROM typed JOIN pg_type ON pg_type.oid = type
     JOIN pg_namespace ON pg_namespace.oid = typnamespace WHERE typtype <> 'd'"""
 
+#: The collation of a column by which texts that differ may be equal.
+COLLATION = """
+    SELECT format('%%I.%%I', nspname, collname) FROM pg_attribute
+    JOIN pg_collation ON pg_collation.oid = attcollation
+    JOIN pg_namespace ON pg_namespace.oid = collnamespace
+    WHERE NOT collisdeterministic AND attrelid = to_regclass(%s) AND attname = %s"""
+
 #: Fails where the server has no operator that compares two types.
 COMPARE_TYPES = "SELECT CAST(NULL AS {first}) = CAST(NULL AS {second})"
 

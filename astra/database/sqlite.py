@@ -288,6 +288,14 @@ class SQLite(Writing):
         pairs = enumerate(zip(parts, values, strict=True))
         return [n for n, (part, row) in pairs if any(str(part[i]) != str(row[i]) for i in formed)]
 
+    def collation(self, field: Any) -> str | None:
+        """Return the collation of a column, if texts that differ may be equal by it."""
+        if field.column_name not in self.columns(field.model):
+            return None
+        parts = {"column": self.quote(field.column_name), "table": self.table(field.model)}
+        equal = self.fetch_column(queries.EQUAL_BY_COLLATION, **parts)
+        return {"A": "NOCASE", "b ": "RTRIM"}[equal[0]] if equal else None
+
     def differing_types(self, one: Any, other: Any) -> tuple[str, str] | None:
         """Return None: SQLite compares values of any types."""
         return None

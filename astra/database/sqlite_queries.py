@@ -78,6 +78,11 @@ IS_STORED = "SELECT 1 FROM sqlite_master WHERE sql = ?"
 
 # -- keys and pages -------------------------------------------------------------------------
 
+#: A text that equals another one by the collation of a column, which the first SELECT decides.
+EQUAL_BY_COLLATION = """
+    SELECT x FROM (SELECT {column} AS x FROM {table} WHERE 0 UNION ALL VALUES ('A'), ('b '))
+    WHERE x = 'a' OR x = 'b'"""
+
 #: The items of a list in JSON.
 LIST = "(SELECT value FROM json_each(?))"
 

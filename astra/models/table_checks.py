@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import cast
 
 import peewee
-from peewee import Model
+from peewee import Field, Model
 
 from astra.config.secrets import hide_password
 from astra.database.connection import connection, database, dialect, url
@@ -90,6 +90,8 @@ def check_key_types(output: type[OutputModel], *models: type[Model]) -> None:
         link = link_of(output, model)
         for name, pointer in zip(link.row, link.result, strict=True):
             fields = model._meta.fields[name], output._meta.fields[pointer]
+            if not link.is_whole:
+                _check_collations(output, *fields)
             if (kinds := dialect().differing_types(*fields)) is None:
                 continue
             kind, stored = kinds
@@ -114,6 +116,18 @@ def check_key_types(output: type[OutputModel], *models: type[Model]) -> None:
                 f"{command_for(output)}"
             )
         _check_first_keys(output, model)
+
+
+def _check_collations(output: type[OutputModel], key: Field, pointer: Field) -> None:
+    """Refuse results whose keys may be equal where those of their rows differ, or the reverse."""
+    first, second = dialect().collation(key), dialect().collation(pointer)
+    if first != second:
+        raise TaskError(
+            f"{key.model.__name__}.{key.name} is compared by {first or 'its characters'}, and "
+            f"{output.__name__}.{pointer.name} by {second or 'its characters'}, so that a row "
+            "could have two results, or share one: drop the table "
+            f"{output._meta.table_name} of the results, and make it again: {command_for(output)}"
+        )
 
 
 def _check_first_keys(output: type[OutputModel], model: type[Model]) -> None:
