@@ -59,19 +59,25 @@ def _arguments(value: object) -> dict[str, object]:
     return dict(value)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Planned:
+    """The keys of each task of a night, and of a night for all tasks that do not set them."""
+
+    profile: str | None = entry(None, text)
+    limit: int | None = entry(None, whole(1, MAX_PAGE_ROWS))  # rows per page
+    max_rows: int | None = entry(None, whole(1))  # of each task
+    where: str | None = entry(None, text)  # only these rows: a condition on their columns
+    redo: str | None = entry(None, _redo)  # rows that have ended are processed again
+    throttle: int | None = entry(None, whole(1))  # elements at once: of a task out of the night's
+
+
 @dataclass(frozen=True)
-class NightTask:
-    """One task of a night. A key that is not set here has the value of the night."""
+class NightTask(_Planned):
+    """One task of a night."""
 
     task: str = field(metadata={"check": text})
     input_model: str | None = entry(None, text)
     after: tuple[str, ...] = entry((), texts)  # tasks whose results it reads: it waits for them
-    profile: str | None = entry(None, text)
-    limit: int | None = entry(None, whole(1, MAX_PAGE_ROWS))  # rows per page
-    max_rows: int | None = entry(None, whole(1))
-    where: str | None = entry(None, text)  # only these rows: a condition on their columns
-    redo: str | None = entry(None, _redo)  # rows that have ended are processed again
-    throttle: int | None = entry(None, whole(1))  # elements at once, out of the night's
     set: Mapping[str, object] = field(default_factory=dict, metadata={"check": _arguments})
 
     @property
@@ -99,18 +105,12 @@ class Notify:
 
 
 @dataclass(frozen=True)
-class NightSettings:
+class NightSettings(_Planned):
     """The configuration of a night."""
 
     name: str
     tasks: tuple[NightTask, ...]
-    profile: str | None = entry(None, text)
-    limit: int | None = entry(None, whole(1, MAX_PAGE_ROWS))
-    max_rows: int | None = entry(None, whole(1))  # of each task
-    where: str | None = entry(None, text)
-    redo: str | None = entry(None, _redo)
     priority: str = entry("new", one_of("new", "recent"))  # "new": rows without a result first
-    throttle: int | None = entry(None, whole(1))  # elements at once, in all arrays together
     connections: int | None = entry(None, whole(2))  # to the database, for all elements together
     headroom: int = entry(20, whole(0))  # connections that are left to others by default
     start_until: str | None = entry(None, _CLOCK)  # no element begins after this time of day

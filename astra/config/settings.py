@@ -251,11 +251,11 @@ def load(path: str | Path | None = None) -> Config:
             url = _absolute_sqlite(str(setting), base)
             # sqlite_path() undoes the quoting
             values[key] = url or f"sqlite:///{quote(str(folder / 'astra.db'))}"
-    sections: dict[str, dict[str, object]] = {name: {} for name in _SECTIONS}
-    for key, setting in values.items():
-        sections[key.split(".")[0]][_KEYS[key].name] = setting
     know_url(str(values["database.url"]))
-    parts = {name: replace(part, **sections[name]) for name, part in _SECTIONS.items()}
+    parts = dict(_SECTIONS)
+    for key, setting in values.items():
+        section, _, name = key.partition(".")
+        parts[section] = replace(parts[section], **{name: setting})
     return Config(
         profiles=profiles, rules=rules, nights=nights, path=file, sources=sources, **parts
     )
@@ -295,9 +295,16 @@ def _read(file: Path) -> tuple[dict[str, object], Tables, Tables, dict[str, "Nig
     """Read and check values, profiles, policy and nights of a file; paths stay as written."""
     values: dict[str, object] = {}
     tables = _parsed(file)
-    nights = _nights(tables.pop("nights", {}), file)
-    profiles = tables.pop("profiles", {})
-    rules = _rules(tables, file)
+    nights, profiles = tables.pop("nights", {}), tables.pop("profiles", {})
+    rules: dict[str, object] = {}
+    if isinstance(policy := tables.get("policy"), dict):  # [policy.STATE] stands below [policy]
+        rules = {k: value for k, value in policy.items() if isinstance(value, dict) or k.isupper()}
+        tables["policy"] = {key: value for key, value in policy.items() if key not in rules}
+    try:
+        checked_rules = retry_rules.checked(rules)
+        checked_nights = _checked_nights(nights) if nights != {} else {}
+    except ValueError as error:
+        raise ConfigError(f"{file}: {hide(str(error))}") from None
     for section, table in tables.items():
         if section not in _SECTIONS:
             elsewhere = [key for key in _KEYS if key.split(".")[1] == section]
@@ -313,32 +320,13 @@ def _read(file: Path) -> tuple[dict[str, object], Tables, Tables, dict[str, "Nig
         raise ConfigError(
             f"{file}: a profile is a section: write [profiles.NAME], then its options"
         )
-    return values, profiles, rules, nights
+    return values, profiles, {**checked_rules}, checked_nights
 
 
-def _nights(tables: object, file: Path) -> dict[str, "NightSettings"]:
-    """Check the sections ``[nights.NAME]``."""
-    if tables == {}:
-        return {}
-    from astra.config import nights  # here, as most files have none
+def _checked_nights(tables: object) -> dict[str, "NightSettings"]:
+    from astra.config.nights import checked  # here, as most files have none
 
-    try:
-        return nights.checked(tables)
-    except ValueError as error:
-        raise ConfigError(f"{file}: {hide(str(error))}") from None
-
-
-def _rules(tables: dict[str, object], file: Path) -> Tables:
-    """Check the sections ``[policy.STATE]``, and remove them from ``[policy]``."""
-    table = tables.get("policy")
-    if not isinstance(table, dict):
-        return {}
-    rules = {k: value for k, value in table.items() if isinstance(value, dict) or k.isupper()}
-    tables["policy"] = {key: value for key, value in table.items() if key not in rules}
-    try:
-        return {**retry_rules.checked(rules)}
-    except ValueError as error:
-        raise ConfigError(f"{file}: {error}") from None
+    return checked(tables)
 
 
 def _parsed(file: Path) -> dict[str, object]:
