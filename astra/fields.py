@@ -8,7 +8,7 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 import peewee
-from peewee import (
+from peewee import (  # noqa: F401 - modules of the published package import them from here
     AutoField,
     BigAutoField,
     BigIntegerField,
@@ -36,30 +36,6 @@ from astra.errors import MissingExtra, UsageError
 
 if TYPE_CHECKING:
     import numpy as np
-
-__all__ = [
-    "ArrayField",
-    "AutoField",
-    "BigAutoField",
-    "BigIntegerField",
-    "BitField",
-    "BlobField",
-    "BooleanField",
-    "CharField",
-    "DateField",
-    "DateTimeField",
-    "DecimalField",
-    "DoubleField",
-    "FloatField",
-    "ForeignKeyField",
-    "IntegerField",
-    "PixelArray",
-    "SmallIntegerField",
-    "TextField",
-    "TimeField",
-    "TimestampField",
-    "UUIDField",
-]
 
 
 class BitField(peewee.BitField):
@@ -148,3 +124,7 @@ def _read(field: PixelArray, path: str) -> object:
         ) from error
     array = array.astype(array.dtype.newbyteorder("="))
     return array if field.transform is None else field.transform(array)
+
+
+#: What ``from astra.fields import *`` takes.
+__all__ = [name for name in dir() if name.endswith(("Field", "PixelArray"))]
