@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from types import MappingProxyType
 
+from astra.config.units import time_limit_s
 from astra.errors import SlurmUnknown
 from astra.states import SlurmState
 
@@ -206,7 +207,7 @@ def _state(word: str, reason: str | None) -> tuple[SlurmState | None, str | None
 
 #: The columns to request for :func:`parse_usage`.
 USAGE = (
-    "JobID State ElapsedRaw TimelimitRaw AllocCPUS NNodes NTasks ReqMem TotalCPU MaxRSS JobName"
+    "JobID State ElapsedRaw TimelimitRaw AllocCPUS NTasks ReqMem TotalCPU MaxRSS JobName"
 ).split()
 
 
@@ -218,7 +219,7 @@ def parse_usage(text: str, names: Names = MappingProxyType({})) -> list[Usage]:
     usages: dict[tuple[int, int | None], Usage] = {}
     is_strangers = False  # the last job, whose steps follow it, is not one of ours
     for line in _lines(text, len(USAGE)):
-        job, state, elapsed, limit, cpus, nodes, tasks, requested, cpu, rss, name = line
+        job, state, elapsed, limit, cpus, tasks, requested, cpu, rss, name = line
         key = expand(job.split(".")[0])[0]
         if "." not in job:
             is_strangers = not _keys(job, name, names)
@@ -233,33 +234,23 @@ def parse_usage(text: str, names: Names = MappingProxyType({})) -> list[Usage]:
         word, _ = _state(state, None)
         if "[" in job or word in (None, SlurmState.PENDING) or not int(elapsed or 0):
             continue
-        n_cpus = int(cpus or 0)
         usages[key] = Usage(
             *key,
             state=word,
             elapsed_s=int(elapsed),
             time_limit_s=int(limit) * 60 if limit.isdigit() else None,
-            cpus=n_cpus,
+            cpus=int(cpus or 0),
             cpu_s=None if word.alive else _cpu_seconds(cpu),
-            mem_requested_mb=_requested_mb(requested, int(nodes or 1), n_cpus),
+            mem_requested_mb=_megabytes(requested),
             mem_used_mb=None,
         )
     return list(usages.values())
 
 
-def _requested_mb(text: str, nodes: int, cpus: int) -> float | None:
-    """Parse sacct's ReqMem: ``4G``; before 21.08, ``4Gn`` for a node or ``4Gc`` for a CPU."""
-    requested = _megabytes(text.rstrip("nc"))
-    return requested and requested * {"n": nodes, "c": cpus}.get(text[-1:], 1)
-
-
 def _cpu_seconds(text: str) -> float | None:
     """Parse sacct's ``1-02:03:04``, ``02:03:04`` or ``03:04.567`` to seconds."""
-    match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+(?:\.\d+)?)", text)
-    if match is None:
-        return None
-    days, hours, minutes = (int(part or 0) for part in match.groups()[:3])
-    return ((days * 24 + hours) * 60 + minutes) * 60 + float(match[4])
+    whole, _, fraction = text.partition(".")
+    return (time_limit_s(whole) or 0) + float(f"0.{fraction or 0}") if text[:1].isdigit() else None
 
 
 def expand(job: str) -> list[tuple[int, int | None]]:

@@ -137,13 +137,13 @@ def test_durations_are_written_in_words():
 
 def test_usage_is_read_from_sacct():
     text = """\
-17_1|COMPLETED|100|10|2|1||4G|01:40.500||
-17_1.batch|COMPLETED|100||2|1|1||01:40.500|2097152K|
-17_1.extern|COMPLETED|100||2|1|2||00:00:00|512K|
-17_2|RUNNING|50|10|2|1||4000Mc|00:00:00||
-17_2.batch|RUNNING|50||2|1|1||00:00:00|1G|
-17_3|TIMEOUT|3600|UNLIMITED|1|1||4Gn|1-00:00:01||
-17_[4-9]|PENDING|0|10|2|1||4G|00:00:00||
+17_1|COMPLETED|100|10|2||4G|01:40.500||
+17_1.batch|COMPLETED|100||2|1||01:40.500|2097152K|
+17_1.extern|COMPLETED|100||2|2||00:00:00|512K|
+17_2|RUNNING|50|10|2||8000M|00:00:00||
+17_2.batch|RUNNING|50||2|1||00:00:00|1G|
+17_3|TIMEOUT|3600|UNLIMITED|1||4G|1-00:00:01||
+17_[4-9]|PENDING|0|10|2||4G|00:00:00||
 """.replace("|\n", "|name\n")
     one, two, three = parse_usage(text)
     assert one == Usage(17, 1, SlurmState.COMPLETED, 100, 600, 2, 100.5, 4096, 2048)
