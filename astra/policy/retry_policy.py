@@ -9,7 +9,7 @@ Nothing here queries Slurm or the database.
 """
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -211,25 +211,24 @@ def bad_nodes(
     min_failed : how many pages must have failed on a node for it to be bad; 0: no node is bad.
     never_claimed : pages that no element has claimed yet: neither a row nor the task failed them.
     """
-    bad: dict[str, set[int]] = {}
-    seen: dict[str, set[int]] = {}
-    nodes_of: dict[int, set[str]] = defaultdict(set)
+    failed: defaultdict[str, set[int]] = defaultdict(set)
+    seen: defaultdict[str, set[int]] = defaultdict(set)
     for page, end, node in ends:
-        if node is None or (end is not None and end.state not in _CAUSED_BY_NODES):
-            continue
-        seen.setdefault(node, set()).add(page)
-        bad.setdefault(node, set())
-        if end is not None:
-            bad[node].add(page)
-            nodes_of[page].add(node)
-    own_fault = {page for page, nodes in nodes_of.items() if len(nodes) > 1}
+        if node is not None and (end is None or end.state in _CAUSED_BY_NODES):
+            seen[node].add(page)
+            if end is not None:
+                failed[node].add(page)
+    n_nodes = Counter(page for pages in failed.values() for page in pages)
+    own_fault = {page for page, n in n_nodes.items() if n > 1}
     reasons = {}
-    for node, pages in bad.items():
+    for node, pages in failed.items():
         guilty = len(pages - own_fault)
         others = [other for other in seen if other != node]
         n_others = sum(len(seen[other] - own_fault) for other in others)
         share = guilty / max(len(seen[node] - own_fault), 1)
-        elsewhere = sum(len(bad[other] - own_fault) for other in others) / max(n_others, 1)
+        elsewhere = sum(len(failed.get(other, set()) - own_fault) for other in others) / max(
+            n_others, 1
+        )
         if not min_failed or guilty < min_failed or share < 0.5:
             continue
         if n_others and elsewhere < share / 2:
