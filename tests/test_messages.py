@@ -88,6 +88,7 @@ def test_wrong_modules_and_tasks_are_named(sqlite_url, tmp_path, words, said):
         ("postgresql://h:abc/base", "malformed"),
         ("postgresql://h:5432,other:65536/base", "malformed"),
         ("postgresql:/base", "malformed"),
+        ("postgresql://h/base?schema=other", "malformed"),
         ("mysql://x", "begins with 'mysql'"),
         ("stars.db", "or sqlite:///stars.db"),
         ("sqlite:///no.db", "file is not a database"),

@@ -154,7 +154,7 @@ def _open(url: str, connect_timeout_s: int) -> Any:
 
         secrets.check_quoting(url)
         try:
-            return PostgreSQL(_libpq_url(url), connect_timeout_s).database
+            return PostgreSQL(url, connect_timeout_s).database
         except ValueError:
             # libpq's own message would repeat parts of the URL.
             raise ConfigError(
@@ -172,14 +172,6 @@ def _open(url: str, connect_timeout_s: int) -> Any:
         f"the database URL {shown!r} begins with {scheme!r}; write "
         f"postgresql://user@host:port/database or sqlite:///{file}"
     )
-
-
-def _libpq_url(url: str) -> str:
-    """Return the URL without the option ``schema``, which is astra's and not libpq's."""
-    head, _, query = url.partition("?")
-    # The options stay as written: parse_qsl would read a "+" as a blank, and libpq does not.
-    options = [option for option in query.split("&") if option and not option.startswith("schema=")]
-    return "?".join(filter(None, [f"postgresql:{head.partition(':')[2]}", "&".join(options)]))
 
 
 def schema() -> str | None:
@@ -206,11 +198,9 @@ def connection() -> Iterator[None]:
     try:
         if is_new:
             bound.connect()
-    except peewee.OperationalError as error:
-        raise _Unreachable(error) from error
     except peewee.DatabaseError as error:
         drop_connection()
-        if dialect().is_transient(error):
+        if isinstance(error, peewee.OperationalError) or dialect().is_transient(error):
             raise _Unreachable(error) from error
         raise DatabaseError(
             f"{secrets.hide(url())} cannot be used: {dialect().message(error)}; name another in "
