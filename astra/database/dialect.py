@@ -3,11 +3,13 @@
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, reduce
+from operator import and_
 from types import ModuleType
 from typing import Any
 
 import peewee
+from peewee import SQL
 
 from astra.database import queries
 from astra.errors import DatabaseError, TaskError
@@ -125,13 +127,21 @@ class Common:
         parts = [meta.schema, meta.table_name] if meta.schema else [meta.table_name]
         return ".".join(map(self.quote, parts))
 
-    def set_at(self, model: Any, pk: int, moment: peewee.Field, values: dict[str, Any]) -> None:
-        """Set columns of one row, and a moment to now."""
-        mark, key = self.database.param, self.quote(model._meta.primary_key.column_name)
-        sets = [f"{self.quote(name)} = {mark}" for name in values]
-        columns = ", ".join([*sets, f"{self.quote(moment.column_name)} = {self.now_sql}"])
-        parts = {"table": self.table(model), "columns": columns, "key": key, "mark": mark}
-        self.run(queries.UPDATE_ROW, (*values.values(), pk), **parts)
+    def literal(self, value: Any) -> str:
+        """Write a value as a statement without parameters has it."""
+        raise NotImplementedError
+
+    def checked(self, field: peewee.Field, value: Any) -> Any:
+        """Return a value in database form, or raise if it is not of its column's type."""
+        raise NotImplementedError
+
+    def add_column(self, model: Any, field: peewee.Field, default: Any) -> None:
+        """Add a column, with a value for existing rows."""
+        context = model._schema._create_context()
+        column, _ = context.sql(field.ddl(context)).query()
+        given = default is not None
+        value = f" DEFAULT {self.literal(self.checked(field, default))}" if given else ""
+        self.run(queries.ADD_COLUMN, table=self.table(model), column=column, default=value)
 
     def catalogue_name(self, model: Any) -> str:
         """Return the name by which queries of the catalogue find a model's table."""
@@ -169,13 +179,27 @@ class Common:
         """
         raise NotImplementedError
 
+    def pack_list(self, keys: Iterable[Any], item: str) -> str:
+        """Return a list of keys, of the type of a model's list, as one value."""
+        raise NotImplementedError
+
+    def wanted_values(self, fields: Sequence[Any]) -> list[str]:
+        """Return the expressions for the values in a key's text, in the types of its columns."""
+        raise NotImplementedError
+
+    def keys_as_rows(self, fields: Sequence[Any], keys: Sequence[Any]) -> tuple[Any, Any]:
+        """Return texts of keys as rows of a query, and the clause that a row has such a key."""
+        pairs = zip(fields, map(SQL, self.wanted_values(fields)), strict=True)
+        clauses = [peewee.Expression(field, "=", value) for field, value in pairs]
+        return SQL(self.queries.WANTED_KEYS, (self.pack_list(keys, "text"),)), reduce(and_, clauses)
+
     def among_pending(self, key: Any, pages: Any) -> Any:
         """Return the clause that a `key` is of a row that has not ended in one of some pages.
 
         `pages` selects their columns of keys and of outcomes, under these names.
         """
         sql, parameters = pages.sql()
-        clause = peewee.SQL(self.queries.AMONG_PENDING.format(pages=sql), parameters)
+        clause = SQL(self.queries.AMONG_PENDING.format(pages=sql), parameters)
         return peewee.NodeList((key, clause))
 
 
@@ -190,16 +214,6 @@ def _quoted(name: str) -> str:
     if not re.fullmatch(r'[^\0"%\ud800-\udfff]{1,255}', name, re.DOTALL):
         raise DatabaseError(f"{name[:300]!r} cannot be the name of a table, column or schema")
     return f'"{name}"'
-
-
-def adding_column(
-    dialect: Common, model: Any, field: peewee.Field, default: Any, literal: str
-) -> str:
-    """Return the statement that adds a column to a table; existing rows get the literal."""
-    context = model._schema._create_context()
-    column, _ = context.sql(field.ddl(context)).query()
-    value = f" DEFAULT {literal}" if default is not None else ""
-    return queries.ADD_COLUMN.format(table=dialect.table(model), column=column, default=value)
 
 
 def on_conflict(dialect: Common, batch: Batch, every: set[str]) -> str:

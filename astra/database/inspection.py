@@ -70,10 +70,7 @@ def literal(sql: str, parameters: Any) -> str:
     text = "\n".join(line.strip() for line in sql.strip().splitlines())
     if engine.name == "sqlite":
         for value in parameters or ():
-            (quoted,) = (
-                engine.database.connection().execute(sqlite_queries.LITERAL, (value,)).fetchone()
-            )
-            text = text.replace("?", quoted, 1)
+            text = text.replace("?", engine.literal(value), 1)
     elif parameters:
         with engine.database.connection().cursor() as cursor:
             text = cursor.mogrify(text, parameters).decode()

@@ -18,9 +18,6 @@ from psycopg2.extensions import (
 
 from astra.config.secrets import hide
 from astra.database import postgresql_queries as queries
-from astra.database.dialect import (
-    adding_column,
-)
 from astra.database.postgresql_connection import PostgresqlDatabase
 from astra.database.postgresql_keys import Keys
 from astra.database.postgresql_writing import Target
@@ -141,8 +138,8 @@ class PostgreSQL(Keys):
 
     queries = queries
     timestamp_type = "TIMESTAMPTZ"
-    keys_type = "BIGINT[]"
-    key_texts_type = "TEXT[]"
+    #: Half of each block is left for new versions of its rows, so that updates change no index.
+    with_room = "WITH (fillfactor = 50)"
     wanted_key = SQL("wanted.key")
     is_same = "IS NOT DISTINCT FROM"
     now_sql = "clock_timestamp()"
@@ -293,12 +290,13 @@ class PostgreSQL(Keys):
         owners = self.fetch_column(queries.OTHER_OWNER, (self.table(model),))
         return owners[0] if owners else None
 
-    def add_column(self, model: Any, field: peewee.Field, default: Any) -> None:
-        """Add a column, with a value for existing rows."""
+    def literal(self, value: Any) -> str:
         with self.database.connection().cursor() as cursor:
-            literal = cursor.mogrify("%s", (default,)).decode()
+            return cursor.mogrify("%s", (value,)).decode().replace("%", "%%")
+
+    def add_column(self, model: Any, field: peewee.Field, default: Any) -> None:
         self._types.pop(self.table(model), None)
-        self.run(adding_column(self, model, field, default, literal.replace("%", "%%")))
+        super().add_column(model, field, default)
 
     def set_default(self, model: Any, field: peewee.Field, default: str) -> None:
         """Set a column's default in the database, if it has none."""
@@ -306,21 +304,6 @@ class PostgreSQL(Keys):
         if not self.fetch_value(queries.HAS_DEFAULT, (table, column)):
             name, value = self.quote(column), default.replace("%", "%%")
             self.run(queries.SET_DEFAULT, table=table, column=name, value=value)
-
-    def leave_room(self, model: Any) -> None:
-        """Leave half of each block free for new versions of its rows, so that updates change no
-        index."""
-        table = self.table(model)
-        if not self.fetch_value(queries.HAS_FILLFACTOR, (table,)):
-            self.run(queries.SET_FILLFACTOR, table=table)
-
-    def compress_quickly(self, model: Any, field: peewee.Field) -> None:
-        """Compress a column of long lists with LZ4, if the server has it."""
-        table, column = self.table(model), field.column_name
-        if not self.fetch_value(queries.SERVER_HAS_LZ4):
-            return
-        if not self.fetch_value(queries.USES_LZ4, (table, column)):
-            self.run(queries.SET_LZ4, table=table, column=self.quote(column))
 
     def create_schema(self, schema: str) -> None:
         if not self.fetch_value(queries.HAS_SCHEMA, (schema,)):

@@ -211,18 +211,9 @@ CREATE_SCHEMA = "CREATE SCHEMA IF NOT EXISTS {schema}"
 
 SET_DEFAULT = "ALTER TABLE {table} ALTER {column} SET DEFAULT {value}"
 
-HAS_FILLFACTOR = "SELECT 'fillfactor=50' = ANY(reloptions) FROM pg_class WHERE oid = %s::regclass"
-
-SET_FILLFACTOR = "ALTER TABLE {table} SET (fillfactor = 50)"
-
 SERVER_HAS_LZ4 = """
     SELECT coalesce(bool_or('lz4' = ANY(enumvals)), false) FROM pg_settings
     WHERE name = 'default_toast_compression'"""
-
-USES_LZ4 = """
-    SELECT attcompression = 'l' FROM pg_attribute WHERE attrelid = %s::regclass AND attname = %s"""
-
-SET_LZ4 = "ALTER TABLE {table} ALTER {column} SET COMPRESSION lz4"
 
 #: The body of the function that keeps a column at the time of a row's last change.
 KEEP_MODIFIED_BODY = """

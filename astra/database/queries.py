@@ -3,10 +3,6 @@
 A ``{name}`` is replaced by a quoted identifier or a fragment of SQL (``str.format``).
 """
 
-#: Set columns of one row. Peewee needs longer to write such a statement than a database to run it,
-#: and a checkpoint runs several.
-UPDATE_ROW = "UPDATE {table} SET {columns} WHERE {key} = {mark}"
-
 ADD_COLUMN = "ALTER TABLE {table} ADD COLUMN {column}{default}"
 
 CREATE_INDEX = "CREATE {kind} IF NOT EXISTS {index} ON {table} ({columns}) {where}"

@@ -8,8 +8,6 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from functools import reduce
-from operator import and_
 from typing import Any
 from urllib.parse import quote
 
@@ -17,10 +15,7 @@ import peewee
 from peewee import SQL, fn
 
 from astra.database import sqlite_queries as queries
-from astra.database.dialect import (
-    adding_column,
-    no_moment,
-)
+from astra.database.dialect import no_moment
 from astra.database.sqlite_writing import Writing
 from astra.database.values import FORMED
 from astra.database.values import check as check_value
@@ -82,7 +77,7 @@ class SQLite(Writing):
     name = "sqlite"
     queries = queries
     timestamp_type = "TEXT"
-    keys_type = key_texts_type = "TEXT"
+    with_room = None  # SQLite changes rows in place
     wanted_key = SQL("wanted.value")
     is_same = "IS"
     now_sql = queries.NOW
@@ -120,7 +115,6 @@ class SQLite(Writing):
 
     @staticmethod
     def is_of_other_tables(error: BaseException) -> bool:
-        """Return whether a table or a column is missing."""
         return bool(re.match(r"no such (table|column)|table \S+ has no column", str(error)))
 
     @staticmethod
@@ -150,7 +144,6 @@ class SQLite(Writing):
 
     @staticmethod
     def is_triggers(error: BaseException) -> bool:
-        """Return whether a trigger refused the row."""
         cause = error.__cause__ or error.__context__ or error
         return getattr(cause, "sqlite_errorname", "") == "SQLITE_CONSTRAINT_TRIGGER"
 
@@ -208,7 +201,6 @@ class SQLite(Writing):
         }
 
     def in_transaction(self) -> bool:
-        """Return whether this thread's connection is in a transaction, however it was begun."""
         return bool(self.database.connection().in_transaction)
 
     @staticmethod
@@ -242,37 +234,25 @@ class SQLite(Writing):
         is_left = os.path.exists(before[1]) and not os.path.samefile(before[1], after[1])
         return before[2] == after[2] and not is_left
 
-    def among(self, field: Any, keys: Iterable[Any]) -> peewee.Expression:
-        return peewee.Expression(field, "IN", SQL(queries.LIST, (self.pack_keys(keys),)))
+    def among(self, field: Any, keys: Iterable[Any], item: str = "integer") -> peewee.Expression:
+        return peewee.Expression(field, "IN", SQL(queries.LIST, (self.pack_list(keys, item),)))
 
-    def pack_keys(self, keys: Iterable[Any]) -> str:
-        return json.dumps(list(map(int, keys)))
+    def type_of_lists(self, item: str) -> str:
+        return "TEXT"
 
-    def unpack_keys(self, value: Any) -> Any:
-        return json.loads(value)
-
-    def among_texts(self, field: Any, keys: Iterable[Any]) -> peewee.Expression:
-        return peewee.Expression(field, "IN", SQL(queries.LIST, (self.pack_texts(keys),)))
-
-    def pack_texts(self, keys: Iterable[Any]) -> str:
-        return json.dumps(list(map(str, keys)))
+    def pack_list(self, keys: Iterable[Any], item: str) -> str:
+        return json.dumps(list(map(int if item == "integer" else str, keys)))
 
     def key_text(self, fields: Sequence[Any]) -> Any:
-        """Return the text of a key."""
         one = fields[0] if len(fields) == 1 else fn.json_array(*fields)
         return one.cast("text")
 
-    def keys_as_rows(self, fields: Sequence[Any], keys: Sequence[Any]) -> tuple[Any, Any]:
-        """Return texts of keys as rows of a query, and the clause that a row has such a key."""
-        clauses = []
-        for place, field in enumerate(fields):
-            text = f"json_extract(wanted.value, '$[{place}]')"
-            text = "wanted.value" if len(fields) == 1 else text
-            clauses.append(peewee.Expression(field, "=", SQL(text)))
-        return SQL(queries.WANTED_KEYS, (self.pack_texts(keys),)), reduce(and_, clauses)
+    def wanted_values(self, fields: Sequence[Any]) -> list[str]:
+        if len(fields) == 1:
+            return ["wanted.value"]
+        return [f"json_extract(wanted.value, '$[{place}]')" for place in range(len(fields))]
 
     def may_change_keys(self, fields: Sequence[Any], stored: Sequence[Any]) -> bool:
-        """Return whether :meth:`changed_keys` has to be asked."""
         return any(field.field_type in FORMED for field in stored)
 
     def changed_keys(
@@ -358,7 +338,6 @@ class SQLite(Writing):
 
     @contextmanager
     def snapshot(self, models: Sequence[Any] = ()) -> Iterator[None]:
-        """Begin a transaction that reads, and sees one state of the database throughout."""
         with self.database.atomic():
             yield
 
@@ -369,20 +348,11 @@ class SQLite(Writing):
     def catalogue_name(self, model: Any) -> str:
         return str(model._meta.table_name)
 
-    def add_column(self, model: Any, field: peewee.Field, default: Any) -> None:
-        """Add a column, with a value for existing rows."""
-        value = None if default is None else self.checked(field, default)
-        literal = self.fetch_value(queries.LITERAL, (value,))
-        self.run(adding_column(self, model, field, default, literal))
+    def literal(self, value: Any) -> str:
+        return str(self.fetch_value(queries.LITERAL, (value,)))
 
     def set_default(self, model: Any, field: peewee.Field, default: str) -> None:
         """Do nothing: SQLite sets a column's default when its table is created."""
-
-    def leave_room(self, model: Any) -> None:
-        """Do nothing: SQLite changes rows in place."""
-
-    def compress_quickly(self, model: Any, field: peewee.Field) -> None:
-        """Do nothing: SQLite does not compress."""
 
     def create_schema(self, schema: str) -> None:
         """Do nothing: SQLite has no schemas."""

@@ -1,7 +1,7 @@
 """Statements that are written once in a process, and executed with other parameters.
 
 peewee takes about as long to write a statement as a server to answer it, and an element executes
-the same few at each of its pages.
+the same few at each of its pages and checkpoints.
 """
 
 from collections.abc import Callable

@@ -1,5 +1,6 @@
 """The base of every table: its database, names in snake case, times by the database's clock."""
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from datetime import UTC, datetime
@@ -81,16 +82,16 @@ class KeysField(Field):
     item_type = "integer"
 
     def ddl_datatype(self, ctx: object) -> SQL:
-        return SQL(dialect().keys_type)
+        return SQL(dialect().type_of_lists(self.item_type))
 
     def db_value(self, value: Iterable[int | str] | None) -> object:
-        return None if value is None else dialect().pack_keys(value)
+        return None if value is None else dialect().pack_list(value, self.item_type)
 
     def python_value(self, value: object) -> list[int] | None:
         if value is None:
             return None
         try:
-            keys = dialect().unpack_keys(value)
+            keys = json.loads(value) if isinstance(value, str) else value
         except ValueError:
             keys = None
         if not isinstance(keys, list):
@@ -106,12 +107,6 @@ class KeyTextsField(KeysField):
     """A list of keys as texts: ``TEXT[]`` on PostgreSQL, JSON on SQLite."""
 
     item_type = "text"
-
-    def ddl_datatype(self, ctx: object) -> SQL:
-        return SQL(dialect().key_texts_type)
-
-    def db_value(self, value: Iterable[int | str] | None) -> object:
-        return None if value is None else dialect().pack_texts(value)
 
 
 class ModelMeta(ModelBase):
@@ -184,6 +179,7 @@ class BaseModel(peewee.Model, metaclass=ModelMeta):
         """
         with connection():
             _add_columns(cls)
+            cls._meta.table_settings = dialect().with_room if cls.changes_often else None
             peewee.SchemaManager(cls).create_table(safe, **options)
             # Asking for an index that exists would wait for everybody who writes to the table.
             for _, _, sql, parameters in missing_indexes(cls):
@@ -193,11 +189,6 @@ class BaseModel(peewee.Model, metaclass=ModelMeta):
     @classmethod
     def _complete_table(cls) -> None:
         """Add what peewee cannot declare for both databases; can be run again."""
-        for field in cls._meta.sorted_fields:
-            if isinstance(field, KeysField):
-                dialect().compress_quickly(cls, field)
-        if cls.changes_often:
-            dialect().leave_room(cls)
         if cls.is_input and not (
             dialect().name == "postgresql" and dialect().keeps_modified(cls, "modified")
         ):  # creating a trigger waits for all who use the table

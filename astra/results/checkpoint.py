@@ -230,7 +230,7 @@ def _forget(kinds: set[type[RowWithoutResult]], target: Target, rows: list[Hande
         model.delete().where(
             (model.task == target.task)
             & (model.input_table == table)
-            & dialect().among_texts(model.key, keys)
+            & dialect().among(model.key, keys, "text")
             & (model.v_astra_major_minor == CURRENT.major_minor)
         ).execute()
 
@@ -328,7 +328,7 @@ def _store_progress(
     for place, value in changed.items():
         outcomes[place] = value
     counts = {name: outcomes.count(outcome) for name, outcome in COUNTED.items()}
-    dialect().set_at(Page, claim.page.pk, Page.modified, {"outcomes": bytes(outcomes), **counts})
+    _update_page(page=claim.page.pk, outcomes=bytes(outcomes), **counts)
     # The rows that this attempt ended itself, so that the attempts of a page add up to the page.
     # They are written as numbers, not as increments: if the answer to the commit is lost, all of
     # this is written once more.
@@ -338,8 +338,20 @@ def _store_progress(
     }
     attempt_counts["n_checkpoints"] = claim.attempt.n_checkpoints + 1
     columns = {"n_found": snapshot.n_found, **attempt_counts, **claim.read_meter()}
-    dialect().set_at(Attempt, claim.attempt.pk, Attempt.seen, columns)
+    _update_attempt(attempt=claim.attempt.pk, **columns)
     end = claim.end if may_end and Outcome.PENDING not in outcomes else None
     if end is not None:
         end()
     return Progress(changed, attempt_counts, end is not None)
+
+
+@statement
+def _update_page(page: Value, **values: Value) -> Query:
+    update = Page.update(modified=peewee.SQL(dialect().now_sql), **values)
+    return update.where(Page.pk == page).returning(Page.pk)
+
+
+@statement
+def _update_attempt(attempt: Value, **values: Value) -> Query:
+    update = Attempt.update(seen=peewee.SQL(dialect().now_sql), **values)
+    return update.where(Attempt.pk == attempt).returning(Attempt.pk)

@@ -80,7 +80,7 @@ def failures(plan: int) -> list[FailedRow]:
         later = Failure.select().where(
             (Failure.task == frozen.task)
             & (Failure.input_table == frozen.input_table)
-            & dialect().among_texts(Failure.key, missing)
+            & dialect().among(Failure.key, missing, "text")
         )
         repeated = {f.key: f for f in later} if missing else {}
         as_key = key_reader(frozen.pk)

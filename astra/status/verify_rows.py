@@ -419,7 +419,7 @@ class Verifier:
             kind.key, _flag(of_plan), refused,
             peewee.fn.COALESCE(kind.attempt_pk, 0), peewee.fn.COALESCE(kind.page, 0), _flag(bad),
         )  # fmt: skip
-        is_of_row = dialect().among_texts(kind.key, rows.keys)
+        is_of_row = dialect().among(kind.key, rows.keys, "text")
         return self._fetched(rows, kind.select(*columns).where(self._of_task(kind) & is_of_row))
 
     def _fetched(self, rows: Rows, query: peewee.Select) -> list[tuple[int, ...]]:
