@@ -127,14 +127,13 @@ def _decide(
     used = _used(submission, base)
     rule = None if end is None else rules.get(end.state)
     grows = rule is not None and (rule.mem_growth > 1 or rule.time_growth > 1)
-    partition = str(base.options.get("partition") or "") or None
     return retry_policy.next_step(
         end,
         ends_of(page),
         rules,
         base.options,
         used,
-        limits_of(partition) if grows else PartitionLimits(),
+        limits_of(base.partition) if grows else PartitionLimits(),
         on_request,
     )
 
