@@ -103,17 +103,10 @@ def holds_secret(text: str) -> bool:
     """Return whether a shell line or an option contains a password, and not only its path."""
     if holds_known(text) or _SHAPES.search(text):
         return True
-    if any(has_userinfo(match[0]) for match in _URL.finditer(text)):
-        return True
     # $(cat ~/.token) and ${TOKEN} are no secrets, but say where one is.
+    in_urls = filter(None, (_password_in(match[0]) for match in _URL.finditer(text)))
     values = (match["value"].lstrip("\"'") for match in re.finditer(_IN_WORDS, text))
-    return any(not value.startswith(("$", "`")) for value in values)
-
-
-def has_userinfo(url: str) -> bool:
-    """Return whether a URL contains a password that is not the name of a variable."""
-    match = _USERINFO.search(url)
-    return bool(match and not match[0][len(match["user"]) + 1 :].startswith("$"))
+    return any(not value.startswith(("$", "`")) for value in (*in_urls, *values))
 
 
 def check_quoting(url: str) -> None:
