@@ -65,7 +65,8 @@ def run_demo(folder: Path | None, n_rows: int) -> None:
     show.line(f"  cd {quote(str(folder))}")
     if unset:
         show.line(f"  unset {' '.join(unset)}")
-    astra = quote(str(Path(sys.executable).with_name("astra")))
+    program = Path(sys.executable).with_name("astra")  # not there after pip install --user
+    astra = quote(str(program)) if program.exists() else f"{quote(sys.executable)} -m astra"
     for command in (f"status {planned.plan} --pages", f"logs {planned.plan} 1", "plan slam.slam"):
         show.line(f"  {astra} {command}")
 

@@ -4,6 +4,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 
 import click
 
@@ -59,6 +60,10 @@ class _Command(_WithExamples, click.Command):
             for word in words:
                 if f"-{word}" in own:
                     raise click.UsageError(f"write -{word}, with two dashes", ctx) from error
+            if "--set" in own and error.option_name.startswith("--"):
+                argument = error.option_name.removeprefix("--").replace("-", "_")
+                hint = f"An argument of the task is set with --set {argument}=VALUE."
+                raise click.UsageError(f"{error.format_message()} {hint}", ctx) from error
             raise
         if rest and not ctx.resilient_parsing:
             task = ctx.params.get("task") or ctx.params.get("task_or_plan")
@@ -88,19 +93,20 @@ def _names(command: click.Command) -> set[str]:
 
 
 def _hint(command: str, task: str, arguments: Sequence[str]) -> str:
-    """Describe the options that replace an input model or identifiers typed after a task."""
+    """Describe the options that replace what was typed after a task."""
     if task.isdigit() and command == "submit":
         return (
             f"{' '.join(arguments)} after the plan: astra submit takes one plan, or one task: "
             f"astra submit {task}"
         )
     ids = ",".join(argument for argument in arguments if argument.isdigit())
-    models = [argument for argument in arguments if not argument.isdigit()]
-    options = [f"--input-model {models[0]}"] if models else []
+    models = [word for word in arguments if not word.isdigit() and "=" not in word]
+    options = [f"--set {quote(word)}" for word in arguments if "=" in word]
+    options += [f"--input-model {models[0]}"] if models else []
     options += [f"--sdss-ids {ids}"] if ids else []
     return (
-        f"{' '.join(arguments)} after the task: astra {command} takes the input model and sources "
-        f"as options: astra {command} {task} {' '.join(options)}"
+        f"{' '.join(arguments)} after the task: astra {command} takes arguments of the task, its "
+        f"input model and sources as options: astra {command} {task} {' '.join(options)}"
     )
 
 

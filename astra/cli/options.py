@@ -109,7 +109,14 @@ def _trust(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
 
 
 def _keys(ctx: click.Context, parameter: click.Parameter, value: str | None) -> list[str] | None:
-    return None if value is None else api.keys_of(value)
+    return None if value is None else api.keys_of(_given(value))
+
+
+def _given(text: str) -> str:
+    """Refuse an empty value, such as that of a variable that is not set."""
+    if not text.strip():
+        raise click.BadParameter("it is empty; name at least one row, or leave it out")
+    return text
 
 
 def since(text: str) -> datetime:
@@ -189,7 +196,7 @@ def _ids(ctx: click.Context, parameter: click.Parameter, text: str | None) -> li
     """Read identifiers from a list, or from a file with one or more on each line."""
     if text is None:
         return None
-    content = text
+    content = _given(text)
     if not all(c.isdigit() or c in ", -\n" for c in text):
         try:
             content = Path(text).read_text()
