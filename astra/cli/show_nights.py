@@ -87,7 +87,7 @@ def night(shown: NightStatus) -> None:
         )  # fmt: skip
     table.print(console)
     for way, result in shown.notified.items():
-        line(f"  by {way}: {result}")
+        line(f"  notification by {way}: {result}")
     if shown.message:
         if shown.ended:
             line("when it ended:")
@@ -103,7 +103,7 @@ def night(shown: NightStatus) -> None:
     ]
     commands += [f"astra failures {p.plan}   shows which rows failed" for p in plans if p.failures]
     if shown.state == "without a finalizer":
-        commands.insert(0, f"astra nights {shown.name} --heal")
+        commands.insert(0, f"astra nights {shown.name} --heal   gives it a new finalizer")
     if commands:
         line("\n  ".join(["next:", *commands]))
 

@@ -15,7 +15,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import wait
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -60,7 +60,8 @@ def notify(night: Night, settings: NightSettings) -> dict[str, str]:
             ):
                 continue
             moment = time.strftime("%Y-%m-%d %H:%M:%S %z")
-            notified[channel] = {"of": subject, "at": moment, "result": _tried(send)}
+            result = _tried(night, channel, send)
+            notified[channel] = {"of": subject, "at": moment, "result": result}
         with connection():
             Night.update(notified=json.dumps(notified)).where(Night.pk == night.pk).execute()
     except Exception as error:  # an error here must not affect this night or the next one
@@ -102,13 +103,16 @@ def _senders(
     return senders
 
 
-def _tried(send: Callable[[], object]) -> str:
+def _tried(night: Night, channel: str, send: Callable[[], object]) -> str:
     """Send a notification; return `NOTIFIED`, or the reason why it could not be sent."""
     try:
         within(TOTAL_TIMEOUT_S, send)
     except Exception as error:  # whatever a mail server, a network or a script may do
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:300]
-        log.warning("a notification could not be sent: %s", reason)
+        log.warning(
+            "night %s of %s: its notification by %s could not be sent: %s",
+            night.pk, night.name, channel, reason,
+        )  # fmt: skip
         return secrets.hide(reason)
     return NOTIFIED
 
@@ -147,15 +151,12 @@ def find_sendmail() -> str:
     path = f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/lib"
     program = shutil.which("sendmail", path=path)
     if program is None:
-        raise FileNotFoundError("this machine has no sendmail: set smtp in [nights.NAME.notify]")
+        raise FileNotFoundError("this machine has no sendmail: set smtp beside mail")
     return program
 
 
 def _sendmail(message: EmailMessage) -> None:
-    subprocess.run(
-        [find_sendmail(), "-i", "-t"], input=message.as_bytes(), timeout=_TIMEOUT_S, check=True,
-        capture_output=True,
-    )  # fmt: skip
+    _run([find_sendmail(), "-i", "-t"], message.as_bytes())
 
 
 @contextmanager
@@ -196,10 +197,16 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 
 def _command(command: tuple[str, ...], night: NightStatus) -> None:
+    _run(command, json.dumps(asdict(night), default=str).encode(), ASTRA_NIGHT_STATE=night.state)
+
+
+def _run(words: Sequence[str], text: bytes, **variables: str) -> None:
+    """Run a program that reads a text; raise with the last line that it printed if it fails."""
     process = subprocess.run(
-        command, input=json.dumps(asdict(night), default=str), text=True, timeout=_TIMEOUT_S,
-        capture_output=True, env={**os.environ, "ASTRA_NIGHT_STATE": night.state}, check=False,
+        words, input=text, timeout=_TIMEOUT_S, capture_output=True,
+        env={**os.environ, **variables}, check=False,
     )  # fmt: skip
     if process.returncode:
-        last_line = "".join((process.stderr or process.stdout).strip().splitlines()[-1:])
+        printed = (process.stderr or process.stdout).decode(errors="replace").strip()
+        last_line = "".join(printed.splitlines()[-1:])
         raise RuntimeError(f"exit status {process.returncode}{last_line and ': ' + last_line}")

@@ -214,3 +214,13 @@ def test_a_night_in_which_the_clocks_go_back_says_which_time_is_meant(sqlite_url
     finally:
         monkeypatch.undo()
         time.tzset()
+
+
+def test_the_reason_is_kept_for_which_sendmail_refuses_a_mail(url, tmp_path, monkeypatch):
+    program = tmp_path / "bin" / "sendmail"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\necho 'the mail queue is full' >&2\nexit 75\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
+    (result,) = notify(a_night(), settings(mail="a@example.org")).values()
+    assert result == "RuntimeError: exit status 75: the mail queue is full"
