@@ -80,8 +80,7 @@ def brightness(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Brightness]:
 
 #: The fields of peewee that hold a key of PostgreSQL's types; others get a field of their own.
 _KEY_FIELDS = {
-    **FIELDS, "bool": "BooleanField", "time": "TimeField",
-    "bytea": "BlobField", "json": "JSONField", "jsonb": "BinaryJSONField",
+    **FIELDS, "bool": "BooleanField", "time": "TimeField", "bytea": "BlobField",
 }  # fmt: skip
 
 _OWN_FIELD = '''
@@ -141,7 +140,8 @@ def _model(tables: Introspector, table: str, schema: str | None) -> list[str]:
         if column.name in primary:
             column.nullable = False
         own = None
-        if column.name in primary and kind and (own := _own_field(kind)):
+        may_be_key = column.name in primary or not primary
+        if may_be_key and kind and (own := _own_field(kind)):
             declared = f'"{kind}"' if kind == "char" else kind if "." in kind else kind.upper()
             # What is not of the server itself, such as an enum, is a text to the driver.
             base = "TextField" if "." in kind else "peewee.Field"
@@ -186,7 +186,7 @@ def _field(column: Column, kind: str | None, own: str | None) -> str:
     """Return the line by which a model declares a column."""
     if own is not None:
         place = f"column_name={column.column_name!r}" if column.name != column.column_name else ""
-        key = "primary_key=True" if column.primary_key else ""
+        key = "primary_key=True" if column.primary_key else "null=True" if column.nullable else ""
         return f"{column.name} = {own}({', '.join(filter(None, (place, key)))})"
     if issubclass(column.field_class, peewee.AutoField):
         auto = "BigAutoField" if "Big" in column.field_class.__name__ else "AutoField"

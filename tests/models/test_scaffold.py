@@ -107,6 +107,34 @@ def test_what_is_read_like_a_table_gets_a_model(pg_url, create):
     assert "id = IntegerField(null=True)" in text and "name = TextField(null=True)" in text
 
 
+@pytest.mark.parametrize("create", ["VIEW seen AS SELECT", "TABLE seen AS SELECT"])
+def test_a_key_can_be_named_that_the_table_does_not_declare(pg_url, tmp_path, create):
+    with connection():
+        dialect().run("CREATE TYPE mood AS ENUM ('sad', 'ok')")
+        dialect().run(f"CREATE {create} 'sad'::mood AS mood, 7 AS night")
+    text = module_text("sky", None, ["seen"])
+    assert "mood = OwnMoodField(null=True)" in text
+    text = text.replace("primary_key = False", "primary_key = CompositeKey('night', 'mood')")
+    text += (
+        "\nclass SeenResult(OutputModel):\n    seen = result_of(Seen)\n\n@task\n"
+        "def look(rows: Iterable[Seen]) -> Iterable[SeenResult]:\n"
+        "    yield from map(SeenResult.from_row, rows)\n"
+    )
+    (tmp_path / "sky.py").write_text(text)
+    for words in (["initdb", "sky"], ["run", "sky.look"]):
+        done = astra(*words, cwd=tmp_path)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert "whole: 1 done = 1 row" in done.stdout
+
+
+def test_a_key_that_no_page_can_hold_is_named(pg_url, tmp_path):
+    with connection():
+        dialect().run("CREATE TABLE sky (it jsonb PRIMARY KEY)")
+    (tmp_path / "mine.py").write_text(module_text("mine", None, ["sky"]))
+    done = astra("initdb", "mine", cwd=tmp_path)
+    assert done.returncode == 2 and "is a key of type JSONB, which no page can hold" in done.stderr
+
+
 def test_no_password_is_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for url in ("postgresql://me:geheim-1@host/db", "postgresql://host/db?password=geheim-2"):
