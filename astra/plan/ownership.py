@@ -14,6 +14,7 @@ from astra.models.plans import IS_LIVE, MadeBy, Plan
 from astra.models.source import Source
 from astra.models.table_checks import check_version
 from astra.plan.task_import import check_importable, import_root
+from astra.tasks.provenance import fingerprint
 from astra.tasks.signature import (
     choose_model,
     find_task,
@@ -149,8 +150,18 @@ def rename_task(old: str, task: str) -> int:
         )  # fmt: skip
         for kind in (Failure, NoResult):
             _rename_records(kind, old, new)
-        MadeBy.update(task=new, output_table=table_name(output)).where(MadeBy.task == old).execute()
+        _rename_origins(old, new, output)
     return int(n_plans)
+
+
+def _rename_origins(old: str, new: str, output: type[OutputModel]) -> None:
+    """Rename the task in provenance records. Direct calls may have made equal ones under the new
+    name: all of them remain, as results refer to them by their numbers."""
+    for origin in MadeBy.select().where(MadeBy.task == old):
+        origin.task, origin.output_table = new, table_name(output)
+        whose = origin.fingerprint.partition("-")[2] or f"renamed{origin.pk}"
+        origin.fingerprint = f"{fingerprint(origin)}-{whose}"
+        origin.save()
 
 
 def _rename_records(kind: type[Failure] | type[NoResult], old: str, new: str) -> None:

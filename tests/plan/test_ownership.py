@@ -15,10 +15,12 @@ from astra.models import BossCombinedSpectrum, BossVisitSpectrum, PipelineOutput
 from astra.models.failures import Failure
 from astra.models.plans import MadeBy, Plan
 from astra.models.schema import init_database
+from astra.plan.lookup import get_plan
 from astra.plan.ownership import rename_task
 from astra.plan.plan import create_plan
 from astra.resume.cancel import cancel
 from astra.status.verify import verify
+from astra.tasks.provenance import fingerprint
 from astra.tasks.signature import find_task
 from tests.sample_tasks import Measured, fill, measure
 
@@ -139,7 +141,10 @@ def test_a_task_whose_package_was_renamed(url: str) -> None:
             task_path="gone.tasks:measure", output_model="gone.tasks:Measured", **gone
         ).execute()
         Failure.update(gone).execute()
-        MadeBy.update(gone).execute()
+        for origin in MadeBy.select():
+            origin.task = gone["task"]
+            origin.fingerprint = f"{fingerprint(origin)}-{get_plan(first.plan).token}"
+            origin.save()
     with pytest.raises(TaskError, match=r"astra rename gone.tasks.measure tests.sample_tasks.m"):
         create_plan(measure, BossVisitSpectrum)
     done = CliRunner().invoke(main, ["rename", "gone.tasks.measure", "tests.sample_tasks.measure"])
@@ -147,6 +152,24 @@ def test_a_task_whose_package_was_renamed(url: str) -> None:
     (again,) = create_plan(measure, BossVisitSpectrum)
     assert (again.plan, again.failed) == (None, 2)
     assert verify(first.plan).sound
+
+
+def test_what_direct_calls_made_before_and_after_a_renaming_is_kept(url: str) -> None:
+    fill(4)
+    rows = list(BossVisitSpectrum.select())
+    list(measure(rows[:2]))
+    with connection():
+        (origin,) = MadeBy.select()
+        origin.task = "gone.tasks.measure"
+        origin.fingerprint = fingerprint(origin)
+        origin.save()
+    list(measure(rows[2:]))
+    assert rename_task("gone.tasks.measure", "tests.sample_tasks.measure") == 0
+    with connection():
+        for origin in MadeBy.select():
+            assert origin.task == "tests.sample_tasks.measure"
+            assert origin.fingerprint.partition("-")[0] == fingerprint(origin)
+        assert MadeBy.select().count() == 2
 
 
 def test_what_cannot_be_renamed(url: str) -> None:
