@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
 from types import MappingProxyType
-from typing import Any, cast
+from typing import cast
 
 from astra.errors import TaskError, nearest
 from astra.results.stopping import Settings
@@ -27,7 +27,6 @@ class Declared:
     #: Arguments that name files, and the functions that find the file of a value.
     files: Mapping[str, Callable[[object], object] | None] = field(default_factory=dict)
     revision: str | int | None = None  # of its code, as far as results depend on it
-    own_keywords: frozenset[str] = field(default_factory=frozenset)  # keywords that it takes itself
 
 
 def declared_by(task: object) -> Declared:
@@ -83,50 +82,28 @@ def bind_call(
     """
     declared = declared_by(task)
     signature = inspect.signature(declared.function)
-    placed = _own_by_place(declared, signature, arguments)
-    task_keywords = {name: value for name, value in named.items() if name in KEYWORDS}
+    parameters = signature.parameters
+    own = KEYWORDS.keys() & parameters  # keywords that the function takes itself
+    by_place = [n for n, p in parameters.items() if p.kind <= p.POSITIONAL_OR_KEYWORD]
     resolved = {
         **defaults,
-        **_defaults_of(declared),
+        **{n: parameters[n].default for n in own if parameters[n].default is not signature.empty},
         **declared.keywords,
-        **task_keywords,
-        **placed,
+        **{name: value for name, value in named.items() if name in KEYWORDS},
+        **{n: v for n, v in zip(by_place, arguments, strict=False) if n in own},
     }
     check_keywords(resolved)
-    settings = Settings(**cast("dict[str, Any]", resolved))
-    passed = {name: value for name, value in named.items() if name not in task_keywords}
-    for name in declared.own_keywords:
-        # If it was given by name and by position, bind() refuses it.
-        if name in task_keywords or name not in placed:
-            passed[name] = getattr(settings, name)
+    settings = Settings(**resolved)
+    passed = {name: value for name, value in named.items() if name not in KEYWORDS or name in own}
+    for name in own.difference(by_place[: len(arguments)]):
+        passed[name] = getattr(settings, name)
     try:
         return settings, signature.bind(*arguments, **passed)
     except TypeError as error:
-        names = [*signature.parameters, *KEYWORDS]
+        names = [*parameters, *KEYWORDS]
         wrong = [name for name in passed if name not in names]
         hint = nearest(wrong[0], names) if wrong else signature_of(declared.function)
         raise TaskError(f"{task_name(task)}: {error}. {hint}") from error
-
-
-def _own_by_place(
-    declared: Declared, signature: inspect.Signature, arguments: tuple[object, ...]
-) -> dict[str, object]:
-    """Return the keywords of @task that are parameters of the function, given by position."""
-    try:
-        placed = signature.bind_partial(*arguments).arguments
-    except TypeError:  # too many: reported when all are bound
-        return {}
-    return {name: placed[name] for name in declared.own_keywords if name in placed}
-
-
-def _defaults_of(declared: Declared) -> dict[str, object]:
-    """Return the defaults that the function itself gives to keywords of @task."""
-    parameters = inspect.signature(declared.function).parameters
-    return {
-        name: parameters[name].default
-        for name in declared.own_keywords
-        if parameters[name].default is not inspect.Parameter.empty
-    }
 
 
 def caller(

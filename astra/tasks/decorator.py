@@ -161,11 +161,8 @@ def _declaration(
             accepted = [*KEYWORDS, "group_by", "many", "files", "revision"]
             raise TaskError(f"@task has no keyword {name!r}. {nearest(name, accepted)}")
     check_keywords(keywords)
-    own_keywords = KEYWORDS.keys() & inspect.signature(function).parameters
     hints = hints_where_defined(function, namespace)
-    return Declared(
-        function, keywords, group_by, many, hints, files, revision, frozenset(own_keywords)
-    )
+    return Declared(function, keywords, group_by, many, hints, files, revision)
 
 
 def _check_function(function: Callable[..., object]) -> None:
