@@ -5,7 +5,6 @@ import os
 import socket
 import threading
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -21,6 +20,7 @@ from astra.database.connection import connection, dialect, drop_connection, writ
 from astra.database.memory import start_thread
 from astra.database.statement_timeout import bounded
 from astra.errors import AstraError, BusyError
+from astra.models.archive import check_archive
 from astra.models.base import BaseModel, TimeField
 from astra.processes import user_name
 
@@ -69,18 +69,22 @@ def hold(name: str, activity: str, see: str, purpose: str = "") -> Iterator[None
     ------
     LockHeld
         If another process holds it. The message says which, and since when.
+    DatabaseError
+        If the database is not where its archive was created.
     """
     if dialect().url.endswith(":memory:"):
         yield  # no other process uses this database
         return
     lease = _Lease(name, purpose)
+    if other := lease.take():
+        message = f"{_who(other)} {activity}; see {see}, and try again"
+        raise LockHeld(message, other.purpose)
+    renewing = start_thread(lease.keep, "astra lock")
     try:
-        if other := lease.other.result():
-            message = f"{_who(other)} {activity}; see {see}, and try again"
-            raise LockHeld(message, other.purpose)
         yield
     finally:
-        lease.end()
+        lease.is_over.set()
+        renewing.join(_RELEASE_S)  # if the database does not answer, the lock ends by itself
 
 
 def is_held(name: str) -> bool:
@@ -119,40 +123,22 @@ class _Lease:
     def __init__(self, name: str, purpose: str) -> None:
         self._name, self._purpose, self._token = name, purpose, f"{_process()} {uuid4().hex}"
         self._lasts_s = max(settings.current().database.answer_timeout_s, 4.0)
-        self._is_over = threading.Event()
-        self.other: Future[Lock | None] = Future()  # the lock, if another process holds it
-        self._thread = start_thread(self._run, "astra lock")
+        self.is_over = threading.Event()
 
-    def end(self) -> None:
-        """Release the lock, if the database answers in time; otherwise it ends by itself."""
-        self._is_over.set()
-        self._thread.join(_RELEASE_S)
-
-    def _run(self) -> None:
-        try:
-            with bounded(self._lasts_s), connection():
-                other = self._take()
-                is_kept = other is None
-                # Commands mostly end so soon that the same connection serves for the release. One
-                # of SQLite must not be open while this process forks.
-                if is_kept and dialect().name == "postgresql":
-                    self.other.set_result(None)
-                    is_kept = self._renew()
-        except BaseException as error:
-            self.other.set_exception(error)
-            return
-        if not self.other.done():
-            self.other.set_result(other)
-        while is_kept:
-            is_kept = self._renew()
-
-    def _take(self) -> Lock | None:
+    def take(self) -> Lock | None:
         """Take the lock, or return it as another process holds it."""
-        with _writing():
-            if self._take_if(Lock.until.is_null() | (Lock.until < SQL(dialect().now_sql))):
-                return None
-            lock: Lock = Lock.get_by_id(self._name)  # that statement has locked it against changes
-            return None if _is_dead(lock) and self._take_if(Lock.token == lock.token) else lock
+        with bounded(self._lasts_s), connection():
+            check_archive()
+            with _writing():
+                if self._take_if(Lock.until.is_null() | (Lock.until < SQL(dialect().now_sql))):
+                    return None
+                lock: Lock = Lock.get_by_id(self._name)  # that statement has locked it
+                return None if _is_dead(lock) and self._take_if(Lock.token == lock.token) else lock
+
+    def keep(self) -> None:
+        """Renew the lock until it is over, and release it."""
+        while self._renew():
+            pass
 
     def _take_if(self, is_free: ColumnBase) -> bool:
         """Take the lock if it is new, or meets the condition; return whether it was taken."""
@@ -169,7 +155,7 @@ class _Lease:
 
         Without its token, nothing renews it.
         """
-        is_over = self._is_over.wait(self._lasts_s / 4)
+        is_over = self.is_over.wait(self._lasts_s / 4)
         columns: dict[str, object] = {"token": None, "until": None}
         bound_s = _RELEASE_S if is_over else self._lasts_s / 4
         for _ in range(2):  # the connection that is open may be lost

@@ -11,7 +11,6 @@ import peewee
 
 from astra.database.connection import drop_connection, is_away
 from astra.errors import AstraError, SlurmRefused, SlurmUnknown
-from astra.models.archive import check_archive
 from astra.models.locks import LockHeld, hold, is_held
 
 log = logging.getLogger(__name__)
@@ -40,7 +39,6 @@ def night_lock(name: str, step: bool = False) -> Iterator[None]:
     LockHeld
         If another process holds it; the message says which, and since when.
     """
-    check_archive()
     activity = f"works on the night {name!r}"
     with hold(_lock(name), activity, f"astra nights {name}", STEP if step else ""):
         yield

@@ -23,7 +23,6 @@ from astra.config.profiles import Profile
 from astra.config.secrets import hide, hide_secret
 from astra.database.connection import connection, dialect, retrying, writing
 from astra.errors import BusyError, DatabaseError, SlurmUnknown, UsageError
-from astra.models.archive import check_archive
 from astra.models.locks import hold
 from astra.models.plans import Page, Plan, Submission
 from astra.plan import spool
@@ -51,7 +50,6 @@ def plan_lock(plan: Plan) -> Iterator[None]:
     BusyError
         If another process holds the lock.
     """
-    check_archive()
     activity = f"submits, resumes or cancels plan {plan.pk}"
     with hold(f"plan {plan.pk}", activity, f"astra status {plan.pk}"):
         yield

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import psycopg2
 import pytest
 
-from astra.database.connection import bind, connection
+from astra.database.connection import bind, connection, keep_connected
 from astra.database.postgresql_connection import PostgresqlDatabase
 from astra.errors import BusyError
 from astra.models import BossVisitSpectrum
@@ -147,19 +147,19 @@ def test_a_lock_that_was_released_is_free_at_once(url):
             pass
 
 
-def test_a_short_command_needs_one_connection_for_its_lock(pg_url, postgres, monkeypatch):
+def test_a_short_command_needs_one_more_connection_for_its_lock(pg_url, postgres, monkeypatch):
     opened, connect = [], PostgresqlDatabase._connect
     monkeypatch.setattr(
         PostgresqlDatabase, "_connect", lambda own: opened.append(own) or connect(own)
     )
-    with hold("plan 1", "submits plan 1", "astra status 1"):
+    with keep_connected(), hold("plan 1", "submits plan 1", "astra status 1"):
         pass
-    assert len(opened) == 1
+    assert len(opened) == 2  # the command's, and one for the release
 
 
 def test_one_whose_connection_is_lost_is_released_all_the_same(pg_url, postgres):
     name = urlsplit(pg_url).path.strip("/")
-    with hold("plan 1", "submits plan 1", "astra status 1"):
+    with keep_connected(), hold("plan 1", "submits plan 1", "astra status 1"):
         ended = postgres.sql(
             "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity "
             f"WHERE datname = '{name}'"
