@@ -11,6 +11,7 @@ from astra.models.importing import load
 from astra.models.plans import Plan
 from astra.plan.lookup import find_modules, get_plan, task_of
 from astra.status.verdict import Verdict
+from astra.status.verify_rows import Verifier
 from astra.tasks.declared import declared_by
 
 
@@ -40,8 +41,6 @@ def verify(plan: int, max_listed: int = 20) -> Verdict:
     >>> verify(1).sound
     True
     """
-    from astra.status.verify_rows import Verifier  # numpy with it, which few commands need
-
     frozen = get_plan(plan)
     find_modules(frozen)
     output, is_grouped = load(frozen.output_model), _is_grouped(frozen)

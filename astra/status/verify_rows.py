@@ -1,9 +1,11 @@
 """The checks of :mod:`astra.status.verify`: compare pages, attempts and rows with each other."""
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
+from operator import attrgetter
+from typing import NamedTuple, TypeVar
 
-import numpy as np
 import peewee
 from peewee import ColumnBase
 
@@ -18,24 +20,75 @@ from astra.models.plans import Page, Plan
 from astra.plan.pending import is_up_to_date
 from astra.states import COUNTED, AttemptState, Outcome
 from astra.status.verdict import Breach, Verdict
-from astra.status.verify_columns import OF_ANOTHER_KEY, Flags, Numbers, Rows, StoredRows
 from astra.status.verify_records import RecordChecks, attempts_of, orphans, was_released
+
+T = TypeVar("T")
 
 #: Rows that are checked together.
 ROWS_AT_ONCE = 200_000
 
-#: The columns that are read of each stored result: whether its input was read while its attempt did
-#: not run; whether it was stored before its input was read; whether the input was modified since
-#: then (1) or was deleted (2); the result's number; whether one of its times is impossible; whether
-#: it has another source than its input; its provenance; and a number for when its input was read.
-OF_RESULTS = (
-    "key", "attempt", "read_outside", "stored_before", "input", "number", "bad_time", "bad_source",
-    "made_by", "read",
-)  # fmt: skip
+#: Represents the number of a result that is identified by another key than that of its row.
+OF_ANOTHER_KEY = 2**31
 
-#: The columns that are read of each failure or record of no result: whether it is of this plan;
-#: whether a further result was refused; whether a time, a count or its provenance is impossible.
-OF_RECORDS = ("key", "of_plan", "refused", "attempt", "page", "bad")
+#: A check that found something, and the problem.
+Problems = Iterator[tuple[str, str]]
+
+
+class Result(NamedTuple):
+    """What is read of a stored result; flags are 0 or 1."""
+
+    attempt: int  # 0: none
+    read_outside: int  # its input was read while its attempt did not run
+    stored_before: int  # it was stored before its input was read
+    input: int  # 1: modified since it was read; 2: deleted
+    number: int  # within its row
+    bad_time: int  # one of its times is impossible
+    bad_source: int  # it has another source than its input
+    made_by: int
+    read: object  # when its input was read
+
+
+class Record(NamedTuple):
+    """What is read of a failure, or of a record of no result; flags are 0 or 1."""
+
+    of_plan: int
+    refused: int  # a further result of a row that has one
+    attempt: int  # 0: none
+    page: int
+    bad: int  # a time, a count or its provenance is impossible
+
+
+class Row(NamedTuple):
+    """What is stored for a row of the plan, or for many rows of a page: most are alike."""
+
+    outcome: int
+    results: tuple[Result, ...]  # by their numbers
+    failure: Record | None
+    nothing: Record | None
+    writer: int  # the page of the plan whose attempt wrote the first result; 0: none
+
+    @property
+    def ends(self) -> list[Outcome]:
+        """How the row ended by what this plan stored."""
+        ends = [Outcome.RESULT] if self.writer else []
+        if self.failure is not None and self.failure.of_plan and not self.failure.refused:
+            ends.append(Outcome.FAILURE)
+        if self.nothing is not None and self.nothing.of_plan:
+            ends.append(Outcome.NO_RESULT)
+        return ends
+
+    @property
+    def ended_elsewhere(self) -> bool:
+        """Whether another plan or a direct call stored how it ended."""
+        records = [r for r in (self.failure, self.nothing) if r is not None]
+        return bool(self.results and not self.writer) or any(not r.of_plan for r in records)
+
+
+#: What the results of a row share.
+_origin = attrgetter("attempt", "made_by", "input")
+
+_COUNTED_AS = ("pending", "done", "failed", "without a result")  # by outcome
+_STORED_AS = ("nothing", "result", "failure", "record of no result")
 
 RecordModel = type[RowWithoutResult]
 
@@ -57,12 +110,11 @@ class Verifier:
         self.link = link_of(self.output, self.model)
         #: The keys that were found, each with the first page that has it.
         self.page_of: dict[RowKey, int] = {}
-        self.moments: dict[object, int] = {}  # at which inputs were read
         self.breaches: list[Breach] = []
         self.checks: Counter[str] = Counter()
         self.counts: Counter[str] = Counter()
         self.attempts = attempts_of(plan)
-        self.attempt_pages = [(a.pk, n) for n, of_page in self.attempts.items() for a in of_page]
+        self.attempt_pages = {a.pk: n for n, of_page in self.attempts.items() for a in of_page}
         self.records = RecordChecks(plan, self.model, self.output)
         self.latest = self.records.latest
         self.n_ours = 0  # results of the plan's attempts for the plan's rows
@@ -72,7 +124,7 @@ class Verifier:
     def verdict(self) -> Verdict:
         """Run all checks, inside a snapshot of the database, and return what they found."""
         for problem in self.records.values():
-            self._add_breach("values", None, None, problem)
+            self._add("values", problem)
         if not self.checks:  # the other checks cannot handle impossible values
             self._check()
         n_rows = {outcome.name.lower(): self.counts[outcome.name] for outcome in Outcome}
@@ -104,117 +156,107 @@ class Verifier:
             stored, other = other, stored
         return stored is not None and other is None and None not in stored
 
-    def _add_breach(self, check: str, page: int | None, key: RowKey | None, problem: str) -> None:
-        """Count a breach, and list it unless enough breaches of this check are listed."""
-        self.checks[check] += 1
-        if self.checks[check] <= self.max_listed:
-            self.breaches.append(Breach(check, page, key, problem))
-
-    def _add_breaches(self, check: str, rows: Rows, which: Flags, problem: str) -> None:
-        """Count a breach for each of the rows that `which` marks."""
-        for place in np.flatnonzero(which):
-            self._add_breach(check, int(rows.page[place]), rows.keys[rows.key[place]], problem)
+    def _add(
+        self, check: str, problem: str, page: int | None = None,
+        keys: Iterable[RowKey | None] = (None,),
+    ) -> None:  # fmt: skip
+        """Count breaches, one for each key, and list them unless enough of this check are."""
+        for key in keys:
+            self.checks[check] += 1
+            if self.checks[check] <= self.max_listed:
+                self.breaches.append(Breach(check, page, key, problem))
 
     # -- the plan and its pages -------------------------------------------------------------
 
     def _check_records(self) -> None:
         """Check the tables, the plan, and that each of its records belongs to one of its rows."""
         for problem in self.records.guards():
-            self._add_breach("guards", None, None, problem)
+            self._add("guards", problem)
         for problem in orphans():
-            self._add_breach("orphans", None, None, problem)
+            self._add("orphans", problem)
         for number, problem in self.records.of_plan():
-            self._add_breach("records", number, None, problem)
+            self._add("records", problem, number)
         n = 0 if self.is_grouped or self.checks["shape"] else self.records.n_results()
         if n > self.n_ours:
             problem = f"{n} results name attempts of the plan, but only {self.n_ours} of them"
-            self._add_breach("orphans", None, None, f"{problem} are results of its rows")
+            self._add("orphans", f"{problem} are results of its rows")
         for kind in (Failure, NoResult):
             of_plan = self._of_task(kind) & (kind.plan_pk == self.plan.pk)
             if (n := kind.select().where(of_plan).count()) > self.n_recorded[kind]:
                 problem = f"{n} rows of the table {kind._meta.table_name} name the plan, but only "
                 problem += f"{self.n_recorded[kind]} of them name one of its rows"
-                self._add_breach("orphans", None, None, problem)
+                self._add("orphans", problem)
 
     def _check_page_numbers(self, numbers: list[int], n_rows: int) -> None:
         expected = set(range(1, self.plan.n_pages + 1))
         for number in sorted(expected - set(numbers)):
-            self._add_breach("pages", number, None, "the page is missing")
+            self._add("pages", "the page is missing", number)
         for number in sorted(set(numbers) - expected):
-            self._add_breach("pages", number, None, f"the plan has only {self.plan.n_pages} pages")
+            self._add("pages", f"the plan has only {self.plan.n_pages} pages", number)
         if n_rows != self.plan.n_rows:
             problem = f"the pages have {n_rows} rows, but the plan has {self.plan.n_rows}"
-            self._add_breach("pages", None, None, problem)
+            self._add("pages", problem)
 
     def _check_keys(self, page: Page) -> int:
         """Check that no key of a page is in the plan already; return the number of its keys."""
         keys: Sequence[RowKey] = page.row_keys if self._has_keys(page) else []
         for key in keys:
             if first := self.page_of.get(key):
-                self._add_breach("key-twice", first, key, f"it is also in page {page.number}")
+                self._add("key-twice", f"it is also in page {page.number}", first, [key])
             else:
                 self.page_of[key] = page.number
         return len(keys)
 
     def _check_page(self, page: Page) -> bool:
         """Check a page and its attempts; return whether its rows can be checked one by one."""
-        number, outcomes = page.number, bytes(page.outcomes)
+        outcomes = bytes(page.outcomes)
         if not self._has_keys(page):
-            self._add_breach("shape", number, None, "it has no keys, or keys of another kind")
+            self._add("shape", "it has no keys, or keys of another kind", page.number)
             return False
         if not len(page.row_keys) == len(outcomes) == page.n_rows or set(outcomes) - set(Outcome):
             problem = f"it has {page.n_rows} rows, {len(page.row_keys)} keys, "
             problem += f"{len(outcomes)} outcomes"
             if unknown := sorted(set(outcomes) - set(Outcome)):
                 problem += f", some of them unknown: {unknown[:5]}"
-            self._add_breach("shape", number, None, problem)
+            self._add("shape", problem, page.number)
             return False
-        for name, outcome in COUNTED.items():
-            recorded, counted = getattr(page, name), outcomes.count(outcome)
-            if recorded != counted:
-                problem = f"{name} is {recorded}, but its outcomes add up to {counted}"
-                self._add_breach("counts", number, None, problem)
         for outcome in Outcome:
             self.counts[outcome.name] += outcomes.count(outcome)
-        self._check_attempts(page)
+        for check, problem in self._page_problems(page):
+            self._add(check, problem, page.number)
         return True
 
-    def _check_attempts(self, page: Page) -> None:
+    def _page_problems(self, page: Page) -> Problems:
+        """Yield the problems of a page and of its attempts."""
         attempts = self.attempts.get(page.number, [])
+        for name, outcome in COUNTED.items():
+            recorded, counted = getattr(page, name), bytes(page.outcomes).count(outcome)
+            if recorded != counted:
+                yield "counts", f"{name} is {recorded}, but its outcomes add up to {counted}"
+            ended = sum(getattr(a, name) for a in attempts)
+            if outcome == Outcome.RESULT:
+                ended += sum(a.n_found for a in attempts)
+            # Attempts may have more of the others, if rows were processed again since.
+            if ended < recorded or (outcome == Outcome.RESULT and ended > recorded):
+                yield "sums", f"{name} is {recorded}, but its attempts add up to {ended}"
         for problem in self.records.of_page(page, attempts):
-            self._add_breach("records", page.number, None, problem)
+            yield "records", problem
         last = attempts[-1].pk if attempts else None
         if page.attempt_pk != last and not was_released(self.plan, page, attempts):
             problem = f"it belongs to attempt {page.attempt_pk}, but its last attempt is {last}"
-            self._add_breach("attempts", page.number, None, problem)
+            yield "attempts", problem
         for attempt in attempts[:-1]:
             if attempt.state == AttemptState.RUNNING:
                 problem = f"attempt {attempt.pk} is still running beside the last one, {last}"
-                self._add_breach("attempts", page.number, None, problem)
-        ended = sum(a.n_done + a.n_found for a in attempts)
-        if ended != page.n_done:
-            problem = f"n_done is {page.n_done}, but its attempts add up to {ended}"
-            self._add_breach("sums", page.number, None, problem)
-        for name in ("n_failed", "n_no_result"):
-            ended = sum(getattr(a, name) for a in attempts)
-            # Attempts may have more of them than the page, if rows were processed again since.
-            if ended < getattr(page, name):
-                problem = f"{name} is {getattr(page, name)}, but its attempts add up to {ended}"
-                self._add_breach("sums", page.number, None, problem)
-        pending = page.n_pending
-        again = max(0, self._n_made_pending(page))
-        if attempts and attempts[-1].state == AttemptState.DONE and pending > again:
-            self._add_breach(
-                "done-too-early", page.number, None, f"{pending} rows are still pending"
-            )
+                yield "attempts", problem
+        again = max(0, self._n_made_pending(page, "n_failed", "n_no_result"))
+        if attempts and attempts[-1].state == AttemptState.DONE and page.n_pending > again:
+            yield "done-too-early", f"{page.n_pending} rows are still pending"
 
     def _n_made_pending(self, page: Page, *names: str) -> int:
         """Count the ended rows of a page that were made pending again."""
         attempts = self.attempts.get(page.number, [])
-        return sum(
-            sum(getattr(a, name) for a in attempts) - getattr(page, name)
-            for name in names or ("n_failed", "n_no_result")
-        )
+        return sum(sum(getattr(a, name) for a in attempts) - getattr(page, name) for name in names)
 
     # -- rows -------------------------------------------------------------------------------
 
@@ -231,132 +273,141 @@ class Verifier:
                 raise
             if len(pages) == 1:
                 problem = f"it has keys that are not keys of its table: {dialect().message(error)}"
-                return self._add_breach("shape", pages[0].number, None, problem)
+                return self._add("shape", problem, pages[0].number)
         half = len(pages) // 2
         self._check_readable(pages[:half])
         self._check_readable(pages[half:])
 
     def _check_rows(self, pages: list[Page]) -> None:
-        rows = Rows(pages)
-        result = StoredRows(self._results(rows), rows.key, OF_RESULTS)
-        failure = StoredRows(self._records(Failure, rows), rows.key, OF_RECORDS)
-        nothing = StoredRows(self._records(NoResult, rows), rows.key, OF_RECORDS)
-        attempt_page = self._pages_of(result["attempt"])
-        is_ours = result.there & (attempt_page > 0)
-        self.n_ours += int(np.sum(self._pages_of(result.every["attempt"]) > 0))
-        is_done, failed = rows.ended(Outcome.RESULT), rows.ended(Outcome.FAILURE)
-        empty, pending = rows.ended(Outcome.NO_RESULT), rows.ended(Outcome.PENDING)
-        our_failure = failure.there & (failure["of_plan"] == 1) & (failure["refused"] == 0)
-        our_nothing = nothing.there & (nothing["of_plan"] == 1)
-        elsewhere = (result.there & ~is_ours) | (failure.there & (failure["of_plan"] == 0))
-        elsewhere |= nothing.there & (nothing["of_plan"] == 0)
-
-        add = self._add_breaches
-        add("result-missing", rows, is_done & ~result.there, "no result is stored")
-        refused = failure.there & (failure["refused"] == 1)
-        lost = failed & (~failure.there & ~elsewhere | refused & ~result.there)
-        add("failure-missing", rows, lost, "no failure is recorded")
-        lost = empty & ~nothing.there & ~elsewhere
-        add("no-result-missing", rows, lost, "no record says that it has no result")
-        both = "it counts as {}, but it also has a {} of this plan".format
-        nothing_recorded = "record of no result"
-        add("ended-twice", rows, failed & is_ours, both("failed", "result"))
-        add("ended-twice", rows, empty & is_ours, both("without a result", "result"))
-        add("ended-twice", rows, is_done & our_failure, both("done", "failure"))
-        add("ended-twice", rows, is_done & our_nothing, both("done", nothing_recorded))
-        add("ended-twice", rows, failed & our_nothing, both("failed", nothing_recorded))
-        add("ended-twice", rows, empty & our_failure, both("without a result", "failure"))
-        uncounted = pending & is_ours
-        add("not-counted", rows, uncounted, "its result is stored, but it counts as pending")
-        elsewhere_written = is_ours & (attempt_page != rows.page)
-        add("wrong-page", rows, elsewhere_written, "an attempt at another page wrote its result")
-        early = is_ours & result.any_own(result.every["read_outside"] == 1)
-        add("read-too-early", rows, early, "its input was read before its attempt began")
-        early = is_ours & result.any_own(result.every["stored_before"] == 1)
-        add("read-too-early", rows, early, "it was stored before its input was read")
-        self._check_origins(rows, result, attempt_page)
-        for kind, record in ((Failure, failure), (NoResult, nothing)):
-            self._check_records_of_rows(kind, rows, record)
-        written_by = result["attempt"]
+        keys = sorted({key for page in pages for key in page.row_keys})
+        results: dict[RowKey, tuple[Result, ...]] = {}
+        for key, result in sorted(self._results(keys), key=lambda read: read[1].number):
+            results[key] = (*results.get(key, ()), result)
+        failures, nothing = (dict(self._records(kind, keys)) for kind in (Failure, NoResult))
+        ours = [r for of_row in results.values() for r in of_row if r.attempt in self.attempt_pages]
+        self.n_ours += len(ours)
+        read_here = {result.read for result in ours}
         for page in pages:
-            on_page = rows.page == page.number
-            self._check_pending(page, rows, on_page & pending & our_failure, "n_failed", "failure")
-            self._check_pending(
-                page, rows, on_page & pending & our_nothing, "n_no_result", "record"
-            )
-            self._check_written(page, written_by[on_page & is_ours])
-        self.counts["modified"] += int(np.sum(is_done & result.there & (result["input"] == 1)))
-        self.counts["gone"] += int(np.sum(is_done & result.there & (result["input"] == 2)))
-        ends = (is_done & ~is_ours) | (failed & ~our_failure) | (empty & ~our_nothing)
-        self.counts["others"] += int(np.sum(ends & elsewhere))
+            rows: defaultdict[Row, list[RowKey]] = defaultdict(list)
+            for key, outcome in zip(page.row_keys, page.outcomes, strict=True):
+                of_row = results.get(key, ())
+                writer = self.attempt_pages.get(of_row[0].attempt, 0) if of_row else 0
+                row = Row(outcome, of_row, failures.get(key), nothing.get(key), writer)
+                rows[row].append(key)
+            for row, alike in rows.items():
+                for check, problem in self._row_problems(page, row, read_here):
+                    self._add(check, problem, page.number, alike)
+                self._count(row, len(alike))
+            self._check_pending(page, rows, Outcome.FAILURE, "n_failed", "failure")
+            self._check_pending(page, rows, Outcome.NO_RESULT, "n_no_result", "record")
+            self._check_written(page, rows)
 
-    def _check_origins(self, rows: Rows, result: StoredRows, attempt_page: Numbers) -> None:
-        """Check for results that no attempt of the plan can have written."""
-        add, is_ours = self._add_breaches, result.there & (attempt_page > 0)
-        late = result.any_own(result.every["bad_time"] == 1)
-        add("moments", rows, late, "a time of its result is in the future or in the wrong order")
-        wrong = result.any_own(result.every["bad_source"] == 1)
-        add("wrong-source", rows, wrong, "its result has another source_pk than the row")
-        is_known = np.isin(result.every["made_by"], self.records.origins)
-        wrong = is_ours & result.any_own(~is_known)
-        add("attempt-unknown", rows, wrong, "the made_by of its result belongs to another plan")
-        twice = result.any_of(result.is_again)
-        add("result-twice", rows, twice, "it has two results of the same number")
-        mixed = result.any_of(result.is_gap)
-        problem = "its results are not numbered from 0 upwards, or are from two attempts"
-        add("result-mixed", rows, mixed, problem)
-        of_others = rows.ended(Outcome.RESULT) & result.there & ~is_ours
-        forged = of_others & np.isin(result["read"], result["read"][is_ours])
-        problem = "its input was read together with the plan's rows, but its result names none of "
-        add("attempt-unknown", rows, forged, problem + "the plan's attempts")
+    def _count(self, row: Row, n: int) -> None:
+        """Count rows by what is stored for them."""
+        if row.outcome == Outcome.RESULT and row.results:
+            self.counts["modified"] += n * (row.results[0].input == 1)
+            self.counts["gone"] += n * (row.results[0].input == 2)
+        if row.outcome not in (Outcome.PENDING, *row.ends):
+            self.counts["others"] += n * row.ended_elsewhere
+        for kind, record in ((Failure, row.failure), (NoResult, row.nothing)):
+            if record is not None and record.of_plan:
+                self.n_recorded[kind] += n
 
-    def _check_records_of_rows(self, kind: RecordModel, rows: Rows, record: StoredRows) -> None:
-        """Check for records that name another plan or page than their attempt."""
-        attempt_page, is_ours = self._pages_of(record["attempt"]), record["of_plan"] == 1
-        self.n_recorded[kind] += int(np.sum(record.there & is_ours))
-        wrong = record.there & (is_ours != (attempt_page > 0))
-        wrong |= (
-            record.there & is_ours & ((attempt_page != rows.page) | (record["page"] != rows.page))
-        )
-        wrong |= record.there & (record["bad"] == 1)
-        name = kind._meta.table_name
-        problem = f"its row of the table {name} does not match attempt {{}}, which it names"
-        for place in np.flatnonzero(wrong):
-            key, attempt = rows.keys[rows.key[place]], record["attempt"][place]
-            self._add_breach("given-away", int(rows.page[place]), key, problem.format(attempt))
+    def _row_problems(self, page: Page, row: Row, read_here: set[object]) -> Problems:
+        """Yield the problems of a row; inputs of the plan's results were read at `read_here`."""
+        outcome, failure = row.outcome, row.failure
+        if outcome == Outcome.RESULT and not row.results:
+            yield "result-missing", "no result is stored"
+        elif outcome == Outcome.FAILURE:
+            is_refused = failure is not None and failure.refused
+            if not row.results if is_refused else failure is None and not row.ended_elsewhere:
+                yield "failure-missing", "no failure is recorded"
+        elif outcome == Outcome.NO_RESULT and row.nothing is None and not row.ended_elsewhere:
+            yield "no-result-missing", "no record says that it has no result"
+        for end in row.ends:
+            if outcome not in (end, Outcome.PENDING):
+                counted, stored = _COUNTED_AS[outcome], _STORED_AS[end]
+                problem = f"it counts as {counted}, but it also has a {stored} of this plan"
+                yield "ended-twice", problem
+        if row.results:
+            yield from self._result_problems(page, row, read_here)
+        for kind, record in ((Failure, failure), (NoResult, row.nothing)):
+            if record is not None and not self._matches(page, record):
+                which = f"its row of the table {kind._meta.table_name}"
+                problem = f"{which} does not match attempt {record.attempt}, which it names"
+                yield "given-away", problem
 
-    def _check_pending(self, page: Page, rows: Rows, which: Flags, name: str, kind: str) -> None:
+    def _result_problems(self, page: Page, row: Row, read_here: set[object]) -> Problems:
+        """Yield the problems of a row's results, which should be of one attempt of the plan."""
+        numbered = [r for r in row.results if r.number != OF_ANOTHER_KEY]
+        own = numbered or row.results[:1]
+        if row.writer:
+            if row.outcome == Outcome.PENDING:
+                yield "not-counted", "its result is stored, but it counts as pending"
+            if row.writer != page.number:
+                yield "wrong-page", "an attempt at another page wrote its result"
+            if any(r.read_outside for r in own):
+                yield "read-too-early", "its input was read before its attempt began"
+            if any(r.stored_before for r in own):
+                yield "read-too-early", "it was stored before its input was read"
+            if any(r.made_by not in self.records.origins for r in own):
+                yield "attempt-unknown", "the made_by of its result belongs to another plan"
+        elif row.outcome == Outcome.RESULT and row.results[0].read in read_here:
+            problem = "its input was read together with the plan's rows, but its result names none"
+            yield "attempt-unknown", f"{problem} of the plan's attempts"
+        if any(r.bad_time for r in own):
+            yield "moments", "a time of its result is in the future or in the wrong order"
+        if any(r.bad_source for r in own):
+            yield "wrong-source", "its result has another source_pk than the row"
+        pairs = [(b.number - a.number, _origin(a) == _origin(b)) for a, b in pairwise(numbered)]
+        if any(step == 0 for step, _ in pairs):
+            yield "result-twice", "it has two results of the same number"
+        is_mixed = any(step > 1 or (step == 1 and not is_alike) for step, is_alike in pairs)
+        if is_mixed or (numbered and numbered[0].number):
+            problem = "its results are not numbered from 0 upwards, or are from two attempts"
+            yield "result-mixed", problem
+
+    def _matches(self, page: Page, record: Record) -> bool:
+        """Return whether a record names the plan and the page of its attempt."""
+        writer = self.attempt_pages.get(record.attempt, 0)
+        if record.bad or bool(record.of_plan) != bool(writer):
+            return False
+        return not record.of_plan or writer == record.page == page.number
+
+    def _check_pending(
+        self, page: Page, rows: Mapping[Row, list[RowKey]], end: Outcome, name: str, kind: str
+    ) -> None:
         """Check that pending rows have a record only if they are being processed again."""
-        n = int(np.sum(which))
-        if n > (again := self._n_made_pending(page, name)):
+        pending = (row for row in rows if row.outcome == Outcome.PENDING and end in row.ends)
+        keys = [key for row in pending for key in rows[row]]
+        if len(keys) > (again := self._n_made_pending(page, name)):
             problem = f"its {kind} is stored, but it counts as pending; {again} rows of the page "
-            self._add_breaches("not-counted", rows, which, problem + "are being processed again")
+            problem += "are being processed again"
+            self._add("not-counted", problem, page.number, keys)
 
-    def _check_written(self, page: Page, attempt_pks: Numbers) -> None:
-        written = Counter(attempt_pks.tolist())
+    def _check_written(self, page: Page, rows: Mapping[Row, list[RowKey]]) -> None:
+        written: Counter[int] = Counter()
+        for row, keys in rows.items():
+            if row.writer:
+                written[row.results[0].attempt] += len(keys)
         for attempt in self.attempts.get(page.number, []):
             if written[attempt.pk] > attempt.n_done:
                 problem = (
                     f"attempt {attempt.pk} ({attempt.state}) counted {attempt.n_done} results, but "
                     f"{written[attempt.pk]} results name it"
                 )
-                self._add_breach("written-unseen", page.number, None, problem)
+                self._add("written-unseen", problem, page.number)
 
-    def _pages_of(self, attempt_pks: Numbers) -> Numbers:
-        """Return the page of this plan of each attempt; 0 where an attempt belongs to none."""
-        return StoredRows(self.attempt_pages, attempt_pks, ("key", "page"))["page"]
-
-    def _results(self, rows: Rows) -> list[tuple[int, ...]]:
-        """Return the columns `OF_RESULTS` of each stored result."""
+    def _results(self, keys: list[RowKey]) -> list[tuple[RowKey, Result]]:
+        """Return the stored results of some rows, with their keys."""
         output, model = self.output, self.model
         same_version = output.v_astra_major_minor == self.plan.version.major_minor
         joined = self.link.is_result_of(output, model)
         is_deleted = self.key.fields[0].is_null()
         input_is = peewee.Case(None, ((is_deleted, 2), (is_up_to_date(output, model), 0)), 1)
         key = self.link.key(output)
-        results = self._fetched(
-            rows,
-            key.narrowed(output.select(), rows.keys)
+        query = (
+            key.narrowed(output.select(), keys)
             .select(
                 key.given,
                 peewee.fn.COALESCE(output.attempt_pk, 0),
@@ -376,10 +427,9 @@ class Verifier:
             )
             .join(Attempt, peewee.JOIN.LEFT_OUTER, on=(Attempt.pk == output.attempt_pk))
             .join_from(output, model, peewee.JOIN.LEFT_OUTER, on=joined, attr="input_row")
-            .where(same_version),
+            .where(same_version)
         )
-        number_of = self.moments.setdefault
-        return [(*row, number_of(read, len(self.moments) + 1)) for *row, read in results]
+        return self._fetched(query, Result._make)
 
     def _number_of_result(self) -> ColumnBase:
         """Return the number of a result within its row; one with another key has none."""
@@ -406,8 +456,8 @@ class Verifier:
             & (kind.v_astra_major_minor == self.plan.version.major_minor)
         )
 
-    def _records(self, kind: RecordModel, rows: Rows) -> list[tuple[int, ...]]:
-        """Return the columns `OF_RECORDS` of each failure or record of no result."""
+    def _records(self, kind: RecordModel, keys: list[RowKey]) -> list[tuple[RowKey, Record]]:
+        """Return the failures of some rows, or the records of no result, with their keys."""
         if not kind.select().where(self._of_task(kind)).exists():
             return []
         of_plan, is_known = kind.plan_pk == self.plan.pk, kind.made_by.in_(self.records.origins)
@@ -419,15 +469,18 @@ class Verifier:
             kind.key, _flag(of_plan), refused,
             peewee.fn.COALESCE(kind.attempt_pk, 0), peewee.fn.COALESCE(kind.page, 0), _flag(bad),
         )  # fmt: skip
-        is_of_row = dialect().among(kind.key, rows.keys, "text")
-        return self._fetched(rows, kind.select(*columns).where(self._of_task(kind) & is_of_row))
+        is_of_row = dialect().among(kind.key, keys, "text")
+        query = kind.select(*columns).where(self._of_task(kind) & is_of_row)
+        return self._fetched(query, Record._make)
 
-    def _fetched(self, rows: Rows, query: peewee.Select) -> list[tuple[int, ...]]:
+    def _fetched(
+        self, query: peewee.Select, make: Callable[[list[int]], T]
+    ) -> list[tuple[RowKey, T]]:
         """Return the rows of a query as the driver gives them, since there are many."""
         with peewee_errors:  # SQLite reads a key only when it is fetched
             records = dialect().run(*query.sql()).fetchall()
         as_key = int if self.key.is_whole else str
-        return [(rows.places[as_key(key)], *columns) for key, *columns in records]
+        return [(as_key(key), make(columns)) for key, *columns in records]
 
 
 def _flag(clause: ColumnBase) -> ColumnBase:
