@@ -1,6 +1,7 @@
 """Apply the retry policy to a plan: read how its pages ended, and choose the next step of each."""
 
 import json
+import signal
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -51,6 +52,10 @@ class NextStep:
 _ENDS_OF_QUEUED = (SlurmState.CANCELLED, SlurmState.DEADLINE, SlurmState.ABSENT, None)
 
 
+#: The signal by which Slurm warns an element of its time limit, as the attempt's message names it.
+_WARNING = signal.SIGUSR1.name
+
+
 def next_steps(
     plan: Plan,
     statuses: Iterable[PageStatus],
@@ -86,9 +91,7 @@ def next_steps(
         last = page.pk, page.submission_pk
         was_queued = last not in gained and status.slurm_state in _ENDS_OF_QUEUED
         no_row_ended = not gained[last] and not was_queued
-        end = retry_policy.end_of(
-            status.state, status.slurm_state, status.exit_code, no_row_ended, status.node
-        )
+        end = end_of(status, no_row_ended)
         if end is not None and end.state in retry_policy.CAUSED_BY_ROWS and last in searched:
             end = replace(end, no_row_ended=False)
         decision = _decide(
@@ -98,6 +101,14 @@ def next_steps(
         grown = {key: value for key, value in decision.options if key not in overrides}
         steps.append(PageStep(page, end, decision, _grown(base, grown)))
     return steps
+
+
+def end_of(status: PageStatus, no_row_ended: bool = True) -> End | None:
+    """Return how the last element of a page ended, as the policy names it."""
+    return retry_policy.end_of(
+        status.state, status.slurm_state, status.exit_code, no_row_ended, status.node,
+        was_warned=_WARNING in (status.message or ""),
+    )  # fmt: skip
 
 
 def _attempts(plan: Plan) -> tuple[Counter[tuple[int, int | None]], set[tuple[int, int | None]]]:

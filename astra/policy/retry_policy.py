@@ -17,10 +17,10 @@ from astra.config.retry_rules import RULES, Rule
 from astra.config.units import size_mb, time_limit_s, written_size, written_time
 from astra.errors import OutOfHours
 from astra.slurm.limits import PartitionLimits
-from astra.states import PageState
+from astra.states import PageState, SlurmState
 
 #: Ends that the page did not cause: they use up no retry.
-USES_NO_RETRY = frozenset({"PREEMPTED", "OUTAGE", "HOURS"})
+USES_NO_RETRY = frozenset({"PREEMPTED", "OUTAGE", "HOURS", "STOPPED"})
 
 #: Ends that a row may cause. While astra searches for the row, each end halves the suspects: it is
 #: not a retry in vain, and the search is finite.
@@ -32,7 +32,11 @@ _CAUSED_BY_NODES = frozenset({"FAILED", "NODE_FAIL", "BOOT_FAIL"})
 _TEMPORARY_FAILURE = 75  # of an element that was asked to stop, or could not reach the database
 
 #: Ends with an external cause, which have no rule: what kept the element from its rows.
-_EXTERNAL = {"OUTAGE": "the database was unavailable", "HOURS": "the hours of the night were over"}
+_EXTERNAL = {
+    "OUTAGE": "the database was unavailable",
+    "HOURS": "the hours of the night were over",
+    "STOPPED": "it was asked to stop, and Slurm cannot say why",
+}
 
 
 @dataclass(frozen=True)
@@ -60,12 +64,14 @@ def end_of(
     exit_code: int | None,
     no_row_ended: bool,
     node: str | None,
+    was_warned: bool = False,
 ) -> End | None:
     """Return how the last element of a page ended; None if it had none.
 
-    An interrupted element was warned of its time limit, unless Slurm reports another state. One
-    that ended with status 75 and no record in the database could not reach the database; one with
-    status 74 was outside of its night's hours.
+    An interrupted element was warned of its time limit, unless Slurm reports another state; if
+    Slurm reports none, only the signal (`was_warned`) says so. One that ended with status 75 and no
+    record in the database could not reach the database; one with status 74 was outside of its
+    night's hours.
     """
     if page in (PageState.UNSUBMITTED, PageState.CANCELLED, PageState.DONE):
         return None
@@ -73,7 +79,8 @@ def end_of(
     if state == "FAILED" and exit_code == OutOfHours.exit_status:
         state = "HOURS"
     elif state == "FAILED" and page is PageState.INTERRUPTED:
-        state = "TIMEOUT"
+        is_unknown = slurm_state in (None, SlurmState.ABSENT) and not was_warned
+        state = "STOPPED" if is_unknown else "TIMEOUT"
     elif state == "FAILED" and page is PageState.LOST and exit_code == _TEMPORARY_FAILURE:
         state = "OUTAGE"
     return End(state, node, no_row_ended)

@@ -12,7 +12,14 @@ from astra.models.plans import Page, Plan
 from astra.plan.lookup import check_plan_version, get_plan, paused_message
 from astra.plan.pages import PageStatus, pages_without_keys
 from astra.policy import retry_policy
-from astra.policy.next_steps import PageStep, exclude_bad_nodes, grouped, next_steps, record
+from astra.policy.next_steps import (
+    PageStep,
+    end_of,
+    exclude_bad_nodes,
+    grouped,
+    next_steps,
+    record,
+)
 from astra.resume.refill import Refill, put_back, withdraw_pages
 from astra.states import ALIVE, Outcome, PageState, SlurmState
 from astra.status.page_states import Pages, SlurmAnswer, current_pages
@@ -309,7 +316,7 @@ def _is_wanted(page: PageStatus, failed: bool, only: frozenset[SlurmState]) -> b
 
 def _ends(page: PageStatus) -> set[str | None]:
     """Return how the element of a page ended: by Slurm, and as the policy names it."""
-    end = retry_policy.end_of(page.state, page.slurm_state, page.exit_code, True, None)
+    end = end_of(page)
     return {page.slurm_state, end.state if end else None}
 
 

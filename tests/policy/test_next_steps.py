@@ -106,6 +106,21 @@ def test_pages_that_are_given_up_are_selected_by_the_state_that_the_remedy_names
         assert page.page in [p.number for p in chosen]
 
 
+@pytest.mark.parametrize("by, state", [("SIGUSR1", "TIMEOUT"), ("SIGTERM", "STOPPED")])
+def test_without_slurms_word_only_a_warning_says_that_the_time_was_too_short(url, by, state):
+    """Its accounting is unavailable, or was purged since."""
+    plan = plan_of(10, 10)
+    array_of(plan, [1], {1: 1})
+    with connection(), writing():
+        message = f"asked to stop ({by}); all yielded results are stored, 10 rows are left"
+        Attempt.update(state="interrupted", message=message).execute()
+    pages = read_pages(plan, Answer(queued=frozenset({"j"})), True)
+    (step,) = next_steps.next_steps(plan, pages)
+    assert pages.states == [PageState.INTERRUPTED]
+    assert step.end.state == state and step.decision.retry
+    assert ("uses up no retry" in step.decision.explanation) == (state == "STOPPED")
+
+
 @pytest.mark.parametrize("ends", [{"signal": 9}, {"exit_code": 9}, {"exit_code": 137}])
 def test_a_script_that_reports_the_kill_by_a_memory_limit(url, tmp_path, ends):
     """Where Slurm killed the element before it killed the script, its state is FAILED."""
