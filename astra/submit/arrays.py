@@ -1,8 +1,9 @@
 """Divide the pages of a plan among Slurm arrays, within the limits of the site."""
 
-from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 from astra.config.profiles import Profile
 
@@ -14,20 +15,10 @@ class Slice:
     pages: list[int]  # page numbers
     elements: list[int]
     offset: int
-    n_parts: int = 1  # into which a limit cut its array; they share the elements of the profile
+    max_elements: int  # that a pool of these pages may have
 
     def indices(self) -> list[int]:
         return [element - self.offset for element in self.elements]
-
-    def with_elements(self, profile: Profile) -> "Slice":
-        """Return the slice with at most the number of elements that a profile allows for a pool."""
-        if not profile.pull:
-            return self
-        return replace(self, elements=self.elements[: self.max_elements(profile)])
-
-    def max_elements(self, profile: Profile) -> int:
-        """Return how many elements a pool of the slice may have."""
-        return -(-profile.max_elements // self.n_parts)
 
 
 def shares(total: int | None, weights: Sequence[int]) -> list[int]:
@@ -50,23 +41,26 @@ def shares(total: int | None, weights: Sequence[int]) -> list[int]:
     return parts
 
 
-def slices(pages: Iterable[int], pages_per_element: int, max_indices: int) -> Iterator[Slice]:
-    """Cut pages into arrays, each with the indices 1 to `max_indices` and an offset."""
-    numbers, of_array = sorted(pages), pages_per_element * max_indices
-    begin = 0
-    while begin < len(numbers):
-        group = (numbers[begin] - 1) // of_array
-        end = bisect_right(numbers, (group + 1) * of_array, begin)
-        members = numbers[begin:end]
-        yield Slice(members, _elements(members, pages_per_element), group * max_indices)
-        begin = end
+def slices(pages: Iterable[int], profile: Profile, max_indices: int) -> list[Slice]:
+    """Cut pages into arrays, each with the indices 1 to `max_indices` and an offset.
+
+    Pools share the elements that the profile allows.
+    """
+    of_array = profile.pages_per_element * max_indices
+    groups = groupby(sorted(pages), key=lambda page: (page - 1) // of_array)
+    arrays = [(group * max_indices, list(members)) for group, members in groups]
+    share = -(-profile.max_elements // max(len(arrays), 1))
+    return [_slice(members, offset, share, profile) for offset, members in arrays]
 
 
-def _elements(pages: list[int], pages_per_element: int) -> list[int]:
-    """Return the elements of pages: without a pool, each element has consecutive pages."""
-    if pages_per_element == 1:
-        return pages
-    return list(dict.fromkeys([(page - 1) // pages_per_element + 1 for page in pages]))
+def _slice(pages: list[int], offset: int, max_elements: int, profile: Profile) -> Slice:
+    """Return a slice with its elements: without a pool, each has consecutive pages."""
+    each, elements = profile.pages_per_element, pages
+    if each > 1:
+        elements = list(dict.fromkeys([(page - 1) // each + 1 for page in pages]))
+    if profile.pull:
+        elements = elements[:max_elements]
+    return Slice(pages, elements, offset, max_elements)
 
 
 #: The smallest share of the wanted elements with which a pool serves all of its pages.
@@ -79,17 +73,17 @@ def reduced(piece: Slice, profile: Profile) -> list[Slice]:
     Half of the elements of a pool can serve the same pages, unless they would be too few for them.
     Else the slice is cut into two, each with half of its pages and elements.
     """
-    elements = piece.with_elements(profile).elements
-    half = len(elements) // 2
-    wanted = min(len(piece.pages), piece.max_elements(profile))
-    if profile.pull and half >= _MIN_SHARE * wanted:
-        return [replace(piece, elements=elements[:half])]
-    each = profile.pages_per_element
-    middle = len(piece.pages) // 2
-    second = piece.pages[middle] if profile.pull else (elements[half] - 1) * each + 1
-    cut = bisect_left(piece.pages, second)
-    most = max(half, 1) if profile.pull else None
-    return [
-        Slice(pages, _elements(pages, each)[:most], piece.offset, piece.n_parts * 2)
+    half, cut = len(piece.elements) // 2, len(piece.pages) // 2
+    if profile.pull and half >= _MIN_SHARE * min(len(piece.pages), piece.max_elements):
+        return [replace(piece, elements=piece.elements[:half])]
+    if not profile.pull:
+        first_of_second = (piece.elements[half] - 1) * profile.pages_per_element + 1
+        cut = bisect_left(piece.pages, first_of_second)
+    share = -(-piece.max_elements // 2)
+    parts = [
+        _slice(pages, piece.offset, share, profile)
         for pages in (piece.pages[:cut], piece.pages[cut:])
     ]
+    if not profile.pull:
+        return parts
+    return [replace(part, elements=part.elements[: max(half, 1)]) for part in parts]

@@ -199,15 +199,11 @@ def submit_pages(
         n_left = len(pages)
         paused = paused_message(plan.pk, plan.pause_reason)
         return Submitted(plan.pk, plan.task, 0, 0, unsubmitted=n_left, message=paused)
-    queue: list[Slice] = []
     excluded = nodes_to_exclude(profile) if pages else ()
-    if pages:
-        queue = list(slices(pages, profile.pages_per_element, _array_size(dry_run) - 1))
-    if queue:
-        profile = replace(profile, max_elements=-(-profile.max_elements // len(queue)))
+    queue = slices(pages, profile, _array_size(dry_run) - 1) if pages else []
     default_time = limits.default_time(profile) if queue else None
     profile = without_early_signal(profile, default_time)
-    shared = shares(profile.throttle, [len(piece.elements) for piece in queue])
+    shared = shares(profile.throttle, [len(piece.pages) for piece in queue])
     builder = _ArrayBuilder(plan, profile, shared, excluded, hours, default_time)
     if dry_run:
         message, submitted = None, list(pages)
@@ -268,7 +264,7 @@ def _submit_slices(
                         raise
                     if not error.limit:
                         return jobs, pages, str(error)
-                    if len(array.piece.with_elements(builder.profile).elements) == 1:
+                    if len(array.piece.elements) == 1:
                         hint = f"the rest stays in the plan: astra resume {builder.plan.pk}"
                         return jobs, pages, f"{error}; {hint}"
                     queue[:0] = reduced(array.piece, builder.profile)
@@ -341,12 +337,11 @@ class _ArrayBuilder:
 
         Its job avoids bad nodes, and waits for the job whose share of the throttle it takes over.
         """
-        plan, profile, started = self.plan, self.profile, piece.with_elements(self.profile)
-        profile = replace(profile, max_elements=piece.max_elements(profile))
+        plan, profile = self.plan, replace(self.profile, max_elements=piece.max_elements)
         if self.shared:
             profile = replace(profile, throttle=self.shared[n % len(self.shared)])
         submission = new_submission(
-            plan, started.elements, piece.offset, profile.pages_per_element, "slurm", profile,
+            plan, piece.elements, piece.offset, profile.pages_per_element, "slurm", profile,
             profile.pull, token, self.default_time,
         )  # fmt: skip
         folder = run_folder(plan.folder)
@@ -357,8 +352,8 @@ class _ArrayBuilder:
             # Slurm waits for all jobs or for any one; the job before has waited for any one.
             profile = profile.with_options(dependency=False)
         sent = profile.with_more(exclude=self.excluded, dependency=before)
-        text = render(plan, started, sent, submission, self.hours)
-        indices = script_module.array_spec(started.indices(), profile.throttle)
+        text = render(plan, piece, sent, submission, self.hours)
+        indices = script_module.array_spec(piece.indices(), profile.throttle)
         return _Array(piece, submission, text, indices)
 
 

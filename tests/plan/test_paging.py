@@ -19,7 +19,8 @@ from tests.sample_tasks import fill, measure
     most=st.integers(1, 1000),
 )
 def test_every_page_is_in_one_array_at_an_index_that_it_takes(numbers, each, most):
-    found = list(slices(numbers, each, most))
+    chosen = choose_profile(None, {"pages_per_element": each, "pull": False})
+    found = slices(numbers, chosen, most)
     assert [page for piece in found for page in piece.pages] == sorted(numbers)
     elements = [e for piece in found for e in piece.elements]
     assert len(elements) == len(set(elements))
@@ -30,7 +31,6 @@ def test_every_page_is_in_one_array_at_an_index_that_it_takes(numbers, each, mos
             assert element in piece.elements
             assert element - piece.offset in piece.indices()
         if len(piece.elements) > 1:  # as where Slurm takes no more at once
-            chosen = choose_profile(None, {"pages_per_element": each, "pull": False})
             first, second = reduced(piece, chosen)
             assert first.pages + second.pages == piece.pages
             assert first.elements + second.elements == piece.elements
@@ -40,17 +40,17 @@ def test_every_page_is_in_one_array_at_an_index_that_it_takes(numbers, each, mos
 @given(n_pages=st.integers(2, 5000), most=st.integers(1, 1000))
 def test_a_pool_that_slurm_refuses_gets_fewer_elements_and_then_fewer_pages(n_pages, most):
     chosen = choose_profile(None, {"max_elements": most})
-    (piece,) = slices(range(1, n_pages + 1), 1, 10_000)
-    n_elements = len(piece.with_elements(chosen).elements)
+    (piece,) = slices(range(1, n_pages + 1), chosen, 10_000)
+    n_elements = len(piece.elements)
     wanted = n_elements
     while n_elements > 1:
         parts = reduced(piece, chosen)
         assert [page for part in parts for page in part.pages] == piece.pages
         assert all(part.elements == part.pages[: len(part.elements)] for part in parts)
-        halved = [len(part.with_elements(chosen).elements) for part in parts]
+        halved = [len(part.elements) for part in parts]
         assert all(1 <= n <= max(n_elements // 2, 1) for n in halved)
-        allowed = [part.max_elements(chosen) for part in parts]  # once the limit is lifted
-        assert sum(allowed) - piece.max_elements(chosen) in (0, len(parts) - 1)
+        allowed = [part.max_elements for part in parts]  # once the limit is lifted
+        assert sum(allowed) - piece.max_elements in (0, len(parts) - 1)
         assert len(parts) == 1 or n_elements // 2 < min(len(piece.pages), wanted) / 8
         piece, n_elements = parts[0], halved[0]
 
