@@ -25,7 +25,7 @@ from astra.states import ALIVE, Outcome, PageState, SlurmState
 from astra.status.page_states import Pages, SlurmAnswer, current_pages
 from astra.submit.arrays import shares
 from astra.submit.intent import Holders, hold_plan
-from astra.submit.local import run_local, start_local
+from astra.submit.local import LocalRun, start_local
 from astra.submit.night_hours import ALWAYS, Hours
 from astra.submit.submit import (
     GivenUpPages,
@@ -270,9 +270,8 @@ def resume_local(
         pages, skipped, _ = _choose(frozen, failed, frozenset(), False)
         if not pages:
             return Submitted(frozen.pk, frozen.task, 0, 0, skipped=skipped)
-        submission = start_local(frozen, pages)
-    submitted = run_local(frozen, submission, pages, n_processes, progress, row_timeout, setup)
-    return replace(submitted, skipped=skipped)
+        run = LocalRun(frozen, start_local(frozen, pages), pages, row_timeout, setup)
+    return replace(run.run(n_processes, progress), skipped=skipped)
 
 
 def _choose(

@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 
 from peewee import fn
 
@@ -19,14 +18,11 @@ from astra.errors import DatabaseError, Interrupted
 from astra.models.plans import Page, Plan, Submission
 from astra.plan.pages import pages_without_keys
 from astra.submit.intent import make_intent, new_submission
-from astra.submit.render import element_arguments
+from astra.submit.render import element_arguments, environment
 from astra.submit.submit import Submitted
 
 log = logging.getLogger(__name__)
 
-
-#: A handler of signals, as :func:`signal.signal` takes it.
-Handler = Callable[[int, FrameType | None], object] | int | None
 
 #: How often the processes are checked, and progress is reported.
 _POLL_S = 0.1
@@ -41,50 +37,6 @@ def start_local(plan: Plan, pages: list[Page]) -> Submission:
     submission = new_submission(plan, [page.number for page in pages], 0, 1, "local", pulls=True)
     make_intent(submission, pages)
     return submission
-
-
-def run_local(
-    plan: Plan,
-    submission: Submission,
-    pages: list[Page],
-    n_processes: int,
-    progress: Callable[[int, int], None] = lambda ended, rows: None,
-    row_timeout: float | None = None,
-    setup: tuple[str, ...] = (),
-) -> Submitted:
-    """Run pages in `n_processes` processes at a time, until no page is free.
-
-    Parameters
-    ----------
-    plan, submission : from :func:`start_local`; no lock is held while elements run.
-    pages : the pages to run. At most one element starts for each; an element takes any free page.
-    progress : called regularly with the numbers of ended rows and of all rows of the plan.
-    row_timeout : longest time for a row, in seconds; without it the configured one.
-    setup : lines of shell that each process runs first; the first that fails ends it.
-
-    Raises
-    ------
-    Interrupted
-        After Ctrl-C or SIGTERM: the processes have been asked to stop, and have stored their rows.
-    """
-    elements = [page.number for page in pages]
-    logs = run_folder(plan.folder) / "logs"
-    processes = _Processes(plan, submission, logs, row_timeout, setup)
-    previous = _stop_on_signals(processes)
-    try:
-        _run_elements(plan, processes, elements, n_processes, progress)
-    finally:
-        processes.end()
-        end_submission(submission)
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-    if processes.n_signals:
-        raise interrupted(plan)
-    message = None
-    if processes.failed:
-        message = _failed_elements(processes.failed, f"{logs}/local-{submission.token}")
-    rows = sum(page.n_pending for page in pages)
-    return Submitted(plan.pk, plan.task, len(pages), rows, message=message)
 
 
 def interrupted(plan: Plan) -> Interrupted:
@@ -119,85 +71,100 @@ def end_submission(submission: Submission) -> None:
         log.warning("the end of the local run could not be recorded: %s", error)
 
 
-def _run_elements(
-    plan: Plan,
-    processes: "_Processes",
-    elements: list[int],
-    n_processes: int,
-    progress: Callable[[int, int], None],
-) -> None:
-    """Start elements, `n_processes` at a time, until all have ended or no page is free."""
-    queue = list(elements)
-    shown = 0.0
-    while (queue or processes.running) and not processes.n_signals:
-        while queue and len(processes.running) < n_processes and not processes.n_signals:
-            processes.start(queue.pop(0))
-        if processes.reap():  # an element that succeeds has found no free page
-            queue.clear()
-        if time.monotonic() - shown > 0.5:
-            _report_progress(plan, progress)
-            shown = time.monotonic()
-        if processes.running:
-            time.sleep(_POLL_S)
-    _report_progress(plan, progress)
+class LocalRun:
+    """A run of pages by processes that this process starts, and no others.
 
-
-def _report_progress(plan: Plan, progress: Callable[[int, int], None]) -> None:
-    """Report the progress of the plan; an unavailable database is ignored."""
-    ended = fn.SUM(Page.n_done + Page.n_failed + Page.n_no_result)
-    query = Page.select(ended, fn.SUM(Page.n_rows)).where(Page.plan == plan.pk)
-    try:
-        n_ended, n_rows = retrying(lambda: next(tuples(query)), bound_s=0)
-    except DatabaseError as error:
-        log.info("progress is unknown: %s", error)
-        return
-    progress(int(n_ended or 0), int(n_rows or 0))
-
-
-class _Processes:
-    """The element processes that this process started, and no others."""
+    Parameters
+    ----------
+    plan, submission : from :func:`start_local`; no lock is held while elements run.
+    pages : the pages to run. At most one element starts for each; an element takes any free page.
+    row_timeout : longest time for a row, in seconds; without it the configured one.
+    setup : lines of shell that each process runs first; the first that fails ends it.
+    """
 
     def __init__(
         self,
         plan: Plan,
         submission: Submission,
-        logs: Path,
+        pages: list[Page],
         row_timeout: float | None,
-        setup: tuple[str, ...] = (),
+        setup: tuple[str, ...],
     ) -> None:
-        self.plan, self.logs, self.token = plan, logs, submission.token
+        self.plan, self.submission, self.pages = plan, submission, pages
+        self.log_path = f"{run_folder(plan.folder)}/logs/local-{submission.token}"
         lines = "\n".join(["set -e", *setup, "set +e", 'exec "$@"'])
         self.command = [
             *(["bash", "-c", lines, "astra"] if setup else []), sys.executable, "-m", "astra",
-            *element_arguments(plan, self.token, row_timeout),
+            *element_arguments(plan, submission.token, row_timeout),
         ]  # fmt: skip
         self.running: dict[int, subprocess.Popen[bytes]] = {}
         self.n_signals = 0  # the first asks the elements to stop, the second kills them
         self.failed: dict[int, int] = {}  # element: exit status
 
-    def start(self, element: int) -> None:
+    def run(self, n_processes: int, progress: Callable[[int, int], None]) -> Submitted:
+        """Run elements in `n_processes` processes at a time, until no page is free.
+
+        `progress` is called regularly with the numbers of ended rows and of all rows of the plan.
+
+        Raises
+        ------
+        Interrupted
+            After Ctrl-C or SIGTERM: the processes have been asked to stop, and have stored their
+            rows.
+        """
+        previous = {n: signal.signal(n, self._on_signal) for n in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            self._run_elements(n_processes, progress)
+        finally:
+            self._end()
+            end_submission(self.submission)
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+        if self.n_signals:
+            raise interrupted(self.plan)
+        message = _failed_elements(self.failed, self.log_path) if self.failed else None
+        rows = sum(page.n_pending for page in self.pages)
+        return Submitted(self.plan.pk, self.plan.task, len(self.pages), rows, message=message)
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        self.n_signals += 1
+        self.ask_to_stop()
+
+    def _run_elements(self, n_processes: int, progress: Callable[[int, int], None]) -> None:
+        """Start elements, `n_processes` at a time, until all have ended or no page is free."""
+        queue = [page.number for page in self.pages]
+        shown = 0.0
+        while (queue or self.running) and not self.n_signals:
+            while queue and len(self.running) < n_processes and not self.n_signals:
+                self._start(queue.pop(0))
+            if self._reap():  # an element that succeeds has found no free page
+                queue.clear()
+            if time.monotonic() - shown > 0.5:
+                _report_progress(self.plan, progress)
+                shown = time.monotonic()
+            if self.running:
+                time.sleep(_POLL_S)
+        _report_progress(self.plan, progress)
+
+    def _start(self, element: int) -> None:
         """Start the process of an element; its output goes to a log of its own."""
-        log_path = self.logs / f"local-{self.token}_{element}.log"
         command = [*self.command, "--element", str(element)]
-        environment = {**os.environ, "ASTRA_DATABASE_URL": url(), "PYTHONUNBUFFERED": "1"}
-        settings = config.current()
-        if settings.path is not None:
-            environment["ASTRA_CONFIG"] = str(settings.path)
-        # The process runs in the plan's folder, so that relative paths become absolute here.
-        environment["ASTRA_RUN_DIR"] = str(Path(settings.run.dir).absolute())
+        # The process runs in the plan's folder: the paths among these variables are absolute.
+        variables = {**os.environ, **environment(), "ASTRA_DATABASE_URL": url()}
+        variables["PYTHONUNBUFFERED"] = "1"
         for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-            environment.setdefault(name, "1")
-        for name in [key for key in environment if key.startswith(("SLURM_", "SLURMD_"))]:
-            del environment[name]
+            variables.setdefault(name, "1")
+        for name in [key for key in variables if key.startswith(("SLURM_", "SLURMD_"))]:
+            del variables[name]
         cwd = self.plan.cwd if Path(self.plan.cwd).is_dir() else None
-        with open_to_append(log_path) as log_file:
+        with open_to_append(Path(f"{self.log_path}_{element}.log")) as log_file:
             # In a session of its own: Ctrl-C reaches only this process, which passes it on.
             self.running[element] = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log_file, stderr=subprocess.STDOUT,
-                env=environment, cwd=cwd, start_new_session=True, umask=umask_without_write(),
+                env=variables, cwd=cwd, start_new_session=True, umask=umask_without_write(),
             )  # fmt: skip
 
-    def reap(self) -> bool:
+    def _reap(self) -> bool:
         """Collect ended elements; return whether one of them succeeded."""
         succeeded = False
         for element, process in list(self.running.items()):
@@ -215,12 +182,12 @@ class _Processes:
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
 
-    def end(self) -> None:
+    def _end(self) -> None:
         """Terminate all elements that still run."""
         self.ask_to_stop()
         deadline = time.monotonic() + config.current().element.grace_s + _STORING_S
         while self.running and time.monotonic() < deadline and self.n_signals < 2:
-            self.reap()
+            self._reap()
             time.sleep(_POLL_S / 2)
         for process in self.running.values():
             process.kill()
@@ -228,14 +195,16 @@ class _Processes:
         self.running.clear()
 
 
-def _stop_on_signals(processes: _Processes) -> dict[int, Handler]:
-    """Handle SIGINT and SIGTERM by asking the processes to stop; return the previous handlers."""
-
-    def on_signal(number: int, frame: object) -> None:
-        processes.n_signals += 1
-        processes.ask_to_stop()
-
-    return {n: signal.signal(n, on_signal) for n in (signal.SIGINT, signal.SIGTERM)}
+def _report_progress(plan: Plan, progress: Callable[[int, int], None]) -> None:
+    """Report the progress of the plan; an unavailable database is ignored."""
+    ended = fn.SUM(Page.n_done + Page.n_failed + Page.n_no_result)
+    query = Page.select(ended, fn.SUM(Page.n_rows)).where(Page.plan == plan.pk)
+    try:
+        n_ended, n_rows = retrying(lambda: next(tuples(query)), bound_s=0)
+    except DatabaseError as error:
+        log.info("progress is unknown: %s", error)
+        return
+    progress(int(n_ended or 0), int(n_rows or 0))
 
 
 def pages_to_run(plan: Plan) -> list[Page]:

@@ -182,9 +182,9 @@ def test_ctrl_c_twice_ends_a_local_run_at_once(url, tmp_path, monkeypatch):
     monkeypatch.setenv("ASTRA_CONFIG", str(tmp_path / "astra.toml"))
     plan = planned(2, 1, row_s=600)
     code = (
-        "import os\nfrom astra.submit.local import _Processes\nask = _Processes.ask_to_stop\n"
+        "import os\nfrom astra.submit.local import LocalRun\nask = LocalRun.ask_to_stop\n"
         "def ask_and_say_so(processes):\n    ask(processes)\n    os.write(1, b'asked\\n')\n"
-        "_Processes.ask_to_stop = ask_and_say_so\nfrom astra.__main__ import run\nrun()"
+        "LocalRun.ask_to_stop = ask_and_say_so\nfrom astra.__main__ import run\nrun()"
     )
     runner = subprocess.Popen(
         [sys.executable, "-c", code, "submit", str(plan), "--local", "-j", "2"],
