@@ -4,7 +4,6 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import overload
 
 from astra.api.sizing import plan_sized
@@ -13,15 +12,12 @@ from astra.config.units import is_number
 from astra.database.connection import connection, keep_connected
 from astra.database.threads import in_background
 from astra.errors import AstraError, UsageError
-from astra.models.plans import MadeBy, Page
+from astra.models.plans import MadeBy, Plan
 from astra.plan import sizes
-from astra.plan.lookup import get_plan
-from astra.plan.pages import unsubmitted_pages
 from astra.plan.plan import Planned, Planning
 from astra.resume.resume import resume, resume_local
 from astra.slurm import limits
-from astra.submit.intent import NOBODY
-from astra.submit.submit import Submitted, check_shared_database, prepare, submit_pages
+from astra.submit.submit import Submitted, check_shared_database, prepare
 from astra.submit.submit import submit as submit_plan
 
 log = logging.getLogger(__name__)
@@ -174,12 +170,13 @@ def _submit_each(
     prepared: Callable[[], object] | None = None,
 ) -> list[tuple[Planned | None, Submitted | None]]:
     """Submit each plan that has rows, after waiting for what is `prepared` for it."""
-    submit_one = _show_submission if execution.dry_run else partial(_submit_planned, prepared)
     options = execution.options
     submitted: list[tuple[Planned | None, Submitted | None]] = []
     for planned, size in plans:
         sized = replace(execution, options=sizes.options_of(size, options)) if size else execution
-        submission = None if planned.plan is None else submit_one(planned.plan, sized)
+        submission = None
+        if planned.plan is not None:
+            submission = _submit_planned(planned.plan, sized, prepared)
         submitted.append((planned, submission))
     return submitted
 
@@ -191,30 +188,20 @@ def _option(name: str) -> str:
 
 
 def _submit_planned(
-    prepared: Callable[[], object] | None, plan: int, execution: Execution
+    plan: int, execution: Execution, prepared: Callable[[], object] | None
 ) -> Submitted:
-    """Submit a new plan; an error says how to submit it again."""
+    """Submit a new plan; an error says how to submit it again. A dry run deletes the plan."""
     try:
         if prepared is not None:
             prepared()
         return execution.submit(plan)
     except AstraError as error:
-        if f"resume {plan}" not in str(error):
+        if not execution.dry_run and f"resume {plan}" not in str(error):
             again = f"astra submit {plan}{' --local' if execution.local else ''}"
             error.args = (f"{error}; plan {plan} is kept: {again}",)
         raise
-
-
-def _show_submission(number: int, execution: Execution) -> Submitted:
-    """Return the scripts of a plan, and delete the plan."""
-    plan = get_plan(number)
-    try:
-        with connection():
-            pages = unsubmitted_pages(plan)
-        chosen = choose_profile(execution.profile_name, execution.options)
-        return submit_pages(plan, pages, NOBODY, chosen, dry_run=True)
     finally:
-        with connection():
-            Page.delete().where(Page.plan == plan.pk).execute()
-            MadeBy.delete().where(MadeBy.plan_pk == plan.pk).execute()
-            plan.delete_instance()
+        if execution.dry_run:
+            with connection():
+                MadeBy.delete().where(MadeBy.plan_pk == plan).execute()
+                Plan.delete().where(Plan.pk == plan).execute()  # and its pages
