@@ -1,13 +1,13 @@
 """Resume a plan: submit the pages that are neither done nor running, with their missing rows."""
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 from astra.config.profiles import choose_profile
 from astra.database.connection import connection, writing
 from astra.element.suspects import reset_deaths
-from astra.errors import SlurmRefused, UsageError, nearest
+from astra.errors import UsageError, nearest
 from astra.models.plans import Page, Plan
 from astra.plan.lookup import check_plan_version, get_plan, paused_message
 from astra.plan.pages import PageStatus, pages_without_keys
@@ -23,7 +23,6 @@ from astra.policy.next_steps import (
 from astra.resume.refill import Refill, put_back, withdraw_pages
 from astra.states import ALIVE, Outcome, PageState, SlurmState
 from astra.status.page_states import Pages, SlurmAnswer, current_pages
-from astra.submit.arrays import shares
 from astra.submit.intent import Holders, hold_plan
 from astra.submit.local import LocalRun, start_local
 from astra.submit.night_hours import ALWAYS, Hours
@@ -90,64 +89,55 @@ def resume(
     wanted = checked_states(only)
     with hold_plan(frozen):
         pages, skipped, statuses = _choose(frozen, failed, wanted, dry_run, slurm_answer)
-        steps = _steps(frozen, pages, statuses, profile_name, options, bool(wanted) or failed)
         refills = [] if dry_run or wanted else withdraw_pages(statuses)
-        more = _replacements(frozen, refills, statuses, profile_name, options)
-        submitted = _take_steps(frozen, pages, steps, more, refills, statuses, dry_run, hours)
+        on_request = bool(wanted) or failed
+        steps = _steps(frozen, pages, refills, statuses, profile_name, options, on_request)
+        submitted = _take_steps(frozen, pages, steps, refills, statuses, dry_run, hours)
     left = [step for step in steps if not step.decision.retry]
-    return replace(submitted, skipped=_skipped(skipped, more, left), left=_given_up(frozen, left))
+    # Free pages of a pool that lacks elements are submitted after all.
+    skipped[PageState.WAITING.value] -= len(steps) - len(pages)
+    skipped["given up"] = len(left)
+    counts = {state: n for state, n in skipped.items() if n}
+    return replace(submitted, skipped=counts, left=_given_up(frozen, left))
 
 
 def _steps(
     plan: Plan,
     pages: Iterable[Page],
-    statuses: Sequence[PageStatus],
+    refills: Iterable[Refill],
+    statuses: Pages,
     name: str | None,
     options: Mapping[str, object] | None,
     on_request: bool,
 ) -> list[PageStep]:
-    """Return the next steps of pages; done ones, which are retried, count as not submitted."""
+    """Return the next steps of pages, and then of those withdrawn from pools that lack elements.
+
+    Done pages, which are retried, and withdrawn ones count as not submitted. A pool gets as many
+    elements as it lacks.
+    """
+    lacking = {number: refill.missing for refill in refills for number in refill.pages}
     numbers = {page.number for page in pages}
     pending = [
-        replace(s, state=PageState.UNSUBMITTED) if s.state is PageState.DONE else s
+        replace(s, state=PageState.UNSUBMITTED)
+        if s.state is PageState.DONE or s.page in lacking
+        else s
         for s in statuses
-        if s.page in numbers
+        if s.page in numbers or s.page in lacking
     ]
-    return next_steps(plan, pending, name, options, on_request)
-
-
-def _replacements(
-    plan: Plan,
-    refills: Sequence[Refill],
-    statuses: Pages,
-    name: str | None,
-    options: Mapping[str, object] | None,
-) -> list[PageStep]:
-    """Return steps for pages of submissions that lack elements, with as many as they lack."""
-    lacking = {number: refill.missing for refill in refills for number in refill.pages}
-    withdrawn = [replace(s, state=PageState.UNSUBMITTED) for s in statuses if s.page in lacking]
-    return [
-        replace(
-            step,
-            profile=replace(step.profile, max_elements=lacking[step.page.number], throttle=None),
-        )
-        for step in next_steps(plan, withdrawn, name, options)
+    steps = next_steps(plan, pending, name, options, on_request)
+    chosen = [step for step in steps if step.page.number in numbers]
+    more = [
+        replace(step, profile=replace(step.profile, max_elements=missing, throttle=None))
+        for step in steps
+        if (missing := lacking.get(step.page.number))
     ]
-
-
-def _skipped(skipped: dict[str, int], more: list[PageStep], left: list[PageStep]) -> dict[str, int]:
-    """Return the numbers of skipped pages, without free ones that are submitted after all."""
-    waiting = PageState.WAITING.value
-    n_waiting = skipped.get(waiting, 0) - len(more)
-    counts = {**skipped, waiting: n_waiting, "given up": len(left)}
-    return {state: n for state, n in counts.items() if n}
+    return [*chosen, *more]
 
 
 def _take_steps(
     plan: Plan,
     pages: list[Page],
-    chosen: list[PageStep],
-    more: list[PageStep],
+    steps: list[PageStep],
     refills: list[Refill],
     statuses: Pages,
     dry_run: bool,
@@ -155,59 +145,29 @@ def _take_steps(
 ) -> Submitted:
     """Submit the pages that the policy retries, exclude bad nodes, and record the ends.
 
-    The steps of the `pages` that were chosen come first; `more` were withdrawn from their pool.
+    Pages are grouped by the options of their elements. The `pages` that were chosen were read with
+    their states, others when they had been withdrawn from their pool.
     """
-    steps = [*chosen, *more]
-    holders = Holders.of([*pages, *(step.page for step in more)])
-    retried = [step for step in steps if step.decision.retry]
+    chosen = {page.number for page in pages}
+    holders = Holders.of([*pages, *(s.page for s in steps if s.page.number not in chosen)])
+    groups: defaultdict[str, list[PageStep]] = defaultdict(list)
+    for step in steps:
+        if step.decision.retry:
+            groups[repr(step.profile)].append(step)
+    wanted = [
+        (group[0].profile, {step.page.number: step.page.n_pending for step in group})
+        for group in groups.values()
+    ]
     if dry_run:
-        return _submit_groups(plan, retried, holders, dry_run, hours)
+        return submit_pages(plan, wanted, holders, dry_run, hours)
     exclude_bad_nodes(plan, statuses, steps)
     # Done pages, whose failures are retried, have nothing to continue.
     done = {row.number for row in statuses.stored.rows if not row.n_pending}
     try:
-        return _submit_groups(plan, retried, holders, dry_run, hours)
+        return submit_pages(plan, wanted, holders, dry_run, hours)
     finally:
         put_back(plan, [page for page in pages if page.number not in done], refills)
         record(plan, steps, statuses)
-
-
-def _submit_groups(
-    plan: Plan, steps: list[PageStep], holders: Holders, dry_run: bool, hours: Hours
-) -> Submitted:
-    """Submit pages, grouped by the options of their elements; the groups share the throttle."""
-    groups: dict[str, list[PageStep]] = {}
-    for step in steps:
-        groups.setdefault(repr(step.profile), []).append(step)
-    submitted = Submitted(plan.pk, plan.task, 0, 0, dry_run=dry_run)
-    lowest = min((step.profile.throttle for step in steps if step.profile.throttle), default=None)
-    throttles = shares(lowest, [len(group) for group in groups.values()])
-    for place, group in enumerate(groups.values()):
-        if submitted.message:  # a limit of Slurm's, which holds for the other groups too
-            break
-        if throttles and place >= len(throttles):
-            submitted = replace(
-                submitted, message=f"the throttle of {lowest} is used up: the rest comes later"
-            )
-            break
-        profile = group[0].profile
-        if throttles:
-            profile = replace(profile, throttle=throttles[place])
-        pages = {step.page.number: step.page.n_pending for step in group}
-        try:
-            new = submit_pages(plan, pages, holders, profile, dry_run, hours)
-        except SlurmRefused as refused:
-            if not submitted.jobs:
-                raise
-            submitted = replace(submitted, message=str(refused))
-            break
-        submitted = replace(
-            new,
-            pages=submitted.pages + new.pages,
-            rows=submitted.rows + new.rows,
-            jobs=submitted.jobs + new.jobs,
-        )
-    return replace(submitted, unsubmitted=len(steps) - submitted.pages)
 
 
 def _given_up(plan: Plan, steps: list[PageStep]) -> tuple[GivenUpPages, ...]:
@@ -280,7 +240,7 @@ def _choose(
     only: frozenset[SlurmState],
     dry_run: bool,
     slurm_answer: SlurmAnswer | None = None,
-) -> tuple[list[Page], dict[str, int], Pages]:
+) -> tuple[list[Page], Counter[str], Pages]:
     """Return the pages to submit, the numbers of others by state, and the states of all pages.
 
     Pages that have been claimed since their states were read count as running.
@@ -302,7 +262,7 @@ def _choose(
     if claimed:
         skipped[PageState.RUNNING.value] += len(claimed)
     wanted = [p for p in pages if p.n_pending or (failed and dry_run)]
-    return [p for p in wanted if p.number not in claimed], dict(skipped), statuses
+    return [p for p in wanted if p.number not in claimed], skipped, statuses
 
 
 def _is_wanted(page: PageStatus, failed: bool, only: frozenset[SlurmState]) -> bool:

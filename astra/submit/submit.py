@@ -1,9 +1,10 @@
 """Submission: cut pages into arrays; for each, commit an intent and call sbatch."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 
 from astra.config.profiles import Profile, choose_profile, without_early_signal
@@ -119,7 +120,7 @@ def submit(
                 script_module.prepare(profile.template)
             for obstacle in obstacles() if pages else ():
                 log.warning("%s", obstacle)
-            submitted = submit_pages(frozen, pages, NOBODY, profile, dry_run, hours)
+            submitted = submit_pages(frozen, [(profile, pages)], NOBODY, dry_run, hours)
     if n_unfinished:
         if frozen.paused is not None:
             return replace(submitted, message=paused_message(plan, frozen.pause_reason))
@@ -179,42 +180,44 @@ def refuse_cancelled(plan: Plan) -> None:
 
 def submit_pages(
     plan: Plan,
-    pages: Mapping[int, int],
+    groups: Sequence[tuple[Profile, Mapping[int, int]]],
     holders: Holders,
-    profile: Profile,
     dry_run: bool = False,
     hours: Hours = ALWAYS,
 ) -> Submitted:
     """Submit pages as arrays, one for each slice of MaxArraySize; the plan is locked.
 
-    The arrays share the throttle; an array without a share waits for the end of an earlier one.
+    The arrays share the lowest throttle; one without a share waits for the end of an earlier one.
 
     Parameters
     ----------
-    pages : the numbers of the pages, and how many pending rows each has.
+    groups : profiles, each with the numbers of its pages, and how many pending rows each has.
     holders : the submissions and attempts that the pages belonged to when they were read.
     """
-    check_export(profile)
+    for profile, _ in groups:
+        check_export(profile)
+    pages = {number: n_rows for _, group in groups for number, n_rows in group.items()}
     if plan.paused is not None and pages and not dry_run:
         n_left = len(pages)
         paused = paused_message(plan.pk, plan.pause_reason)
         return Submitted(plan.pk, plan.task, 0, 0, unsubmitted=n_left, message=paused)
-    excluded = nodes_to_exclude(profile) if pages else ()
-    queue = slices(pages, profile, _array_size(dry_run) - 1) if pages else []
-    default_time = limits.default_time(profile) if queue else None
-    profile = without_early_signal(profile, default_time)
-    shared = shares(profile.throttle, [len(piece.pages) for piece in queue])
-    builder = _ArrayBuilder(plan, profile, shared, excluded, hours, default_time)
+    queue = _queue(plan, groups, hours, _array_size(dry_run) - 1) if pages else []
+    throttle = min((profile.throttle for profile, _ in groups if profile.throttle), default=None)
+    shared = shares(throttle, [len(piece.pages) for _, piece in queue])
     if dry_run:
         message, submitted = None, list(pages)
-        jobs = [builder.build(n, piece, token="0" * 12).job() for n, piece in enumerate(queue)]
+        jobs = [
+            builder.build(piece, share, token="0" * 12).job()
+            for (builder, piece), share in zip(queue, cycle(shared or [None]), strict=False)
+        ]
     else:
         if queue:
             check_folder(run_folder(plan.folder) / "logs")
-        jobs, submitted, message = _submit_slices(builder, queue, holders)
+        jobs, submitted, message = _submit_slices(queue, shared, holders)
     return Submitted(
         plan.pk, plan.task, len(submitted), sum(map(pages.__getitem__, submitted)), tuple(jobs),
-        profile.name, len(pages) - len(submitted), message=message, dry_run=dry_run,
+        groups[-1][0].name if groups else None, len(pages) - len(submitted), message=message,
+        dry_run=dry_run,
     )  # fmt: skip
 
 
@@ -233,11 +236,12 @@ def _array_size(dry_run: bool) -> int:
 
 
 def _submit_slices(
-    builder: "_ArrayBuilder", queue: list[Slice], holders: Holders
+    queue: list[tuple["_ArrayBuilder", Slice]], shared: list[int], holders: Holders
 ) -> tuple[list[Job], list[int], str | None]:
     """Call sbatch for each slice; while it runs, commit the next intent.
 
-    Return the jobs, their pages, and the message of Slurm if it accepted no more.
+    The arrays take turns with the shares of the throttle. Return the jobs, their pages, and the
+    message of Slurm if it accepted no more.
     """
     jobs: list[Job] = []
     pages: list[int] = []
@@ -247,10 +251,12 @@ def _submit_slices(
             coming = None
             n = len(jobs) + bool(sending)
             # The job whose share it waits for.
-            behind = n - len(builder.shared) if builder.shared else -1
+            behind = n - len(shared) if shared else -1
             if queue and behind < len(jobs):
                 # Errors of templates and folders come before an intent is stored.
-                coming = builder.build(n, queue[0], jobs[behind] if behind >= 0 else None)
+                builder, piece = queue[0]
+                share = shared[n % len(shared)] if shared else None
+                coming = builder.build(piece, share, jobs[behind] if behind >= 0 else None)
                 _intend(coming, holders)
             if sending:
                 (array, answer), sending = sending, None
@@ -265,9 +271,10 @@ def _submit_slices(
                     if not error.limit:
                         return jobs, pages, str(error)
                     if len(array.piece.elements) == 1:
-                        hint = f"the rest stays in the plan: astra resume {builder.plan.pk}"
-                        return jobs, pages, f"{error}; {hint}"
-                    queue[:0] = reduced(array.piece, builder.profile)
+                        again = f"astra resume {array.builder.plan.pk}"
+                        return jobs, pages, f"{error}; the rest stays in the plan: {again}"
+                    pieces = reduced(array.piece, array.builder.profile)
+                    queue[:0] = [(array.builder, piece) for piece in pieces]
                     # Withdrawn pages belong to no submission.
                     holders = replace(holders, submissions={*holders.submissions, None})
                     continue
@@ -279,6 +286,23 @@ def _submit_slices(
             _bind_if_answered(*sending)
         raise
     return jobs, pages, None
+
+
+def _queue(
+    plan: Plan,
+    groups: Iterable[tuple[Profile, Mapping[int, int]]],
+    hours: Hours,
+    max_indices: int,
+) -> list[tuple["_ArrayBuilder", Slice]]:
+    """Return the slices of pages, each with what builds its array."""
+    queue = []
+    for profile, pages in groups:
+        default_time = limits.default_time(profile)
+        excluded = nodes_to_exclude(profile)
+        profile = without_early_signal(profile, default_time)
+        builder = _ArrayBuilder(plan, profile, excluded, hours, default_time)
+        queue += [(builder, piece) for piece in slices(pages, profile, max_indices)]
+    return queue
 
 
 def nodes_to_exclude(profile: Profile) -> tuple[str, ...]:
@@ -300,6 +324,7 @@ def nodes_to_exclude(profile: Profile) -> tuple[str, ...]:
 class _Array:
     """An array that has not been submitted yet."""
 
+    builder: "_ArrayBuilder"
     piece: Slice
     submission: Submission
     text: str  # of the script
@@ -321,25 +346,28 @@ class _Array:
 
 @dataclass(frozen=True)
 class _ArrayBuilder:
-    """Build the arrays of one submission from what they have in common."""
+    """Build the arrays of pages with the same profile from what they have in common."""
 
     plan: Plan
     profile: Profile
-    shared: list[int]  # shares of the throttle; arrays take turns
     excluded: tuple[str, ...]  # nodes
     hours: Hours
     default_time: str | None  # time limit of elements whose profile requests none
 
     def build(
-        self, n: int, piece: Slice, behind: Job | None = None, token: str | None = None
+        self,
+        piece: Slice,
+        throttle: int | None = None,
+        behind: Job | None = None,
+        token: str | None = None,
     ) -> _Array:
-        """Return the n-th array with its script, of which nothing is stored yet.
+        """Return an array with its script, of which nothing is stored yet.
 
         Its job avoids bad nodes, and waits for the job whose share of the throttle it takes over.
         """
         plan, profile = self.plan, replace(self.profile, max_elements=piece.max_elements)
-        if self.shared:
-            profile = replace(profile, throttle=self.shared[n % len(self.shared)])
+        if throttle:
+            profile = replace(profile, throttle=throttle)
         submission = new_submission(
             plan, piece.elements, piece.offset, profile.pages_per_element, "slurm", profile,
             profile.pull, token, self.default_time,
@@ -354,7 +382,7 @@ class _ArrayBuilder:
         sent = profile.with_more(exclude=self.excluded, dependency=before)
         text = render(plan, piece, sent, submission, self.hours)
         indices = script_module.array_spec(piece.indices(), profile.throttle)
-        return _Array(piece, submission, text, indices)
+        return _Array(self, piece, submission, text, indices)
 
 
 def _intend(array: _Array, holders: Holders) -> None:

@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from astra.config.nights import checked
+from astra.config.profiles import choose_profile
 from astra.config.retry_rules import rules
 from astra.database.connection import connection, database, dialect
 from astra.database.postgresql import PostgreSQL
@@ -27,9 +28,9 @@ from astra.slurm.limits import PartitionLimits
 from astra.states import PageState
 from astra.status.status import status
 from astra.submit.arrays import shares
-from astra.submit.intent import make_intent, new_submission
+from astra.submit.intent import NOBODY, make_intent, new_submission
 from astra.submit.night_hours import Hours, begin, hours_from_now, next_hours
-from astra.submit.submit import submit
+from astra.submit.submit import submit, submit_pages
 from tests.conftest import ROOT
 from tests.nights import a_night, plan_of, settings_of_tasks
 from tests.sample_tasks import Measured, fill, measure
@@ -306,6 +307,22 @@ def test_a_throttle_is_that_of_all_arrays_together(slurm, monkeypatch):
     first, second, third, fourth, fifth = (str(job.job_id) for job in done.jobs)
     assert first in waits[fourth] and second in waits[fifth] and waits[third] == "(null)"
     assert Submission.select().count() == 5
+
+
+@pytest.mark.slurm
+@pytest.mark.postgres
+def test_a_throttle_is_that_of_arrays_with_different_options(slurm):
+    """As where a resume gives some of the pages more memory."""
+    options = {"throttle": 1, "mem": "100M"}, {"throttle": 3, "mem": "200M"}
+    profiles = [choose_profile(None, {**values, "hold": True}) for values in options]
+    groups = list(zip(profiles, ({1: 1, 2: 1}, {3: 1, 4: 1}), strict=True))
+    done = submit_pages(get_plan(plan_of(4, 1)), groups, NOBODY)
+    assert (done.pages, done.rows, done.unsubmitted, done.message) == (4, 4, 0, None)
+    assert [job.array.partition("%")[2] for job in done.jobs] == ["1", "1"]
+    first, second = (str(job.job_id) for job in done.jobs)
+    assert first in _dependencies(slurm)[second]
+    dry = submit_pages(get_plan(plan_of(4, 1)), groups, NOBODY, dry_run=True)
+    assert [job.array for job in dry.jobs] == [job.array for job in done.jobs]
 
 
 @pytest.mark.slurm
