@@ -23,7 +23,7 @@ from astra.policy.next_steps import (
 from astra.resume.refill import Refill, put_back, withdraw_pages
 from astra.states import ALIVE, Outcome, PageState, SlurmState
 from astra.status.page_states import Pages, SlurmAnswer, current_pages
-from astra.submit.intent import Holders, hold_plan
+from astra.submit.intent import hold_plan
 from astra.submit.local import LocalRun, start_local
 from astra.submit.night_hours import ALWAYS, Hours
 from astra.submit.submit import (
@@ -148,8 +148,7 @@ def _take_steps(
     Pages are grouped by the options of their elements. The `pages` that were chosen were read with
     their states, others when they had been withdrawn from their pool.
     """
-    chosen = {page.number for page in pages}
-    holders = Holders.of([*pages, *(s.page for s in steps if s.page.number not in chosen)])
+    seen = {page.number: page for page in (*(step.page for step in steps), *pages)}
     groups: defaultdict[str, list[PageStep]] = defaultdict(list)
     for step in steps:
         if step.decision.retry:
@@ -159,12 +158,12 @@ def _take_steps(
         for group in groups.values()
     ]
     if dry_run:
-        return submit_pages(plan, wanted, holders, dry_run, hours)
+        return submit_pages(plan, wanted, seen, dry_run, hours)
     exclude_bad_nodes(plan, statuses, steps)
     # Done pages, whose failures are retried, have nothing to continue.
     done = {row.number for row in statuses.stored.rows if not row.n_pending}
     try:
-        return submit_pages(plan, wanted, holders, dry_run, hours)
+        return submit_pages(plan, wanted, seen, dry_run, hours)
     finally:
         put_back(plan, [page for page in pages if page.number not in done], refills)
         record(plan, steps, statuses)

@@ -10,9 +10,8 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -117,26 +116,6 @@ def _describe(profile: Profile, default_time: str | None = None) -> dict[str, ob
     }
 
 
-@dataclass(frozen=True)
-class Holders:
-    """The submissions and attempts that held pages when these were chosen to be submitted."""
-
-    submissions: Set[int | None]  # None: some belonged to no submission
-    attempts: Mapping[int, int] = field(default_factory=dict)  # by the number of the page
-
-    @classmethod
-    def of(cls, pages: Iterable[Page]) -> "Holders":
-        """Return the holders of pages as these were read."""
-        pages = list(pages)
-        return cls(
-            {page.submission_pk for page in pages},
-            {page.number: page.attempt_pk for page in pages if page.attempt_pk is not None},
-        )
-
-
-NOBODY = Holders({None})
-
-
 def make_intent(submission: Submission, pages: Iterable[Page]) -> None:
     """Commit a submission, and assign the pages to it.
 
@@ -148,12 +127,15 @@ def make_intent(submission: Submission, pages: Iterable[Page]) -> None:
         If another process submitted one of the pages, since this one no longer held the lock, or an
         element has claimed one.
     """
-    pages = list(pages)
-    commit_intent(submission, [page.number for page in pages], Holders.of(pages))
+    seen = {page.number: page for page in pages}
+    commit_intent(submission, list(seen), seen)
 
 
-def commit_intent(submission: Submission, pages: list[int], holders: Holders) -> None:
-    """Commit a submission of pages by their numbers, if they still belong to their holders."""
+def commit_intent(submission: Submission, pages: list[int], seen: Mapping[int, Page]) -> None:
+    """Commit a submission of pages by their numbers, if nobody has taken them since.
+
+    Those that belonged to a submission when they were read are in `seen`, by their numbers.
+    """
     plan, tries = submission.plan, count()
 
     def work() -> None:
@@ -167,13 +149,15 @@ def commit_intent(submission: Submission, pages: list[int], holders: Holders) ->
                     return
             submission.pk = None  # type: ignore[assignment]
             submission.save(force_insert=True)
-            _assign_pages(plan, pages, holders, submission)
+            _assign_pages(plan, pages, seen, submission)
 
     retrying(work, bound_s=30)
 
 
-def _assign_pages(plan: Plan, pages: list[int], holders: Holders, submission: Submission) -> None:
-    """Assign pages to a submission, unless their holder has changed.
+def _assign_pages(
+    plan: Plan, pages: list[int], seen: Mapping[int, Page], submission: Submission
+) -> None:
+    """Assign pages to a submission, if they belong to none, or as they were seen.
 
     An element of their present submission may have claimed one since it was found to be lost: a
     process that was started after another had crashed, or an element that Slurm requeued.
@@ -182,11 +166,11 @@ def _assign_pages(plan: Plan, pages: list[int], holders: Holders, submission: Su
     in_range = Page.number.between(first, last)  # an index finds them, however many
     if len(pages) <= last - first:
         in_range &= dialect().among(Page.number, pages)
-    attempts = [holders.attempts[number] for number in pages if number in holders.attempts]
-    as_seen = Page.submission_pk.in_([pk for pk in holders.submissions if pk is not None])
+    held = [seen[number] for number in pages if number in seen]
+    attempts = [page.attempt_pk for page in held if page.attempt_pk is not None]
+    as_seen = Page.submission_pk.in_({page.submission_pk for page in held} - {None})
     as_seen &= Page.attempt_pk.is_null() | dialect().among(Page.attempt_pk, attempts)
-    if None in holders.submissions:  # no element can claim it
-        as_seen |= Page.submission_pk.is_null()
+    as_seen |= Page.submission_pk.is_null()  # no element can claim it
     live = fn.EXISTS(Plan.select(1).where((Plan.pk == plan.pk) & Plan.cancelled.is_null()))
     changed = (
         Page.update(submission_pk=submission.pk, free=True if submission.pulls else None)

@@ -13,7 +13,7 @@ from astra.database.connection import connection, dialect, keep_connected
 from astra.database.threads import in_background
 from astra.errors import AstraError, SlurmError, SlurmRefused, SlurmUnknown, UsageError
 from astra.models.attempts import excluded_nodes
-from astra.models.plans import Plan, Submission
+from astra.models.plans import Page, Plan, Submission
 from astra.plan.lookup import check_plan_version, get_plan, paused_message
 from astra.plan.pages import n_unfinished_pages, unsubmitted_pages
 from astra.slurm import client, limits, parse
@@ -22,8 +22,6 @@ from astra.slurm.command import available
 from astra.states import PageState, PlanState
 from astra.submit.arrays import Slice, reduced, shares, slices
 from astra.submit.intent import (
-    NOBODY,
-    Holders,
     bind_job,
     commit_intent,
     hold_plan,
@@ -120,7 +118,7 @@ def submit(
                 script_module.prepare(profile.template)
             for obstacle in obstacles() if pages else ():
                 log.warning("%s", obstacle)
-            submitted = submit_pages(frozen, [(profile, pages)], NOBODY, dry_run, hours)
+            submitted = submit_pages(frozen, [(profile, pages)], {}, dry_run, hours)
     if n_unfinished:
         if frozen.paused is not None:
             return replace(submitted, message=paused_message(plan, frozen.pause_reason))
@@ -181,7 +179,7 @@ def refuse_cancelled(plan: Plan) -> None:
 def submit_pages(
     plan: Plan,
     groups: Sequence[tuple[Profile, Mapping[int, int]]],
-    holders: Holders,
+    seen: Mapping[int, Page],
     dry_run: bool = False,
     hours: Hours = ALWAYS,
 ) -> Submitted:
@@ -192,7 +190,7 @@ def submit_pages(
     Parameters
     ----------
     groups : profiles, each with the numbers of its pages, and how many pending rows each has.
-    holders : the submissions and attempts that the pages belonged to when they were read.
+    seen : those that belonged to a submission, by their numbers, as they were read.
     """
     for profile, _ in groups:
         check_export(profile)
@@ -213,7 +211,7 @@ def submit_pages(
     else:
         if queue:
             check_folder(run_folder(plan.folder) / "logs")
-        jobs, submitted, message = _submit_slices(queue, shared, holders)
+        jobs, submitted, message = _submit_slices(queue, shared, seen)
     return Submitted(
         plan.pk, plan.task, len(submitted), sum(map(pages.__getitem__, submitted)), tuple(jobs),
         groups[-1][0].name if groups else None, len(pages) - len(submitted), message=message,
@@ -236,7 +234,7 @@ def _array_size(dry_run: bool) -> int:
 
 
 def _submit_slices(
-    queue: list[tuple["_ArrayBuilder", Slice]], shared: list[int], holders: Holders
+    queue: list[tuple["_ArrayBuilder", Slice]], shared: list[int], seen: Mapping[int, Page]
 ) -> tuple[list[Job], list[int], str | None]:
     """Call sbatch for each slice; while it runs, commit the next intent.
 
@@ -257,7 +255,9 @@ def _submit_slices(
                 builder, piece = queue[0]
                 share = shared[n % len(shared)] if shared else None
                 coming = builder.build(piece, share, jobs[behind] if behind >= 0 else None)
-                _intend(coming, holders)
+                if coming.submission.cluster is None:
+                    coming.submission.cluster_name = limits.this_cluster()
+                commit_intent(coming.submission, piece.pages, seen)
             if sending:
                 (array, answer), sending = sending, None
                 try:
@@ -275,8 +275,6 @@ def _submit_slices(
                         return jobs, pages, f"{error}; the rest stays in the plan: {again}"
                     pieces = reduced(array.piece, array.builder.profile)
                     queue[:0] = [(array.builder, piece) for piece in pieces]
-                    # Withdrawn pages belong to no submission.
-                    holders = replace(holders, submissions={*holders.submissions, None})
                     continue
             if coming:
                 del queue[0]
@@ -383,13 +381,6 @@ class _ArrayBuilder:
         text = render(plan, piece, sent, submission, self.hours)
         indices = script_module.array_spec(piece.indices(), profile.throttle)
         return _Array(self, piece, submission, text, indices)
-
-
-def _intend(array: _Array, holders: Holders) -> None:
-    """Commit an array to the database."""
-    if array.submission.cluster is None:
-        array.submission.cluster_name = limits.this_cluster()
-    commit_intent(array.submission, array.piece.pages, holders)
 
 
 def _bind(array: _Array, answer: Callable[[], parse.JobId]) -> Job:

@@ -25,7 +25,7 @@ from astra.slurm.parse import Answer, Execution
 from astra.states import PageState, SlurmState
 from astra.status.page_states import read_pages
 from astra.status.status import status
-from astra.submit.intent import NOBODY, commit_intent, new_submission
+from astra.submit.intent import commit_intent, new_submission
 from astra.submit.submit import submit
 from tests.conftest import ROOT
 from tests.nights import run_out
@@ -136,7 +136,7 @@ def test_a_page_that_slurm_took_no_element_for_gets_the_profile_of_the_others(ur
     """As at a limit of Slurm, after which `astra resume` submits the rest."""
     plan = plan_of(40, 10)
     chosen = choose_profile("debug", {"mem": "123M"})
-    commit_intent(new_submission(plan, [1, 2], 0, 1, "slurm", chosen), [1, 2], NOBODY)
+    commit_intent(new_submission(plan, [1, 2], 0, 1, "slurm", chosen), [1, 2], {})
     steps = next_steps.next_steps(plan, read_pages(plan, Answer(), True))
     profiles = [n.profile for n in steps if n.page.number > 2]
     assert [(p.name, p.options["mem"]) for p in profiles] == [("debug", "123M")] * 2

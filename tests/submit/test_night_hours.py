@@ -28,7 +28,7 @@ from astra.slurm.limits import PartitionLimits
 from astra.states import PageState
 from astra.status.status import status
 from astra.submit.arrays import shares
-from astra.submit.intent import NOBODY, make_intent, new_submission
+from astra.submit.intent import make_intent, new_submission
 from astra.submit.night_hours import Hours, begin, hours_from_now, next_hours
 from astra.submit.submit import submit, submit_pages
 from tests.conftest import ROOT
@@ -316,12 +316,12 @@ def test_a_throttle_is_that_of_arrays_with_different_options(slurm):
     options = {"throttle": 1, "mem": "100M"}, {"throttle": 3, "mem": "200M"}
     profiles = [choose_profile(None, {**values, "hold": True}) for values in options]
     groups = list(zip(profiles, ({1: 1, 2: 1}, {3: 1, 4: 1}), strict=True))
-    done = submit_pages(get_plan(plan_of(4, 1)), groups, NOBODY)
+    done = submit_pages(get_plan(plan_of(4, 1)), groups, {})
     assert (done.pages, done.rows, done.unsubmitted, done.message) == (4, 4, 0, None)
     assert [job.array.partition("%")[2] for job in done.jobs] == ["1", "1"]
     first, second = (str(job.job_id) for job in done.jobs)
     assert first in _dependencies(slurm)[second]
-    dry = submit_pages(get_plan(plan_of(4, 1)), groups, NOBODY, dry_run=True)
+    dry = submit_pages(get_plan(plan_of(4, 1)), groups, {}, dry_run=True)
     assert [job.array for job in dry.jobs] == [job.array for job in done.jobs]
 
 
