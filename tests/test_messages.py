@@ -143,6 +143,8 @@ def test_values_that_are_too_large_or_of_no_kind(sqlite_url):
     for ids in (np.array(5), 5, "123"):
         with pytest.raises(TaskError, match="give an iterable"):
             checked_ids(ids)
+        with pytest.raises(TaskError, match="give an iterable"):
+            create_plan(measure, keys=ids)
     with pytest.raises(TaskError, match="group_by=5"):
         task(group_by=5)(measure.__wrapped__)
     assert task(group_by=None)(measure.__wrapped__).__astra__.group_by == ()

@@ -3,13 +3,13 @@
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import wraps
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
 import click
 
 from astra import api
 from astra.cli.completion import MODEL, PLAN, PLAN_STATE, PROFILE, TASK
+from astra.cli.output import show
 from astra.config.units import is_number
 from astra.errors import UsageError
 
@@ -189,30 +189,26 @@ def _execution(
     **named: object,
 ) -> "Execution":
     options = {key: value for key, value in named.items() if value is not None}
-    return api.Execution(profile_name, {**options, **slurm_pairs(extra)}, dry_run, local, jobs)
+    options |= slurm_pairs(extra)
+    is_silent = click.get_current_context().params["as_json"]
+    progress = None if is_silent else lambda title: show.progress(title)
+    return api.Execution(profile_name, options, dry_run, local, jobs, progress)
 
 
 def _ids(ctx: click.Context, parameter: click.Parameter, text: str | None) -> list[int] | None:
     """Read identifiers from a list, or from a file with one or more on each line."""
     if text is None:
         return None
-    content = _given(text)
-    if not all(c.isdigit() or c in ", -\n" for c in text):
-        try:
-            content = Path(text).read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"--sdss-ids {text}: neither a list nor a readable file") from error
+    is_list = all(c.isdigit() or c in ", -\n" for c in _given(text))
     ids = []
-    for number, row in enumerate(content.splitlines(), 1):
-        for word in row.split("#")[0].replace(",", " ").split():
+    for line in [text] if is_list else api.keys_of(text, "--sdss-ids"):
+        for word in line.split("#")[0].replace(",", " ").split():
             try:
                 ids.append(int(word))
             except ValueError as error:
                 raise UsageError(
-                    f"--sdss-ids: {word!r} in line {number} is not a number"
+                    f"--sdss-ids: {word!r} is neither a number nor a readable file"
                 ) from error
-            if not -(2**63) <= ids[-1] < 2**63:
-                raise UsageError(f"--sdss-ids: {word} in line {number} does not fit in 64 bits")
     return ids
 
 

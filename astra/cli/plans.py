@@ -5,7 +5,6 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -113,8 +112,6 @@ def _resume(
     states = [word.strip() for word in (only or "").split(",") if word.strip()]
     if only is not None and not states:
         raise UsageError("--only: list Slurm states, such as OUT_OF_MEMORY,TIMEOUT")
-    if execution.local and not as_json:  # only then, as it imports rich, which takes long
-        execution = replace(execution, progress=show.progress)
     submitted = execution.resume(plan, failed, states)
     if as_json:
         show.as_json(submitted)

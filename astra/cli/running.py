@@ -1,7 +1,6 @@
 """From pending rows to results: estimate, plan, submit, run."""
 
 import sys
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
@@ -114,8 +113,6 @@ def submit(
     If a plan was submitted before, only its pages that never were are submitted. --time is
     sbatch's time limit; --element-time is how long an element should run.
     """
-    if execution.local and not as_json:  # only then, as it imports rich, which takes long
-        execution = replace(execution, progress=show.progress)
     submitted = api.submit_task(task_or_plan, planning, execution, element_time)
     if as_json:
         show.as_json(one([s or show.nothing_submitted(p) for p, s in submitted]))

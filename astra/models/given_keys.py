@@ -18,7 +18,7 @@ from astra.errors import TaskError, UsageError, shown
 from astra.models.keys import Key, RowKey, as_key, key_of
 
 
-def keys_of(text: str) -> list[str]:
+def keys_of(text: str, option: str = "--keys") -> list[str]:
     """Read keys from a file with one on each line, or from a list that is separated by commas.
 
     A key of several columns is a line of their values, separated by commas, tabs or blanks, or a
@@ -39,7 +39,7 @@ def keys_of(text: str) -> list[str]:
         try:
             lines = path.read_text(encoding="utf-8-sig").split("\n")
         except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"--keys {text}: the file cannot be read as text: {error}") from None
+            raise UsageError(f"{option} {text}: the file cannot be read as text: {error}") from None
         return [line.removesuffix("\r") for line in lines if line.strip()]
     if text.lstrip().startswith("["):
         return [text]
@@ -56,7 +56,7 @@ def given_keys(key: Key, values: Iterable[object]) -> list[RowKey]:
         If a value cannot be a key of these columns; the message names it.
     """
     keys: dict[RowKey, None] = {}
-    for number, value in enumerate(key_list(values), 1):
+    for number, value in enumerate(listed("keys", values), 1):
         try:
             keys[_given(key, value)] = None
         except (ValueError, TypeError) as error:
@@ -68,11 +68,16 @@ def given_keys(key: Key, values: Iterable[object]) -> list[RowKey]:
     return list(keys)
 
 
-def key_list(values: Iterable[object]) -> list[object]:
-    if isinstance(values, str | bytes) or not isinstance(values, Iterable):
+def listed(name: str, values: Iterable[object]) -> list[object]:
+    """Return the values of an iterable that is not a text; `name` is that of the parameter."""
+    try:
+        members = None if isinstance(values, str | bytes) else iter(values)
+    except TypeError:  # an array without dimensions claims that it can be iterated over
+        members = None
+    if members is None:
         given = shown(values)
-        raise TaskError(f"keys={given}: give an iterable of keys, for instance [{given}]")
-    return list(values)
+        raise TaskError(f"{name}={given}: give an iterable, for instance [{given}]")
+    return list(members)
 
 
 def _text(value: object) -> str:

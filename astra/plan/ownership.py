@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from peewee import SQL, ColumnBase, Expression, Model, ModelSelect, fn
+from peewee import SQL, ColumnBase, Model, ModelSelect, fn
 
 from astra.database.connection import connection, tuples, writing
 from astra.errors import TaskError, UsageError, nearest
@@ -36,7 +36,8 @@ def check_own_results(
         If another task has results there, or will have some; the message names it.
     """
     name = task_name(function)
-    others = _is_origin(output) & (MadeBy.task != name)
+    is_origin = (MadeBy.output_table == table_name(output)) & (MadeBy.task != name)
+    others = is_origin & CURRENT.shares_results(MadeBy.v_astra)
     if not MadeBy.select(SQL("1")).where(others).limit(1).exists():
         return
     pks = MadeBy.select(MadeBy.pk).where(others)
@@ -67,12 +68,6 @@ def check_own_results(
         f"pass   (then astra initdb).{cancel} "
         f"If it is the same task, renamed: astra rename {other} {name}"
     )
-
-
-def _is_origin(output: type[Model]) -> Expression:
-    """Return the clause that a row of :class:`MadeBy` made results in this table."""
-    same_version = CURRENT.shares_results(MadeBy.v_astra)
-    return (MadeBy.output_table == table_name(output)) & same_version
 
 
 def _live_plan_of(

@@ -9,6 +9,7 @@ from peewee import SQL, ColumnBase, Expression, Field, Model, ModelAlias, ModelS
 from astra.database.connection import dialect
 from astra.errors import TaskError, nearest, shown
 from astra.models.failures import Failure, NoResult
+from astra.models.given_keys import listed
 from astra.models.keys import (
     TRUE,
     all_rows,
@@ -213,27 +214,14 @@ def checked_ids(sdss_ids: Iterable[int]) -> list[int]:
     TaskError
         If the iterable is a text, or holds a value that is not a whole number of 64 bits.
     """
-    try:
-        values = None if isinstance(sdss_ids, str | bytes) else iter(sdss_ids)
-    except TypeError:  # an array without dimensions claims that it can be iterated over
-        values = None
-    if values is None:
-        raise TaskError(
-            f"sdss_ids={sdss_ids!r}: give an iterable of int, for instance [{_digits(sdss_ids)}]"
-        )
     ids: dict[int, None] = {}
-    for value in values:
+    for value in listed("sdss_ids", sdss_ids):
         if isinstance(value, bool) or not isinstance(value, numbers.Integral):
             raise TaskError(f"sdss_ids holds {value!r}, which is not an int")
         if not -(2**63) <= int(value) < 2**63:
             raise TaskError(f"sdss_ids holds {shown(value)}, which does not fit in 64 bits")
         ids[int(value)] = None
     return list(ids)
-
-
-def _digits(value: object) -> str:
-    text = value.decode(errors="replace") if isinstance(value, bytes) else str(value)
-    return text if text.isdigit() else "54392544, 54392545"
 
 
 def whole_number(name: str, value: object, bits: int = 63) -> int:

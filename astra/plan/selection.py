@@ -10,7 +10,7 @@ from astra.config.redo import split_redo
 from astra.errors import TaskError
 from astra.models.base import TimeField
 from astra.models.failures import Failure, NoResult
-from astra.models.given_keys import find_keys, key_list, keys_as_text
+from astra.models.given_keys import find_keys, keys_as_text, listed
 from astra.models.keys import FALSE, TRUE, RowKey, in_order, key_of, same_moment, table_name
 from astra.models.pipeline import OutputModel
 from astra.models.plans import MadeBy
@@ -60,7 +60,7 @@ class Selection:
                 raise TaskError(f"--redo {self.redo!r}: {error}") from None
         # A generator could be read for one input model only.
         self.sdss_ids = None if self.sdss_ids is None else checked_ids(self.sdss_ids)
-        self.keys = None if self.keys is None else key_list(self.keys)
+        self.keys = None if self.keys is None else listed("keys", self.keys)
         if self.max_rows is not None:
             self.max_rows = whole_number("max_rows", self.max_rows)
 

@@ -10,7 +10,7 @@ from astra.cli.group import main
 from astra.cli.options import slurm_pairs
 from astra.config.run_folder import run_folder
 from astra.database.connection import connection
-from astra.errors import SlurmUnknown
+from astra.errors import SlurmUnknown, UsageError
 from astra.models import BossVisitSpectrum
 from astra.models.attempts import Attempt
 from astra.models.failures import Failure
@@ -52,7 +52,7 @@ def a_plan(n: int = 4) -> int:
         (("plan", TASK, "--page-size", "0"), "'--page-size' / '--limit': 0 is not at least 1"),
         (("run", TASK, "--limit", "0"), "'--limit' / '--max-rows': 0 is not at least 1"),
         (("submit", TASK, "--pages-per-element", "0"), "'--pages-per-element': 0 is not at least"),
-        (("plan", TASK, "--sdss-ids", 2**63), "--sdss-ids: 9223372036854775808 in line 1 does"),
+        (("plan", TASK, "--sdss-ids", 2**63), "9223372036854775808, which does not fit"),
         (("plan", TASK, "--sdss-ids", ""), "it is empty"),
         (("plan", TASK, "--keys", " "), "it is empty"),
         (("plan", TASK, "row_s=3"), f"astra plan {TASK} --set row_s=3"),
@@ -162,6 +162,23 @@ def test_a_plan_whose_rows_failed_is_not_called_whole(url):
     assert json.loads(CliRunner().invoke(main, ["status", "1", "--json"]).stdout)["state"] == (
         "failed rows"
     )
+
+
+def test_identifiers_of_sources_are_read_from_a_list_or_a_file(tmp_path):
+    file = tmp_path / "stars.txt"
+    file.write_text("# chosen by hand\n\n101, 102 # a binary\r\n-7\n")
+    option = next(o for o in main.commands["plan"].params if o.name == "sdss_ids")
+
+    def read(text: object) -> list[int]:
+        return option.callback(None, option, str(text))
+
+    assert read(file) == [101, 102, -7] and read("101, 102\n-7") == [101, 102, -7]
+    for wrong in (tmp_path / "missing.txt", "101,x"):
+        with pytest.raises(UsageError, match="neither a number nor a readable file"):
+            read(wrong)
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\xff")
+    with pytest.raises(UsageError, match=r"--sdss-ids .*binary: the file cannot be read"):
+        read(tmp_path / "binary")
 
 
 def test_the_worst_state_of_several_plans_is_theirs():
