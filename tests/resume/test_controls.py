@@ -68,7 +68,7 @@ def test_an_element_whose_plan_was_removed_ends(url):
             Plan.delete().execute()
         (run,) = this.pull(1)
     assert (run.state, run.exit_status) == ("refused", Superseded.exit_status)
-    assert run.message == f"plan {plan.pk} was removed from the database"
+    assert f"plan {plan.pk}, or its submission {submission.token}, is no longer" in run.message
 
 
 def test_elements_beyond_the_throttle_leave(url):
