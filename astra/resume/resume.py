@@ -93,12 +93,7 @@ def resume(
         on_request = bool(wanted) or failed
         steps = _steps(frozen, pages, refills, statuses, profile_name, options, on_request)
         submitted = _take_steps(frozen, pages, steps, refills, statuses, dry_run, hours)
-    left = [step for step in steps if not step.decision.retry]
-    # Free pages of a pool that lacks elements are submitted after all.
-    skipped[PageState.WAITING.value] -= len(steps) - len(pages)
-    skipped["given up"] = len(left)
-    counts = {state: n for state, n in skipped.items() if n}
-    return replace(submitted, skipped=counts, left=_given_up(frozen, left))
+    return _with_other_pages(submitted, skipped, steps, len(pages))
 
 
 def _steps(
@@ -169,14 +164,22 @@ def _take_steps(
         record(plan, steps, statuses)
 
 
-def _given_up(plan: Plan, steps: list[PageStep]) -> tuple[GivenUpPages, ...]:
-    remedy = f"astra resume {plan.pk}"
-    return tuple(
+def _with_other_pages(
+    submitted: Submitted, skipped: Counter[str], steps: list[PageStep], n_chosen: int
+) -> Submitted:
+    """Add the pages that were skipped and those that were given up."""
+    left = [step for step in steps if not step.decision.retry]
+    # Free pages of a pool that lacks elements are submitted after all.
+    skipped[PageState.WAITING.value] -= len(steps) - n_chosen
+    skipped["given up"] = len(left)
+    remedy = f"astra resume {submitted.plan}"
+    given_up = tuple(
         GivenUpPages(
             s.pages, str(s.state), s.explanation, f"{remedy} {retry_policy.remedy(s.state)}"
         )
-        for s in grouped(steps)
+        for s in grouped(left)
     )
+    return replace(submitted, skipped={s: n for s, n in skipped.items() if n}, left=given_up)
 
 
 def resume_local(
