@@ -108,7 +108,9 @@ def _trust(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
         ctx.call_on_close(api.revoke_trust)
 
 
-def _keys(ctx: click.Context, parameter: click.Parameter, value: str | None) -> list[str] | None:
+def read_keys(
+    ctx: click.Context, parameter: click.Parameter, value: str | None
+) -> list[str] | None:
     return None if value is None else api.keys_of(_given(value))
 
 
@@ -270,7 +272,7 @@ def _planning(page_size: tuple[str, ...], max_rows: tuple[str, ...]) -> Decorato
         input_model_option,
         click.option("--sdss-ids", callback=_ids, metavar="FILE|LIST",
                      help="Take only these sources: 1,2,3 or a file."),
-        click.option("--keys", callback=_keys, metavar="FILE|LIST",
+        click.option("--keys", callback=read_keys, metavar="FILE|LIST",
                      help="Take only rows with these keys: a file with one per line, or key,key."),
         click.option("--where", metavar="EXPR",
                      help='Take only rows that meet this condition: "snr > 10".'),

@@ -5,7 +5,7 @@ import click
 from astra import api
 from astra.cli.completion import TASK
 from astra.cli.group import main
-from astra.cli.options import COUNT, csv_option, input_model_option, json_option
+from astra.cli.options import COUNT, csv_option, input_model_option, json_option, read_keys
 from astra.cli.output import show, show_rows
 from astra.errors import UsageError
 
@@ -14,6 +14,7 @@ from astra.errors import UsageError
 @click.argument("task", type=TASK)
 @click.option(
     "--keys",
+    callback=read_keys,
     metavar="FILE|LIST",
     help="Print only the results of these rows: a file, or key,key,...",
 )
@@ -22,15 +23,14 @@ from astra.errors import UsageError
 @csv_option
 @json_option
 def results(
-    task: str, keys: str | None, input_model: str | None, limit: int | None, as_csv: bool,
-    as_json: bool,
+    task: str, keys: list[object] | None, input_model: str | None, limit: int | None,
+    as_csv: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Print the results of TASK at the current version."""
     if as_csv and as_json:
         raise UsageError("--csv and --json exclude each other: leave one of them out")
-    wanted: list[object] | None = None if keys is None else list(api.keys_of(keys))
     shown = limit if as_csv or as_json or limit else show_rows.SHOWN + 1
-    stored = api.StoredResults(task, wanted, input_model, shown)
+    stored = api.StoredResults(task, keys, input_model, shown)
     if as_csv:
         show_rows.as_csv(stored)
     elif as_json:

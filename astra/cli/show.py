@@ -204,7 +204,7 @@ def controls(changed: Sequence[Control]) -> None:
     for control in changed:
         state = f"paused: {control.reason}" if control.paused else "not paused"
         limit = control.throttle and f"; at most {count(control.throttle, 'element')} at once"
-        line(f"plan {control.plan}: {state}{limit or ''}; {count(control.running, 'page')} at work")
+        line(f"plan {control.plan}: {state}{limit or ''}; {count(control.running, 'page')} running")
         new = control.submitted
         if new is not None and (new.pages or new.exit_status):
             submitted(new)

@@ -4,6 +4,7 @@ Whoever can write to the folder of scripts can run commands as their owner; whoe
 sees what tasks print. So a folder of another owner, or one that others may write to, is refused.
 """
 
+import errno
 import os
 import re
 import secrets
@@ -49,8 +50,10 @@ def check_folder(folder: Path) -> None:
         finally:
             probe.unlink(missing_ok=True)
     except (OSError, ValueError) as error:
+        is_full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
         raise UsageError(
-            f"the run directory {folder} cannot be written: {_why(error)}; set [run] dir or "
+            f"the run directory {folder} cannot be written: {_why(error)}; "
+            f"{'free space there (astra clean), or ' if is_full else ''}set [run] dir or "
             "ASTRA_RUN_DIR to a folder that the nodes share"
         ) from error
 

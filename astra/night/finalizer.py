@@ -18,7 +18,14 @@ from astra.config.profiles import Profile, Value, choose_profile
 from astra.config.run_folder import check_folder, run_folder, write_whole
 from astra.config.units import time_limit_s, written_time
 from astra.database.connection import connection
-from astra.errors import AstraError, SlurmError, SlurmRefused, SlurmUnknown, Superseded
+from astra.errors import (
+    AstraError,
+    SlurmError,
+    SlurmRefused,
+    SlurmUnknown,
+    Superseded,
+    UsageError,
+)
 from astra.models.nights import Night
 from astra.plan.lookup import is_trusted
 from astra.processes import user_name
@@ -81,27 +88,27 @@ def queue(night: Night, settings: NightSettings, after: Iterable[JobId], wait_s:
     night.finalizer, night.finalizer_job = secrets.token_hex(6), None
     night.finalizer_cluster, night.finalizer_home = cluster, cluster or limits.this_cluster()
     night.finalizer_user = user_name()
-    folder = run_folder(night.folder)
-    check_folder(folder / "logs")
-    token = str(night.finalizer)
+    token, folder = str(night.finalizer), run_folder(night.folder)
     arguments = ["nightly", night.name, "--continue", str(night.pk), "--job", token]
     about = f"the finalizer of the night {night.pk} of {night.name}"
     path = folder / f"{job_name(night)}.sh"
-    text = render_job(
-        profile, job_name(night), folder_of(night), folder / "logs", about, arguments, path
-    )
-    if not _store(night, before):
-        raise Superseded(f"the night {night.pk} was given another finalizer, or closed, meanwhile")
-    write_whole(path, text, 0o700)
     remedy = f"the night stays open; to continue it: astra nights {night.name} --heal"
     try:
+        check_folder(folder / "logs")
+        text = render_job(
+            profile, job_name(night), folder_of(night), folder / "logs", about, arguments, path
+        )
+        if not _store(night, before):
+            message = f"the night {night.pk} was given another finalizer, or closed, meanwhile"
+            raise Superseded(message)
+        write_whole(path, text, 0o700)
         options = _waiting_options(after, night.finalizer_home, wait_s)
         job = submit_once(path, job_of(night), remedy, min, options)
-    except SlurmError as error:
+    except (SlurmError, UsageError) as error:
         # The earlier finalizer may be the caller: it can then try again.
         night.__data__.update(earlier)
         _store(night, token)
-        if isinstance(error, SlurmRefused):
+        if isinstance(error, (SlurmRefused, UsageError)):
             error.args = (f"{error}; {remedy}",)
         raise
     _adopt(night, job)

@@ -55,6 +55,7 @@ def a_plan(n: int = 4) -> int:
         (("plan", TASK, "--sdss-ids", 2**63), "9223372036854775808, which does not fit"),
         (("plan", TASK, "--sdss-ids", ""), "it is empty"),
         (("plan", TASK, "--keys", " "), "it is empty"),
+        (("results", TASK, "--keys", ""), "it is empty"),
         (("plan", TASK, "row_s=3"), f"astra plan {TASK} --set row_s=3"),
         (("run", TASK, "--row-s", "3"), "--set row_s=VALUE"),
         (("plan", TASK, "--time", "-1"), "'-1' is not a time"),

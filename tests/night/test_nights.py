@@ -11,7 +11,7 @@ import pytest
 
 from astra.config import settings
 from astra.database.connection import connection, reset
-from astra.errors import ConfigError, SlurmRefused
+from astra.errors import ConfigError, SlurmRefused, UsageError
 from astra.models.attempts import Attempt, excluded_nodes
 from astra.models.nights import Night
 from astra.models.plans import Page, Plan, Submission
@@ -348,6 +348,21 @@ def test_a_night_whose_finalizer_is_refused_says_how_to_continue(slurm, tmp_path
             nightly("survey", max_wait_s=0)
     finally:
         slurm.run("scontrol", "update", "PartitionName=short", "State=UP")
+    assert "new finalizer" in astra("nights", "survey", "--heal")
+    assert closed(slurm).whole and Measured.select().count() == 40
+
+
+def test_a_night_whose_run_directory_is_unusable_says_how_to_continue(slurm, tmp_path, monkeypatch):
+    write(tmp_path, IDLE.format(marker=tmp_path), monkeypatch)
+    fill(40)
+    folder = tmp_path / "no folder"
+    folder.touch()
+    monkeypatch.setenv("ASTRA_RUN_DIR", str(folder))
+    settings.reset()
+    with pytest.raises(UsageError, match=r"is not a folder.*the night stays open.*--heal"):
+        nightly("survey")
+    assert last().finalizer is None
+    folder.unlink()
     assert "new finalizer" in astra("nights", "survey", "--heal")
     assert closed(slurm).whole and Measured.select().count() == 40
 
