@@ -122,5 +122,5 @@ def cron(
     elif at is not None:
         entry = api.cron_entry(name, at, mailto, scron)
         if install:
-            api.install_cron(entry, scron)
-        click.echo(entry.text, nl=False)
+            api.install_cron(name, entry, scron)
+        click.echo(entry, nl=False)

@@ -11,7 +11,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 from astra.config import secrets
@@ -27,33 +26,13 @@ from astra.submit.render import environment
 _NICKNAME = re.compile(r"@(yearly|annually|monthly|weekly|daily|midnight|hourly)")
 
 
-@dataclass(frozen=True)
-class _Field:
-    """A field of a schedule: its smallest and largest number, and the names of numbers."""
-
-    name: str
-    first: int
-    last: int
-    names: tuple[str, ...] = ()  # of the numbers from `first` on
-
-    def number(self, word: str) -> int:
-        """Return the number for a number or name; -1 if it is neither."""
-        if word in self.names:
-            return self.first + self.names.index(word)
-        return int(word) if word.isdecimal() else -1
-
-    @property
-    def expected(self) -> str:
-        names = f" {self.names[0]} to {self.names[-1]}," if self.names else ""
-        return f"write {self.first} to {self.last},{names} a range, a list or *; or a step: */2"
-
-
-_FIELDS = (
-    _Field("a minute", 0, 59),
-    _Field("an hour", 0, 23),
-    _Field("a day of the month", 1, 31),
-    _Field("a month", 1, 12, tuple("jan feb mar apr may jun jul aug sep oct nov dec".split())),
-    _Field("a weekday", 0, 7, tuple("sun mon tue wed thu fri sat".split())),
+#: The fields of a schedule: what each is, its numbers, and names of the first numbers.
+_FIELDS: tuple[tuple[str, range, list[str]], ...] = (
+    ("a minute", range(60), []),
+    ("an hour", range(24), []),
+    ("a day of the month", range(1, 32), []),
+    ("a month", range(1, 13), "jan feb mar apr may jun jul aug sep oct nov dec".split()),
+    ("a weekday", range(8), "sun mon tue wed thu fri sat".split()),
 )
 
 #: An item of a field. A step needs a range or `*`: cron programs disagree about 5/10.
@@ -73,21 +52,10 @@ _CRON_ENVIRONMENT = {"SHELL": "/bin/sh", "PATH": "/usr/bin:/bin"}
 _MAX_CHARACTERS = 998  # of a command, in Debian's cron
 
 
-@dataclass(frozen=True)
-class Entry:
-    """Lines of a crontab or scrontab, between two marks by which they are found again."""
-
-    name: str
-    lines: tuple[str, ...]
-
-    @property
-    def text(self) -> str:
-        begin, end = _marks(self.name)
-        return "\n".join([begin, *self.lines, end]) + "\n"
-
-
-def entry(name: str, at: str, mailto: str | None = None, scron: bool = False) -> Entry:
+def entry(name: str, at: str, mailto: str | None = None, scron: bool = False) -> str:
     """Return the crontab entry that begins the night `name` at the times `at`.
+
+    Two marks, by which it is found again, enclose its lines.
 
     Raises
     ------
@@ -99,7 +67,7 @@ def entry(name: str, at: str, mailto: str | None = None, scron: bool = False) ->
     settings = settings_of(name)
     command = command_of(name)
     if scron:
-        return Entry(name, (*_scron_lines(name, settings.profile), f"{at} {command}"))
+        return _marked(name, *_scron_lines(name, settings.profile), f"{at} {command}")
     escaped = command.replace("%", "\\%")
     if len(escaped) > _MAX_CHARACTERS:
         raise UsageError(
@@ -109,7 +77,12 @@ def entry(name: str, at: str, mailto: str | None = None, scron: bool = False) ->
     to = mailto if mailto is not None else user_name()
     if not re.fullmatch(r"[\w.@+,-]*", to):
         raise UsageError(f"--mailto {to!r}: should be one address or several, with commas")
-    return Entry(name, (f"MAILTO={to}", f"{at} {escaped}"))
+    return _marked(name, f"MAILTO={to}", f"{at} {escaped}")
+
+
+def _marked(name: str, *lines: str) -> str:
+    begin, end = _marks(name)
+    return "\n".join([begin, *lines, end, ""])
 
 
 def check_schedule(at: str) -> None:
@@ -128,26 +101,34 @@ def check_schedule(at: str) -> None:
             f"--at {at!r}: write five fields (minute hour day month weekday), such as "
             '"0 20 * * *" for every day at 20:00, or @daily'
         )
-    values = [_values(at, text, field) for text, field in zip(texts, _FIELDS, strict=True)]
+    values = [_values(at, text, *field) for text, field in zip(texts, _FIELDS, strict=True)]
     first_day, months, weekday = min(values[2]), values[3], texts[4]
     # If a weekday is given as well, cron runs on any day that matches one of the two.
     if weekday.startswith("*") and all(first_day > _LAST_DAYS[month] for month in months):
         raise UsageError(f"--at {at!r}: there is no day {first_day} in the month {texts[3]}")
 
 
-def _values(at: str, text: str, field: _Field) -> set[int]:
+def _values(at: str, text: str, what: str, numbers: range, names: list[str]) -> set[int]:
     """Return the numbers that a field of a schedule matches."""
+
+    def number(word: str) -> int:
+        return (
+            int(word) if word.isdecimal() else dict(zip(names, numbers, strict=False)).get(word, -1)
+        )
+
     values: set[int] = set()
     for item in text.split(","):
         match = _ITEM.fullmatch(item.lower())
-        first, last = field.first, field.last
-        if match and match["only"]:
-            first = last = field.number(match["only"])
-        elif match and match["from"]:
-            first, last = field.number(match["from"]), field.number(match["to"])
+        first, last = numbers[0], numbers[-1]
+        if match and (word := match["from"] or match["only"]):
+            first, last = number(word), number(match["to"] or word)
         step = int(match["step"] or 1) if match else 0
-        if not (step and field.first <= first <= last <= field.last):
-            raise UsageError(f"--at {at!r}: {item!r} is not {field.name}: {field.expected}")
+        if not (step and numbers[0] <= first <= last <= numbers[-1]):
+            named = f" {names[0]} to {names[-1]}," if names else ""
+            expected = (
+                f"write {numbers[0]} to {numbers[-1]},{named} a range, a list or *; or a step: */2"
+            )
+            raise UsageError(f"--at {at!r}: {item!r} is not {what}: {expected}")
         values.update(range(first, last + 1, step))
     return values
 
@@ -210,13 +191,13 @@ def _marks(name: str) -> tuple[str, str]:
     )
 
 
-def install(new: Entry, scron: bool = False) -> None:
+def install(name: str, new: str, scron: bool = False) -> None:
     """Add an entry to the user's table; it replaces an earlier one of the same night."""
     program = _program(scron)
-    table = without_entry(_read_table(program), new.name)
+    table = without_entry(_read_table(program), name)
     newline = "" if not table or table.endswith("\n") else "\n"
     # The entry is added at the end, as variables that it sets apply to all later lines.
-    _write_table(program, f"{table}{newline}{new.text}")
+    _write_table(program, f"{table}{newline}{new}")
 
 
 def remove(name: str, scron: bool = False) -> bool:

@@ -50,13 +50,13 @@ def astra(*words: str, status: int = 0) -> str:
 
 def test_an_entry_has_all_that_cron_does_not_give(night, monkeypatch):
     monkeypatch.chdir(ROOT)
-    text = entry("survey", "0 20 * * *", "me@example.org").text
+    text = entry("survey", "0 20 * * *", "me@example.org")
     begin, mailto, line, _ = text.splitlines()
     assert begin.startswith("# astra night survey") and mailto == "MAILTO=me@example.org"
     for part in (sys.executable, f"ASTRA_CONFIG={night}", "SLURM_CONF=", r"100\%", str(ROOT)):
         assert part in line
     assert "postgresql://" not in line  # it stays in the configuration
-    assert "#SCRON --time=" in entry("survey", "@daily", scron=True).text
+    assert "#SCRON --time=" in entry("survey", "@daily", scron=True)
     with pytest.raises(UsageError, match="five fields"):
         entry("survey", "20:00")
     assert "--at" in astra("cron", "survey", status=2)
@@ -109,9 +109,9 @@ def test_other_lines_stay_as_they_are(night, monkeypatch):
     monkeypatch.chdir(ROOT)
     others = "# mine\n0 1 * * * /bin/true\n"
     made = entry("survey", "0 20 * * *")
-    assert without_entry(f"{others}{made.text}X=1\n", "survey") == f"{others}X=1\n"
+    assert without_entry(f"{others}{made}X=1\n", "survey") == f"{others}X=1\n"
     assert without_entry(others, "survey") == others
-    assert without_entry(made.text, "surve") == made.text
+    assert without_entry(made, "surve") == made
     with pytest.raises(UsageError, match="mailto"):
         entry("survey", "@daily", "a\nb")
 
@@ -125,7 +125,7 @@ def test_lines_in_another_encoding_stay_as_they_are(night, tmp_path, monkeypatch
     others = "# für mich\n".encode("latin-1")
     table.write_bytes(others)
     assert not has_entry("survey")
-    install(entry("survey", "@daily"))
+    install("survey", entry("survey", "@daily"))
     assert table.read_bytes().startswith(others) and has_entry("survey")
     assert remove("survey") and table.read_bytes() == others
 
