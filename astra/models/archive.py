@@ -11,6 +11,7 @@ from peewee import SQL, TextField
 
 from astra.config.secrets import hide_password
 from astra.database.connection import connection, database, dialect, schema, url
+from astra.database.inspection import lacking
 from astra.errors import DatabaseError, UsageError
 from astra.models.attempts import Attempt
 from astra.models.base import BaseModel, TimeField
@@ -30,7 +31,11 @@ class Archive(BaseModel):
 
 
 def check_archive() -> None:
-    """Refuse to write to a database that is not where its archive was created."""
+    """Refuse to write to a database that is not where its archive was created.
+
+    A standby that has become the primary, or a file that was renamed, is recorded as the new place:
+    copies of it are noticed from then on.
+    """
     if getattr(database.obj, "is_known", False):
         return
     with connection():
@@ -47,6 +52,10 @@ def check_archive() -> None:
             "whose active plans have to be cancelled here: astra initdb --copied. If this one has "
             "taken its place: astra initdb --moved. Until then nothing is written"
         )
+    if place != known.made_in:
+        with connection():
+            if not lacking([(Archive, "UPDATE")]):
+                Archive.update(made_in=place).execute()
     database.obj.is_known = True
 
 
@@ -64,7 +73,9 @@ def identify_archive(copied: bool, moved: bool) -> str | None:
     if archive is None:
         Archive.create(identifier=token_hex(8), made_in=place)
         return None
-    if dialect().is_same_location(archive.made_in, place):
+    # A backup that was recovered beside its original looks like a standby that has taken over.
+    is_copy = copied and place != archive.made_in
+    if dialect().is_same_location(archive.made_in, place) and not is_copy:
         if copied or moved:
             raise UsageError(
                 f"the archive {archive.identifier} is where it was made ({place}): it was neither "

@@ -9,6 +9,7 @@ from astra.database.connection import database, dialect
 from astra.database.postgresql import PostgreSQL
 from astra.errors import DatabaseError, UsageError, nearest
 from astra.models import Spectrum
+from astra.models.archive import Archive
 from astra.models.attempts import Attempt, Exclusion, Suspect
 from astra.models.base import BaseModel, RoleField
 from astra.models.failures import Failure, NoResult
@@ -148,7 +149,8 @@ def _of_planners(model: type[BaseModel]) -> list[str]:
     if model is MadeBy:  # a dry run removes its row again
         return ["INSERT", "DELETE"]
     # The state that Slurm reported for an attempt, and rows that are to be processed again.
-    return {Attempt: ["UPDATE"], Failure: ["DELETE"], NoResult: ["DELETE"]}.get(model, [])
+    changes = {Attempt: ["UPDATE"], Failure: ["DELETE"], NoResult: ["DELETE"]}
+    return {**changes, Archive: [_on("UPDATE", ["made_in"])]}.get(model, [])  # after a failover
 
 
 def _of_writers(model: type[BaseModel]) -> list[str]:

@@ -184,6 +184,50 @@ def test_a_standby_that_has_taken_over_is_no_copy(pg_url, postgres):
             assert Archive.get().made_in == dialect().location()
 
 
+def test_a_backup_that_was_recovered_beside_its_original_may_be_said_to_be_a_copy(pg_url, postgres):
+    """It looks like a standby that has taken over."""
+    plan = plan_of(10)
+    with Standby(postgres) as server:
+        bind(server.url(urlsplit(pg_url).path.strip("/")))
+        server.promote()
+        init_database(copied=True)
+        with connection():
+            assert Plan.get().cancelled is not None and Plan.get().token != plan.token
+        with pytest.raises(UsageError, match="neither copied nor moved"):
+            init_database(copied=True)
+
+
+def test_a_copy_of_a_standby_that_has_taken_over_is_a_copy(pg_url, postgres):
+    """Whoever writes first after a failover records where the archive is now."""
+    name, role = urlsplit(pg_url).path.strip("/"), "plans_after_failover"
+    postgres.create_role(role, "x")
+    bind(pg_url)
+    init_database(grant=(f"{role}:plans",))
+    with Standby(postgres) as primary:
+        primary.promote()
+        bind(primary.url(name, role, "x"))
+        check_archive()
+        with Copy(primary) as copy:
+            bind(copy.url(name))
+            with pytest.raises(DatabaseError, match="--copied"):
+                check_archive()
+        bind(primary.url(name))
+        check_archive()
+
+
+def test_a_copy_in_the_former_place_of_a_renamed_file_is_a_copy(sqlite_url, tmp_path):
+    former = Path(sqlite_url.removeprefix("sqlite:///"))
+    reset()
+    renamed = former.rename(tmp_path / "renamed.db")
+    bind(f"sqlite:///{renamed}")
+    check_archive()
+    reset()
+    shutil.copy(renamed, former)
+    bind(sqlite_url)
+    with pytest.raises(DatabaseError, match="--copied"):
+        check_archive()
+
+
 def test_any_role_knows_where_it_is(pg_url, postgres):
     name = urlsplit(pg_url).path.strip("/")
     role = f"nobody_{name}"
