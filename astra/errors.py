@@ -1,26 +1,4 @@
-"""The errors that astra raises on purpose, with the exit status of a command that raises them.
-
-::
-
-    AstraError                  1
-    ├── UsageError              2   a wrong argument, name or value
-    │   ├── ConfigError             configuration: file, key and the nearest right one
-    │   ├── TaskError               a task that cannot be found, or used as written
-    │   ├── ScriptError             a template that cannot be rendered
-    │   └── MissingExtra            a package that is not installed, and the extra that installs it
-    ├── DatabaseError           5   no connection, wrong schema version
-    │   └── NotAllowed              the role lacks a privilege
-    ├── SlurmError              6   Slurm refused, or one of its commands is missing
-    │   ├── SlurmRefused            Slurm refused, with its message
-    │   └── SlurmUnknown            Slurm gave no answer, so that its state is unknown
-    ├── BusyError               7   another process is changing the same plan
-    ├── OutOfHours             74   the hours of a night are over: an element begins no page
-    ├── PlanPaused              0   a plan is paused: an element takes no page
-    ├── PlanThrottled           0   as many elements take pages as its throttle allows
-    ├── Interrupted            75   asked to stop; its yielded results are stored
-    ├── Superseded             76   another attempt holds the page; nothing more is written
-    └── BrokenElement          77   the task failed outside of any row: its pages stay pending
-        └── OutOfMemory             a row, or the task before it, exhausted the memory
+"""The tree of errors that astra raises on purpose, with the exit statuses of commands.
 
 The command line catches only this tree. Other exceptions are bugs and keep their traceback.
 The statuses 3 (running) and 4 (needs attention) belong to ``astra status``: see states.py.
@@ -36,6 +14,8 @@ class AstraError(Exception):
 
 
 class UsageError(AstraError):
+    """A wrong argument, name or value."""
+
     exit_status = 2
 
 
@@ -44,15 +24,15 @@ class Untrusted(UsageError):
 
 
 class ConfigError(UsageError):
-    pass
+    """A mistake in the configuration; the message has file, key and the nearest right one."""
 
 
 class TaskError(UsageError):
-    pass
+    """A task that cannot be found, or used as it is written."""
 
 
 class ScriptError(UsageError):
-    pass
+    """A template that cannot be rendered."""
 
 
 class MissingExtra(UsageError):
@@ -66,14 +46,18 @@ class MissingExtra(UsageError):
 
 
 class DatabaseError(AstraError):
+    """The database has no connection, or other tables than this version needs."""
+
     exit_status = 5
 
 
 class NotAllowed(DatabaseError):
-    pass
+    """The role lacks a privilege."""
 
 
 class SlurmError(AstraError):
+    """Slurm refused, or one of its commands is missing."""
+
     exit_status = 6
 
 
@@ -92,14 +76,18 @@ class SlurmRefused(SlurmError):
 
 
 class SlurmUnknown(SlurmError):
-    pass
+    """Slurm gave no answer, so that its state is unknown."""
 
 
 class BusyError(AstraError):
+    """Another process is changing the same plan."""
+
     exit_status = 7
 
 
 class OutOfHours(AstraError):
+    """The hours of a night are over: an element begins no page."""
+
     exit_status = 74
 
 
@@ -116,19 +104,25 @@ class PlanThrottled(AstraError):
 
 
 class Interrupted(AstraError):
+    """The element was asked to stop; its yielded results are stored."""
+
     exit_status = 75
 
 
 class Superseded(AstraError):
+    """Another attempt holds the page; nothing more is written."""
+
     exit_status = 76
 
 
 class BrokenElement(AstraError):
+    """The task failed outside of any row: its pages stay pending."""
+
     exit_status = 77
 
 
 class OutOfMemory(BrokenElement):
-    pass
+    """A row, or the task before it, exhausted the memory."""
 
 
 def shown(value: object) -> str:
