@@ -40,20 +40,18 @@ def checked(table: object, place: str = "policy") -> dict[str, dict[str, object]
     ValueError
         If a state, a key or a value is invalid.
     """
-    states = section(table, f"[{place}.TIMEOUT]")
-    return {state: _checked_rule(place, state, rule) for state, rule in states.items()}
-
-
-def _checked_rule(place: str, state: str, table: object) -> dict[str, object]:
-    header = f"[{place}.{state}]"
-    if state not in RULES:
-        raise ValueError(f"{header}: there is no rule for this state. {nearest(state, RULES)}")
-    if not isinstance(table, dict):
-        raise ValueError(
-            f"[{place}] {state} = {table!r}: the rule of a state is a section: {header}, and below "
-            "it keys such as retries = 3"
-        )
-    return values(header, section(table, header), fields(Rule))
+    by_state: dict[str, dict[str, object]] = {}
+    for state, rule in section(table, f"[{place}.TIMEOUT]").items():
+        header = f"[{place}.{state}]"
+        if state not in RULES:
+            raise ValueError(f"{header}: there is no rule for this state. {nearest(state, RULES)}")
+        if not isinstance(rule, dict):
+            raise ValueError(
+                f"[{place}] {state} = {rule!r}: the rule of a state is a section: {header}, and "
+                "below it keys such as retries = 3"
+            )
+        by_state[state] = values(header, rule, fields(Rule))
+    return by_state
 
 
 def rules(*tables: Mapping[str, Mapping[str, Any]]) -> dict[str, Rule]:

@@ -175,7 +175,7 @@ class Config:
 
     def source(self, key: str) -> str:
         """Return where a value such as ``database.url`` is from: a file, a variable, "default"."""
-        if key.startswith(("profiles.", "nights.")) or key not in _KEYS:
+        if key not in _KEYS:
             return str(self.path or "default")
         return self.sources.get(key, "default")
 

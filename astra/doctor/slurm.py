@@ -67,7 +67,7 @@ def _profile(profile: Profile) -> Iterator[Finding]:
         refusal = of_error(_PART, error)
         yield failed(_PART, f"{name}: {refusal.message}", refusal.remedy or "change the profile")
         return
-    late = limits.obstacles(profile, limits.profile_limits(profile))
+    late = limits.obstacles_to(profile)
     for line in late:
         problem, _, remedy = line.partition(": ")
         yield warning(_PART, f"{name}: {problem}", remedy)
