@@ -122,9 +122,10 @@ def test_a_file_may_be_renamed_and_restored_in_its_place(sqlite_url, tmp_path):
     bind(f"sqlite:///{renamed}")
     check_archive()
     shutil.copy(renamed, tmp_path / "backup")
-    renamed.unlink()
-    shutil.copy(tmp_path / "backup", file)
-    bind(sqlite_url)
+    reset()
+    shutil.copy(tmp_path / "backup", tmp_path / "new")
+    (tmp_path / "new").replace(renamed)  # another inode
+    bind(f"sqlite:///{renamed}")
     check_archive()
 
 
