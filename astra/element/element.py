@@ -468,7 +468,7 @@ def _write_heartbeat(claim: Claim, stop: Stop) -> None:
 def _end_attempt(claim: Claim, state: AttemptState, message: str | None) -> None:
     _update_at_end(
         attempt=claim.attempt.pk, state=state.value,
-        message=clean(message, 2000) if message else None, n_found=claim.n_found,
+        message=clean(message, 2000) if message else None, n_found=claim.attempt.n_found,
         **claim.read_meter(),
     )  # fmt: skip
 

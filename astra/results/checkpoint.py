@@ -16,7 +16,7 @@ from astra.models.failures import Failure, NoResult, RowWithoutResult
 from astra.models.given_keys import keys_by_value
 from astra.models.keys import RowKey, as_tuple, changed_keys, key_of, may_change
 from astra.models.plans import Page
-from astra.results.claim import Claim, Progress, Snapshot, hold_page
+from astra.results.claim import Claim, Progress, hold_page
 from astra.results.row_results import write_rows
 from astra.results.rows import (
     Checkpoint,
@@ -169,13 +169,13 @@ def take_back_failures(claim: Claim) -> None:
         hold_page(claim)
         Failure.delete().where(Failure.attempt_pk == claim.attempt.pk).execute()
         # Not by the deleted records: if the answer to the commit is lost, this is repeated.
-        snapshot, before = claim.snapshot(), bytes(claim.page.outcomes)
+        (outcomes, n_found), before = claim.snapshot(), bytes(claim.page.outcomes)
         failed = {
             place: Outcome.PENDING.value
-            for place, outcome in enumerate(snapshot.outcomes)
+            for place, outcome in enumerate(outcomes)
             if outcome == Outcome.FAILURE != before[place]
         }
-        progress = _store_progress(claim, snapshot, failed)
+        progress = _store_progress(claim, outcomes, n_found, failed)
     claim.advance(progress)
 
 
@@ -310,21 +310,21 @@ def _write_progress(
         (Outcome.FAILURE, [f.handed.key for f in failures if not f.refused]),
         (Outcome.NO_RESULT, [h.key for h in checkpoint.no_results]),
     )
-    snapshot, changed, result = claim.snapshot(), dict[int, int](), Outcome.RESULT.value
+    (before, n_found), changed = claim.snapshot(), dict[int, int]()
     for outcome, keys in keys_by_outcome:
         value = outcome.value
         for place in map(claim.positions.get, keys):
             # A later failure of the same row never hides a stored result.
-            if place is not None and changed.get(place, snapshot.outcomes[place]) != result:
+            if place is not None and changed.get(place, before[place]) != Outcome.RESULT.value:
                 changed[place] = value
     # Failures may still turn out to be the fault of the task, and of none of its rows.
-    return _store_progress(claim, snapshot, changed, may_end=not failures)
+    return _store_progress(claim, before, n_found, changed, may_end=not failures)
 
 
 def _store_progress(
-    claim: Claim, snapshot: Snapshot, changed: dict[int, int], may_end: bool = False
+    claim: Claim, before: bytes, n_found: int, changed: dict[int, int], may_end: bool = False
 ) -> Progress:
-    outcomes = bytearray(snapshot.outcomes)
+    outcomes = bytearray(before)
     for place, value in changed.items():
         outcomes[place] = value
     counts = {name: outcomes.count(outcome) for name, outcome in COUNTED.items()}
@@ -333,11 +333,11 @@ def _store_progress(
     # They are written as numbers, not as increments: if the answer to the commit is lost, all of
     # this is written once more.
     attempt_counts = {
-        name: getattr(claim.attempt, name) + counts[name] - snapshot.outcomes.count(outcome)
+        name: getattr(claim.attempt, name) + counts[name] - before.count(outcome)
         for name, outcome in COUNTED.items()
     }
     attempt_counts["n_checkpoints"] = claim.attempt.n_checkpoints + 1
-    columns = {"n_found": snapshot.n_found, **attempt_counts, **claim.read_meter()}
+    columns = {"n_found": n_found, **attempt_counts, **claim.read_meter()}
     _update_attempt(attempt=claim.attempt.pk, **columns)
     end = claim.end if may_end and Outcome.PENDING not in outcomes else None
     if end is not None:

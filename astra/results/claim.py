@@ -23,8 +23,8 @@ class Claim:
     attempt: Attempt
     positions: dict[object, int]  # key -> place in the page
     outcomes: bytearray
-    n_found: int = 0  # rows whose result others had written
-    mutex: threading.Lock = field(default_factory=threading.Lock)  # guards the two above
+    #: Guards the outcomes, and the attempt's number of rows that had a result of another attempt.
+    mutex: threading.Lock = field(default_factory=threading.Lock)
     cancelled: bool = False  # whether the last checkpoint found that the plan was cancelled
     read_meter: Callable[[], dict[str, object]] = dict  # returns current columns of the attempt
     suspects: Sequence[Suspect] = ()  # of the page, when it was claimed
@@ -39,15 +39,16 @@ class Claim:
                 place = self.positions[key]
                 if self.outcomes[place] == Outcome.PENDING:
                     self.outcomes[place] = Outcome.RESULT
-                    self.n_found += 1
+                    self.attempt.n_found += 1
 
     def has_result(self, key: object) -> bool:
         place = self.positions.get(key)
         return place is not None and self.outcomes[place] == Outcome.RESULT
 
-    def snapshot(self) -> "Snapshot":
+    def snapshot(self) -> tuple[bytes, int]:
+        """Return the outcomes, and how many rows had a result, as a checkpoint begins."""
         with self.mutex:
-            return Snapshot(bytes(self.outcomes), self.n_found)
+            return bytes(self.outcomes), self.attempt.n_found
 
     def advance(self, progress: "Progress") -> None:
         """Apply a committed checkpoint, and keep what :meth:`find` noted while it was written."""
@@ -57,14 +58,6 @@ class Claim:
         for name, value in progress.counts.items():
             setattr(self.attempt, name, value)
         self.has_ended = progress.is_end
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """The state of a page at the beginning of a checkpoint."""
-
-    outcomes: bytes
-    n_found: int
 
 
 @dataclass(frozen=True)
@@ -143,4 +136,4 @@ def claim_of(page: Page, attempt: Attempt) -> Claim:
     """Make the claim of an attempt to its page."""
     outcomes = bytearray(page.outcomes)
     places: dict[object, int] = {key: place for place, key in enumerate(page.row_keys)}
-    return Claim(page, attempt, places, outcomes, attempt.n_found)
+    return Claim(page, attempt, places, outcomes)
