@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from astra.config.value_checks import entry, flag, number, whole
 from astra.database.connection import T, retrying
 from astra.errors import BrokenElement
 
@@ -23,11 +24,11 @@ log = logging.getLogger(__name__)
 class Settings:
     """The settings of a task: those of the call, else of the decorator, else the defaults."""
 
-    live: bool = False
-    batch_size: int = 1000
-    write_frequency: float = 300
-    write_to_database: bool = True
-    re_raise_exceptions: bool = True
+    live: bool = entry(False, flag)
+    batch_size: int = entry(1000, whole(1))
+    write_frequency: float = entry(300, number(0))
+    write_to_database: bool = entry(True, flag)
+    re_raise_exceptions: bool = entry(True, flag)
 
 
 class Stop:
@@ -212,10 +213,10 @@ def _forget_runs() -> None:
     if ActiveRuns.runs:
         ActiveRuns.runs, ActiveRuns.status = [], 1
     # multiprocessing ends its workers by SIGTERM, which must not run the parent's handlers.
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-        if str(getattr(signal.getsignal(number), "__module__", "")).startswith("astra."):
-            default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
-            signal.signal(number, default)
+    for caught in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        if str(getattr(signal.getsignal(caught), "__module__", "")).startswith("astra."):
+            default = signal.default_int_handler if caught == signal.SIGINT else signal.SIG_DFL
+            signal.signal(caught, default)
             signal.set_wakeup_fd(-1)
 
 

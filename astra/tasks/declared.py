@@ -3,7 +3,6 @@
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
-from numbers import Integral, Real
 from types import MappingProxyType
 from typing import cast
 
@@ -46,22 +45,13 @@ def declared_by(task: object) -> Declared:
 
 def check_keywords(keywords: Mapping[str, object]) -> None:
     """Refuse values that a task's keywords cannot have."""
-    for name, value in keywords.items():
-        if KEYWORDS[name] is bool:
-            is_valid, expected = isinstance(value, bool), "True or False"
-        elif name == "batch_size":
-            is_valid = (
-                isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
-            )
-            expected = "a whole number from 1"
-        else:
-            is_number = isinstance(value, Real) and not isinstance(value, bool)
-            is_valid, expected = (
-                is_number and 0 <= float(cast("Real", value)) < float("inf"),
-                "seconds, from 0",
-            )
-        if not is_valid:
-            raise TaskError(f"{name}={value!r}: give {expected}")
+    for item in fields(Settings):
+        if item.name in keywords:
+            value = keywords[item.name]
+            try:
+                item.metadata["check"](value.item() if hasattr(value, "item") else value)  # numpy's
+            except ValueError as error:
+                raise TaskError(f"{item.name}={value!r} {error}") from None
 
 
 def bind_call(
