@@ -70,7 +70,7 @@ def elements() -> Counter[int]:
 
 
 def states(plan: Plan) -> list[PageState]:
-    return [page.state for page in current_pages(plan)[0]]
+    return [page.state for page in current_pages(plan)]
 
 
 def running(n: int, checkpoints: int = 1) -> list[Attempt]:

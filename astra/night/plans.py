@@ -30,9 +30,9 @@ from astra.plan.plan import create_plan
 from astra.policy.next_steps import next_steps
 from astra.resume.resume import resume
 from astra.slurm import limits
-from astra.slurm.parse import JobId
+from astra.slurm.parse import Answer, JobId
 from astra.states import ALIVE, PageState
-from astra.status.page_states import Pages, SlurmAnswer, current_pages, in_states, query_slurm_for
+from astra.status.page_states import Pages, current_pages, in_states, query_slurm_for
 from astra.submit.arrays import shares
 from astra.submit.intent import plan_lock, recover_intents
 from astra.submit.night_hours import Hours
@@ -59,7 +59,7 @@ class DuePlan:
     ended: int = 0  # pages whose elements ended before the page did
     unbegun: int = 0  # those of them that no element had begun
     leftover_entry: NightPlan | None = None  # of an earlier night's plan, not stored yet
-    slurm_answer: SlurmAnswer | None = None  # Slurm's answer about its jobs
+    slurm_answer: Answer | None = None  # Slurm's answer about its jobs
 
     @property
     def pages(self) -> int:
@@ -314,13 +314,13 @@ def assess_plans(
     alive = []
     slurm_answer = query_slurm_for(plans)
     for plan in plans:
-        pages, notes = current_pages(plan, slurm_answer)
+        pages = current_pages(plan, slurm_answer)
         states = Counter({state: n for state, (n, _) in pages.tally.items()})
         entry = of_plan[plan.pk]
         if states[PageState.UNKNOWN]:
-            unknown = f"plan {plan.pk}: {'; '.join(notes) or 'Slurm does not say'}"
+            unknown = f"plan {plan.pk}: {'; '.join(slurm_answer.notes) or 'Slurm does not say'}"
             is_leftover = entry.pk is None
-            if is_leftover and slurm_answer[0].queue:  # only this plan is left out
+            if is_leftover and slurm_answer.queue:  # only this plan is left out
                 step.problems.append(unknown)
                 continue
             raise SlurmUnknown(unknown)
@@ -437,7 +437,7 @@ def live_state(night: Night) -> NightStep:
     plans = _live_plans(plan_pks(night))
     slurm_answer = query_slurm_for(plans)
     for plan in plans:
-        pages, _ = current_pages(plan, slurm_answer)
+        pages = current_pages(plan, slurm_answer)
         _note_alive(pages, step)
         if plan.paused is not None:
             step.problems.append(paused_message(plan.pk, plan.pause_reason))

@@ -218,8 +218,7 @@ def _release_dead(plan: Plan) -> None:
     """Release the pages of attempts that are known to have ended without a record."""
     if not (running := _running(plan)):
         return
-    statuses, _ = current_pages(plan)
-    alive = {page.page for page in statuses if page.state in ALIVE}
+    alive = {page.page for page in current_pages(plan) if page.state in ALIVE}
     dead = [attempt for attempt in running if attempt.page.number not in alive]
     with connection(), writing():
         release(dead, "ended without a record before its plan was cancelled")
@@ -229,7 +228,7 @@ def _cancel_page(plan: Plan, number: int) -> Cancelled:
     """Withdraw a free page, or terminate the element of a page and release its pages."""
     if not 1 <= number <= plan.n_pages:
         raise UsageError(f"plan {plan.pk} has pages 1 to {plan.n_pages}, not {number}")
-    statuses, _ = current_pages(plan)
+    statuses = current_pages(plan)
     page = statuses[number - 1]
     if page.state not in ALIVE or page.job is None:
         return Cancelled(plan.pk, (), ())

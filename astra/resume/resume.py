@@ -21,8 +21,9 @@ from astra.policy.next_steps import (
     record,
 )
 from astra.resume.refill import Refill, put_back, withdraw_pages
+from astra.slurm.parse import Answer
 from astra.states import ALIVE, Outcome, PageState, SlurmState
-from astra.status.page_states import Pages, SlurmAnswer, current_pages
+from astra.status.page_states import Pages, current_pages
 from astra.submit.intent import hold_plan
 from astra.submit.local import LocalRun, start_local
 from astra.submit.night_hours import ALWAYS, Hours
@@ -43,7 +44,7 @@ def resume(
     options: Mapping[str, object] | None = None,
     dry_run: bool = False,
     hours: Hours = ALWAYS,
-    slurm_answer: SlurmAnswer | None = None,
+    slurm_answer: Answer | None = None,
 ) -> Submitted:
     """Submit the pages of a plan that are neither done nor running, or lack elements.
 
@@ -63,7 +64,7 @@ def resume(
         sbatch's options in snake case, which override the profile's.
     hours : Hours
         When elements may begin, and must have ended.
-    slurm_answer : tuple, optional
+    slurm_answer : Answer, optional
         Slurm's present answer about the plan; default: Slurm is queried.
 
     Returns
@@ -241,13 +242,13 @@ def _choose(
     failed: bool,
     only: frozenset[SlurmState],
     dry_run: bool,
-    slurm_answer: SlurmAnswer | None = None,
+    slurm_answer: Answer | None = None,
 ) -> tuple[list[Page], Counter[str], Pages]:
     """Return the pages to submit, the numbers of others by state, and the states of all pages.
 
     Pages that have been claimed since their states were read count as running.
     """
-    statuses, _ = current_pages(plan, slurm_answer)
+    statuses = current_pages(plan, slurm_answer)
     chosen: set[int] = set()
     skipped: Counter[str] = Counter()
     for page in statuses:

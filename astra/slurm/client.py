@@ -162,11 +162,11 @@ def _jobs_named(text: str, job_name: str) -> set[tuple[int, str]]:
     }
 
 
-def elements(jobs: Iterable[int | JobId], again: bool = True, recent_s: float = 0.0) -> Answer:
+def elements(jobs: Iterable[int | JobId], recent_s: float = 0.0) -> Answer:
     """Query the states of all elements of some jobs: one squeue and one sacct for each cluster.
 
     squeue decides which elements are alive. Those that have left its memory are taken from sacct,
-    which may lag: an element that sacct calls alive and squeue, queried `again`, does not list is
+    which may lag: an element that sacct calls alive and squeue, queried again, does not list is
     unknown.
 
     Commands that only show states accept output that is `recent_s` seconds old; those that act on
@@ -175,9 +175,9 @@ def elements(jobs: Iterable[int | JobId], again: bool = True, recent_s: float = 
     parts = _by_cluster(jobs)
     answers = []
     for cluster, part in parts:
-        answer = _elements(part, cluster, again, recent_s)
+        answer = _elements(part, cluster, recent_s)
         if cluster is None:
-            answers += _answers_of_clusters(part, answer, again, recent_s)
+            answers += _answers_of_clusters(part, answer, recent_s)
         else:
             answers.append(_without_hidden(part, answer, cluster))
     return Answer(
@@ -224,9 +224,7 @@ def _names(jobs: Iterable[JobId]) -> Names:
     return names
 
 
-def _answers_of_clusters(
-    jobs: Sequence[JobId], answer: Answer, again: bool, recent_s: float
-) -> list[Answer]:
+def _answers_of_clusters(jobs: Sequence[JobId], answer: Answer, recent_s: float) -> list[Answer]:
     """Return the answer, and those of other clusters about jobs that this one did not take.
 
     A job counts as absent only if it would have been listed: on the cluster that took it, to a
@@ -246,7 +244,7 @@ def _answers_of_clusters(
     answer = _without_hidden(near, answer, None)
     answers = [replace(answer, unsettled=answer.unsettled - elsewhere.keys())]
     for home, some in _by_cluster(replace(job, cluster=job.home) for job in elsewhere.values()):
-        other = _elements(some, home, again, recent_s)
+        other = _elements(some, home, recent_s)
         if not other.queue:
             note = (
                 f"the cluster {home} took {_list(_ids(some))}, and this machine belongs to "
@@ -283,7 +281,7 @@ def _with_unsettled(answer: Answer, jobs: Iterable[JobId], note: str) -> Answer:
     return replace(answer, unsettled=unsettled, notes=(*answer.notes, note))
 
 
-def _elements(jobs: Sequence[JobId], cluster: str | None, again: bool, recent_s: float) -> Answer:
+def _elements(jobs: Sequence[JobId], cluster: str | None, recent_s: float) -> Answer:
     ids, names = _ids(jobs), _names(jobs)
 
     def queue(some: Sequence[int]) -> str:
@@ -292,7 +290,7 @@ def _elements(jobs: Sequence[JobId], cluster: str | None, again: bool, recent_s:
     try:
         listed = queue(ids)
         if f"|{REVOKED}|" in listed and cluster != "all":
-            return _elements(jobs, "all", again, recent_s)
+            return _elements(jobs, "all", recent_s)
         queued = parse_squeue(listed, names)
     except SlurmError as error:
         return Answer(
@@ -318,7 +316,7 @@ def _elements(jobs: Sequence[JobId], cluster: str | None, again: bool, recent_s:
         # An entry without an index is the whole array, until its elements have their own.
         and (index is not None or job not in queued_jobs)
     }
-    if lagging and again:
+    if lagging:
         try:
             listed = queue(_ids(job for job in jobs if job.key in lagging))
             queued = {**parse_squeue(listed, names), **queued}

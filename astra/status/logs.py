@@ -85,7 +85,7 @@ _UNCLAIMED = 20
 
 def _before_any_claim(plan: Plan, page: int | None) -> list[Log]:
     """Return the first logs of elements that all ended before they claimed a page."""
-    statuses, _ = current_pages(plan)
+    statuses = current_pages(plan)
     ended = [s for s in statuses if page in (None, s.page) and s.state not in ALIVE and s.job]
     with connection():
         logs_ = (_unclaimed(plan, status.page) for status in ended)
@@ -105,8 +105,7 @@ def has_ended(plan: int, log: Log) -> bool:
         last = logs(plan, log.page)[-1]
         if last.attempt != log.attempt or last.state != AttemptState.RUNNING:
             return True
-    statuses, _ = current_pages(get_plan(plan))
-    page = next(s for s in statuses if s.page == log.page)
+    page = next(s for s in current_pages(get_plan(plan)) if s.page == log.page)
     return page.state not in ALIVE
 
 

@@ -351,14 +351,9 @@ def in_states(pages: Sequence[PageStatus], states: Collection[PageState]) -> Ite
     return (pages[i] for i, state in enumerate(pages.states) if state in states)
 
 
-#: Slurm's answer, and notes on what it did not answer.
-SlurmAnswer = tuple[parse.Answer, list[str]]
-
-
-def current_pages(plan: Plan, slurm_answer: SlurmAnswer | None = None) -> tuple[Pages, list[str]]:
-    """Return the pages of a plan with their present states, and notes on what is unknown."""
-    answer, notes = slurm_answer or query_slurm_for([plan])
-    return read_pages(plan, answer, True), [*notes, *spool_notes(plan)]
+def current_pages(plan: Plan, answer: parse.Answer | None = None) -> Pages:
+    """Return the pages of a plan with their present states; by default, Slurm is queried."""
+    return read_pages(plan, answer or query_slurm_for([plan]), True)
 
 
 def read_pages(plan: Plan, answer: parse.Answer, include_done: bool) -> Pages:
@@ -398,7 +393,7 @@ def slurm_jobs(submissions: Iterable[Submission]) -> list[parse.JobId]:
     return [s.job for s in sorted(arrays, key=lambda s: s.job_id or 0)]
 
 
-def query_slurm_for(plans: Iterable[Plan]) -> SlurmAnswer:
+def query_slurm_for(plans: Iterable[Plan]) -> parse.Answer:
     """Query Slurm about the arrays of some plans, all at once."""
     pks = [plan.pk for plan in plans]
     with connection():
@@ -406,15 +401,14 @@ def query_slurm_for(plans: Iterable[Plan]) -> SlurmAnswer:
     return query_slurm(slurm_jobs(submissions))
 
 
-def query_slurm(jobs: list[parse.JobId], again: bool = True, recent_s: float = 0.0) -> SlurmAnswer:
+def query_slurm(jobs: list[parse.JobId], recent_s: float = 0.0) -> parse.Answer:
     """Query Slurm about these jobs, with one squeue and one sacct for all of them."""
     if not jobs:
-        return parse.Answer(jobs=frozenset()), []
+        return parse.Answer(jobs=frozenset())
     if not command.available():
         note = "Slurm is not installed on this machine: the state of its elements is unknown here"
-        return parse.Answer(queue=False, accounting=False, jobs=frozenset()), [note]
-    answer = client.elements(jobs, again=again, recent_s=recent_s)
-    return answer, list(answer.notes)
+        return parse.Answer(queue=False, accounting=False, notes=(note,), jobs=frozenset())
+    return client.elements(jobs, recent_s)
 
 
 def _job_name(submission: Submission | None, element: int | None) -> str | None:

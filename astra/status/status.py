@@ -82,18 +82,13 @@ class PlanStatus:
         return in_states(self.elements, states)
 
 
-def status(
-    plan: int, ask_again: bool = True, include_done: bool = True, recent_s: float = 0.0
-) -> PlanStatus:
+def status(plan: int, include_done: bool = True, recent_s: float = 0.0) -> PlanStatus:
     """Return the status of a plan: its rows by outcome, its pages and elements by state.
 
     Parameters
     ----------
     plan : int
         Number of the plan.
-    ask_again : bool
-        If accounting lags behind, call squeue a second time; otherwise such elements are
-        unknown until the next query.
     include_done : bool
         Also find out how the elements of completed pages ended.
     recent_s : float
@@ -116,11 +111,11 @@ def status(
     >>> plan.state.value, plan.rows["done"]
     ('whole', 4)
     """
-    return statuses([plan], ask_again, include_done, recent_s)[0]
+    return statuses([plan], include_done, recent_s)[0]
 
 
 def statuses(
-    plans: Sequence[int], ask_again: bool = True, include_done: bool = True, recent_s: float = 0.0
+    plans: Sequence[int], include_done: bool = True, recent_s: float = 0.0
 ) -> list[PlanStatus]:
     """Return the status of several plans; Slurm is asked once for all of them.
 
@@ -128,10 +123,8 @@ def statuses(
     ----------
     plans : sequence of int
         Numbers of the plans.
-    ask_again, include_done : bool
+    include_done, recent_s
         As for :func:`status`.
-    recent_s : float
-        As for :func:`status` [s].
 
     Returns
     -------
@@ -153,10 +146,12 @@ def statuses(
     jobs = slurm_jobs(
         s for stored in stored_plans for s in stored.submissions_to_query(include_done)
     )
-    answer, notes = query_slurm(jobs, ask_again, recent_s)
+    answer = query_slurm(jobs, recent_s)
     lost = cache(_lost_guard)
     return [
-        _status(s, answer, [*notes, *lost(s.plan.input_table, s.plan.input_model)], include_done)
+        _status(
+            s, answer, [*answer.notes, *lost(s.plan.input_table, s.plan.input_model)], include_done
+        )
         for s in stored_plans
     ]
 

@@ -64,7 +64,7 @@ def watch(plan: int, every_s: float) -> Iterator[Watched]:
     while True:
         began = time.monotonic()
         recent_s = min(settings.current().slurm.recent_s, every_s / 2)
-        current = status(plan, ask_again=False, include_done=False, recent_s=recent_s)
+        current = status(plan, include_done=False, recent_s=recent_s)
         counts.append((began, current.n_ended))
         while len(counts) > 2 and began - counts[0][0] > _RATE_OVER_S:
             counts.popleft()

@@ -108,7 +108,7 @@ def test_an_element_looks_for_them_as_it_begins(url):
     with connection():
         drop_unique_indexes()
     run_here(planned.plan)
-    (page,) = current_pages(get_plan(planned.plan))[0]
+    (page,) = current_pages(get_plan(planned.plan))
     assert page.state is PageState.BROKEN and page.pending == 4
     assert "no unique index on" in page.message and "astra initdb" in page.message
 

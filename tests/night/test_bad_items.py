@@ -61,10 +61,9 @@ def test_a_plan_of_an_earlier_night_that_cannot_be_seen_keeps_no_night_from_begi
     """For example, its cluster no longer exists; the plans of this night are waited for."""
     fill(4)
     (made,) = create_plan(measure, BossVisitSpectrum)
-    monkeypatch.setattr(
-        "astra.night.plans.current_pages",
-        lambda plan, asked: (_Unknown(), ["no cluster `old` here"]),
-    )
+    silent = Answer(notes=("no cluster `old` here",))
+    monkeypatch.setattr("astra.night.plans.query_slurm_for", lambda plans: silent)
+    monkeypatch.setattr("astra.night.plans.current_pages", lambda plan, asked: _Unknown())
     entry = NightPlan(night=1, task="tests.sample_tasks.measure", plan_pk=made.plan, leftover=True)
     step = NightStep()
     assert assess_plans([entry], settings_of_tasks("measure"), step) == [] and not step.open

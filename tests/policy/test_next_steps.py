@@ -101,7 +101,7 @@ def test_pages_that_are_given_up_are_selected_by_the_state_that_the_remedy_names
     for page, step in zip(pages, next_steps.next_steps(plan, pages), strict=True):
         _, state, *_ = retry_policy.remedy(step.decision.state).split()
         chosen, _, _ = resume_module._choose(
-            plan, False, resume_module.checked_states([state]), True, (answer, [])
+            plan, False, resume_module.checked_states([state]), True, answer
         )
         assert page.page in [p.number for p in chosen]
 
