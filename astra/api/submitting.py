@@ -152,33 +152,17 @@ def submit_task(
                 "not afterwards; leave it out, or give the task's name"
             )
         return [(None, execution.submit(plan))]
-    options = execution.options
-    profile = None if execution.local else choose_profile(execution.profile_name, options)
+    profile = None
+    if not execution.local:
+        profile = choose_profile(execution.profile_name, execution.options)
     if profile is None or execution.dry_run:
         plans = plan_sized(task_or_plan, planning, element_time_s, profile)
-        return _submit_each(plans, execution)
+        return [_submit_planned(planned, size, execution) for planned, size in plans]
     check_shared_database(f"astra submit {task_or_plan}")
     with keep_connected(), limits.site_queried_once():
         prepared = in_background(lambda: prepare(profile))  # while rows are planned
         plans = plan_sized(task_or_plan, planning, element_time_s, profile)
-        return _submit_each(plans, execution, prepared)
-
-
-def _submit_each(
-    plans: Iterable[tuple[Planned, sizes.Estimate | None]],
-    execution: Execution,
-    prepared: Callable[[], object] | None = None,
-) -> list[tuple[Planned | None, Submitted | None]]:
-    """Submit each plan that has rows, after waiting for what is `prepared` for it."""
-    options = execution.options
-    submitted: list[tuple[Planned | None, Submitted | None]] = []
-    for planned, size in plans:
-        sized = replace(execution, options=sizes.options_of(size, options)) if size else execution
-        submission = None
-        if planned.plan is not None:
-            submission = _submit_planned(planned.plan, sized, prepared)
-        submitted.append((planned, submission))
-    return submitted
+        return [_submit_planned(planned, size, execution, prepared) for planned, size in plans]
 
 
 def _option(name: str) -> str:
@@ -188,13 +172,22 @@ def _option(name: str) -> str:
 
 
 def _submit_planned(
-    plan: int, execution: Execution, prepared: Callable[[], object] | None
-) -> Submitted:
-    """Submit a new plan; an error says how to submit it again. A dry run deletes the plan."""
+    planned: Planned,
+    size: sizes.Estimate | None,
+    execution: Execution,
+    prepared: Callable[[], object] = lambda: None,
+) -> tuple[Planned, Submitted | None]:
+    """Submit a new plan that has rows, after waiting for what is `prepared` for it.
+
+    An error says how to submit it again. A dry run deletes the plan.
+    """
+    if (plan := planned.plan) is None:
+        return planned, None
+    if size is not None:
+        execution = replace(execution, options=sizes.options_of(size, execution.options))
     try:
-        if prepared is not None:
-            prepared()
-        return execution.submit(plan)
+        prepared()
+        return planned, execution.submit(plan)
     except AstraError as error:
         if not execution.dry_run and f"resume {plan}" not in str(error):
             again = f"astra submit {plan}{' --local' if execution.local else ''}"

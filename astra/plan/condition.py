@@ -189,13 +189,9 @@ class _Translator:
         if isinstance(node, ast.Name):
             return self._column(node.id)
         if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.UAdd):
-            term = self.term(node.operand, level + 1)
-            if not term.is_literal:  # a sign before a column is a computation
-                op = ast.Sub() if isinstance(node.op, ast.USub) else ast.Add()
-                return self._computation(_literal(0), op, term, node)
-            if term.kind != "number" or not isinstance(term.value, int | float):
-                raise _Refused(f"{_quoted(node)} is computed, but is not a number")
-            return _literal(-term.value if isinstance(node.op, ast.USub) else term.value)
+            # A sign is a computation with 0.
+            op = ast.Sub() if isinstance(node.op, ast.USub) else ast.Add()
+            return self._computation(_literal(0), op, self.term(node.operand, level + 1), node)
         if isinstance(node, ast.BinOp) and type(node.op) in _COMPUTED:
             sides = self.term(node.left, level + 1), self.term(node.right, level + 1)
             return self._computation(sides[0], node.op, sides[1], node)

@@ -280,7 +280,9 @@ def _fitted(
 
     Return them, the time limit [s], and notes on what reduced them.
     """
-    limit, notes = _rows(measured, target_s, n_pages), []
+    notes = []
+    rows = (target_s / n_pages - measured.start_s) / max(measured.row_s, 1e-9)
+    limit = min(max(round(rows), 1), MAX_ROWS)
     row_s = n_pages * (measured.start_s + measured.row_s)
     if limit == 1 and row_s > 1.25 * target_s:
         notes.append(f"one row alone takes {written_time(row_s)}, with its start")
@@ -307,11 +309,6 @@ def _fitted(
         limit = fits or 1
     time_s = time_limit(measured, limit, n_pages)
     return limit, min(time_s, site.max_time_s or time_s), notes
-
-
-def _rows(measured: Experience, target_s: float, n_pages: int) -> int:
-    rows = (target_s / n_pages - measured.start_s) / max(measured.row_s, 1e-9)
-    return min(max(round(rows), 1), MAX_ROWS)
 
 
 def time_limit(measured: Experience, limit: int, n_pages: int) -> int:
