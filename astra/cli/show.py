@@ -186,16 +186,18 @@ def cancelled(result: Cancelled) -> None:
     if ended:
         pages = ", ".join(map(str, result.pages))
         which = f" (page{'s' if len(result.pages) > 1 else ''} {pages})" if result.pages else ""
-        line(f"  asked to stop{which}; what they yielded is stored")
+        stored = "" if result.rows_held else "; what they yielded is stored"
+        line(f"  asked to stop{which}{stored}")
     elif result.pages:
         line(f"  page {result.pages[0]} belongs to no element now: astra resume {result.plan}")
     if result.rows_freed:
         line(f"  {count(result.rows_freed, 'row')} can be planned again")
     if result.rows_held:
-        line(
-            f"  {count(result.rows_held, 'row')} in pages whose element has not ended yet: they "
-            f"can be planned when it has; astra cancel {result.plan} checks again"
-        )
+        then = f"they can be planned when it has; astra cancel {result.plan} checks again"
+        if result.pages:
+            then = f"astra status {result.plan} shows what became of it"
+        held = count(result.rows_held, "row")
+        line(f"  {held} in pages whose element has not recorded its end yet: {then}")
 
 
 def controls(changed: Sequence[Control]) -> None:

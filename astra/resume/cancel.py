@@ -4,6 +4,7 @@ A row is released when no attempt can write it: immediately if no attempt has it
 when that attempt has ended.
 """
 
+import logging
 import os
 import signal
 import socket
@@ -30,6 +31,12 @@ from astra.submit.intent import plan_lock, recover_intents
 
 #: How long elements may take to end after the grace of a row; how long to wait for the lock.
 _STOPPING_S, _LOCK_S = 5.0, 30.0
+
+#: After that, how long processes of this machine may still take before they are killed.
+_STORING_S = 20.0
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -97,6 +104,7 @@ def cancel(plan: int, page: int | None = None) -> Cancelled:
     processes = _end_processes(_running(frozen))
     jobs = _end_jobs(frozen)
     _wait_for_ends(frozen)
+    _kill_hanging(frozen, processes)
     _release_dead(frozen)
     held = sum(a.page.n_pending for a in _running(frozen))
     return Cancelled(
@@ -169,15 +177,15 @@ def _running(plan: Plan, numbers: Iterable[int] | None = None) -> list[Attempt]:
     return retrying(work)
 
 
-def _end_processes(attempts: Iterable[Attempt]) -> list[int]:
-    """Ask the elements of the local executor on this machine to stop.
+def _end_processes(attempts: Iterable[Attempt], number: int = signal.SIGTERM) -> list[int]:
+    """Ask the elements of the local executor on this machine to stop, or send another signal.
 
     Those of another user are left out. In a cancelled plan, they end at their next checkpoint.
     """
     signalled = []
     for pid in _processes(attempts):
         with suppress(PermissionError, ProcessLookupError):
-            os.kill(pid, signal.SIGTERM)
+            os.kill(pid, number)
             signalled.append(pid)
     return signalled
 
@@ -211,6 +219,21 @@ def _wait_for_ends(plan: Plan, numbers: Iterable[int] | None = None) -> None:
     """Wait for elements to store their results and end, within the time allowed."""
     deadline = time.monotonic() + settings.current().element.grace_s + _STOPPING_S
     while _running(plan, numbers) and time.monotonic() < deadline:
+        time.sleep(0.2)
+
+
+def _kill_hanging(
+    plan: Plan, processes: Iterable[int], numbers: Iterable[int] | None = None
+) -> None:
+    """Kill those of the processes of this machine that do not end, as Slurm does with its jobs."""
+    began_s, signalled = time.monotonic(), set(processes)
+    while signalled & set(_processes(alive := _running(plan, numbers))):
+        waited_s = time.monotonic() - began_s
+        if waited_s > _STORING_S:
+            for pid in _end_processes(alive, signal.SIGKILL):
+                log.warning("process %d hangs, and is killed: rows it did not store are left", pid)
+        if waited_s > _STORING_S + _LOCK_S:  # not even that ends it, as while its disk is away
+            return
         time.sleep(0.2)
 
 
@@ -260,14 +283,16 @@ def _cancel_page(plan: Plan, number: int) -> Cancelled:
     else:
         jobs = _cancel_element(plan, page)
     _wait_for_ends(plan, numbers)
-    still = {attempt.page.number for attempt in _running(plan, numbers)}
+    _kill_hanging(plan, processes, numbers)
+    still = {attempt.page.number: attempt.page.n_pending for attempt in _running(plan, numbers)}
     ended = [n for n in numbers if n not in still]
     with connection():
         # The pages are free before Slurm forgets the element, which cannot claim them again.
         Page.update(submission_pk=None).where(
             (Page.plan == plan.pk) & Page.number.in_(ended) & (Page.attempt_pk.is_null() | _ENDED)
         ).execute()
-    return Cancelled(plan.pk, tuple(jobs), tuple(processes), tuple(numbers))
+    held = sum(still.values())
+    return Cancelled(plan.pk, tuple(jobs), tuple(processes), tuple(numbers), rows_held=held)
 
 
 _ENDED = Page.attempt_pk.in_(

@@ -1,5 +1,6 @@
 """Cancelling: a row is free when nobody can write it any more, and not before."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -152,6 +153,25 @@ def test_a_local_run_ends_and_frees_its_rows(url, tmp_path, monkeypatch):
     finally:
         runner.send_signal(signal.SIGINT)
         runner.wait(60)
+
+
+@pytest.mark.parametrize("of_page", [True, False])
+def test_a_process_of_this_machine_that_hangs_is_killed(url, monkeypatch, caplog, of_page):
+    """A library may hold the interpreter's lock: nothing of the process handles a signal."""
+    monkeypatch.setattr("astra.resume.cancel._STORING_S", 0.5)
+    plan = planned(20, 20, row_s=0.5)
+    words = [sys.executable, "-m", "astra", "submit", str(plan), "--local"]
+    runner = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    (attempt,) = running(1)
+    os.kill(attempt.pid, signal.SIGSTOP)
+    done = cancel(plan, 1 if of_page else None)
+    runner.wait(60)
+    assert done.processes == (attempt.pid,) and f"process {attempt.pid} hangs" in caplog.text
+    if of_page:
+        assert done.rows_held and status(plan).pages == {"lost": 1}
+    else:
+        cancel(plan)  # the element's parent may have ended only after it
+        assert create_plan(measure, BossVisitSpectrum)[0].rows == 20 - Measured.select().count()
 
 
 def test_processes_of_another_user_end_at_their_next_checkpoint(url, tmp_path, monkeypatch):
