@@ -56,12 +56,6 @@ def _name_of_schema(value: object) -> str:
     return name
 
 
-def check_schema(schema: str | None) -> None:
-    """Check a schema that a program has passed, as one of the configuration is checked."""
-    if schema is not None:
-        _checked(schema, "database.schema", "schema")
-
-
 def _mode(value: object) -> str:
     written = f"{value:04o}" if isinstance(value, int) and not isinstance(value, bool) else value
     expected = '"0700", "0750" or "0755": others may never write'

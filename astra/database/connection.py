@@ -62,16 +62,14 @@ database = LazyDatabase()
 _binding = threading.RLock()
 
 
-def bind(url: str | None = None, schema: str | None = None) -> peewee.Database:
+def bind(url: str | None = None) -> peewee.Database:
     """Make `url` the database of this process.
 
     Parameters
     ----------
     url : ``postgresql://[user@][host][:port]/[database][?options]``, which libpq reads together
         with ``~/.pgpass``, ``PGSERVICE`` and its environment; or ``sqlite:///path``. By default,
-        that of the configuration.
-    schema : PostgreSQL schema that holds the tables. By default, that of the configuration, or
-        the server's ``search_path``.
+        that of the configuration, with the configured schema for the tables.
 
     Raises
     ------
@@ -79,15 +77,14 @@ def bind(url: str | None = None, schema: str | None = None) -> peewee.Database:
         If the URL is of neither kind.
     """
     with _binding:
-        settings = config.current().database
+        settings, schema = config.current().database, None
         if url is None:
-            url, schema = settings.url, schema or settings.schema
+            url, schema = settings.url, settings.schema
             if config.current().source("database.url") == "default" and not is_file(url):
                 print(f"No database is configured: using {url} (see astra config)", file=sys.stderr)
             _warn_of_ignored_path(url)
         connection = _open(url, settings.connect_timeout_s)
         secrets.know_url(url)
-        config.check_schema(schema)
         if not database_is_unset():
             database.obj.close()
         if connection.dialect.name == "postgresql":
@@ -403,11 +400,10 @@ def abandon_transaction() -> bool:
     return True
 
 
-def drop_connection(bound: peewee.Database | None = None) -> None:
-    """Close this thread's connection, in whatever state it is; to the bound database by default."""
-    bound = database.obj if bound is None else bound
+def drop_connection() -> None:
+    """Close this thread's connection, in whatever state it is."""
     try:
-        if not bound.is_closed():
-            bound.close()
+        if not database.obj.is_closed():
+            database.obj.close()
     except (peewee.DatabaseError, peewee.InterfaceError):
         log.debug("a broken connection could not be closed", exc_info=True)

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import psycopg2
 import pytest
 
+from astra.config import settings
 from astra.database.connection import bind, connection, keep_connected
 from astra.database.postgresql_connection import PostgresqlDatabase
 from astra.errors import BusyError
@@ -186,7 +187,8 @@ def test_who_is_refused_learns_who_holds_it_and_since_when(url):
 
 def test_a_schema_has_locks_of_its_own(pg_url, postgres):
     def holding(schema: str):
-        bind(pg_url, schema)
+        settings.use(settings.Config(database=settings.Database(url=pg_url, schema=schema)))
+        bind()
         init_database()
         return hold("plan 1", "submits plan 1", "astra status 1")
 
