@@ -132,7 +132,10 @@ def estimate(
     for model in models:
         measured, source = experience(function, model, stored), "history"
         if measured is None and run_probe is not None:
-            _probe(function, model, arguments, run_probe)
+            few = {"max_rows": N_PROBE, "limit": N_PROBE}
+            (planned,) = create_plan(function, model, arguments=arguments, **few)
+            if planned.plan is not None:
+                run_probe(planned.plan)
             measured, source = experience(function, model, stored), "probe"
         with connection():
             group_by = declared_by(function).group_by
@@ -156,33 +159,22 @@ def _limits(profile: Profile | None) -> PartitionLimits:
     return replace(site, max_time_s=min(limits, default=None))
 
 
-def _probe(
-    function: Callable[..., object],
-    model: type[Model],
-    arguments: Mapping[str, object] | None,
-    run_probe: Callable[[int], object],
-) -> None:
-    (planned,) = create_plan(function, model, max_rows=N_PROBE, limit=N_PROBE, arguments=arguments)
-    if planned.plan is not None:
-        run_probe(planned.plan)
-
-
 def experience(
-    function: Callable[..., object], model: type[Model], arguments: str | None = None
+    function: Callable[..., object], model: type[Model], arguments: str
 ) -> Experience | None:
     """Return measurements of the latest attempts at a task; None if there were none.
 
     If there are attempts with the same arguments, only they count.
     """
     with connection():
-        for with_arguments in (True, False) if arguments is not None else (False,):
+        for with_arguments in (True, False):
             attempts = _attempts(task_name(function), import_path(model), arguments, with_arguments)
             if attempts:
                 return _experience(attempts, with_arguments)
     return None
 
 
-def _attempts(task: str, model: str, arguments: str | None, with_arguments: bool) -> list[Attempt]:
+def _attempts(task: str, model: str, arguments: str, with_arguments: bool) -> list[Attempt]:
     query = (
         Attempt.select(Attempt, Page.plan.alias("plan_pk"))
         .join(Page)
