@@ -183,6 +183,9 @@ class OutputModel(BaseModel, metaclass=OutputMeta):
     result_number = IntegerField(
         default=0, constraints=[SQL("DEFAULT 0")], help_text="of several of one row, from 0"
     )
+    results_of_row = IntegerField(
+        null=True, help_text="how many one row has, where the task is declared with many=True"
+    )
     created = TimeField(now=True, null=False)
     modified = TimeField(now=True, null=False)
     input_read = TimeField(now=True, null=False)

@@ -5,7 +5,7 @@ within the row. A result of another row of the group, or of a spectrum of the so
 is, is identified by its own key.
 """
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Container, Iterable, Sequence
 from itertools import chain
 
@@ -13,6 +13,7 @@ from peewee import Model
 
 from astra.database.connection import dialect
 from astra.errors import BrokenElement
+from astra.models.keys import Link
 from astra.models.pipeline import BASES, OutputModel
 from astra.results.claim import Claim
 from astra.results.columns import BY_DATABASE, set_origin
@@ -71,7 +72,7 @@ def _check_row(row: Row, target: Target, claim: Claim | None, seen: Container[ob
     ResultRefused
         If one of them may not be stored.
     """
-    handed, key, numbers = row[0].handed, None, Counter[tuple[object, ...]]()
+    handed, key = row[0].handed, None
     for yielded in row:
         result = yielded.result
         _check_model(yielded, target.output)
@@ -98,13 +99,24 @@ def _check_row(row: Row, target: Target, claim: Claim | None, seen: Container[ob
                 raise ResultRefused(yielded, "ForeignRow", foreign_row_message(source, target))
             # It is up to date as long as the row that it was computed from.
             result.__data__["input_modified"] = handed.modified
-        if target.gathers:
-            result.__data__["result_number"] = numbers[link, link_value]
-            numbers[link, link_value] += 1
-            if numbers[link, link_value] > 1 and not target.many:
-                message = _second_result(link_value, target)
-                raise ResultRefused(yielded, "DuplicateResult", message)
+    if target.gathers:
+        _number(row, target)
     return key
+
+
+def _number(row: Row, target: Target) -> None:
+    """Number the results of a row that have the same key, or refuse the second of them."""
+    by_key: defaultdict[tuple[Link, object], list[YieldedResult]] = defaultdict(list)
+    for yielded in row:
+        if (link := target.index_of(yielded.result)) is not None:
+            by_key[link, link.of_result(yielded.result)].append(yielded)
+    for (_, key), alike in by_key.items():
+        if len(alike) > 1 and not target.many:
+            raise ResultRefused(alike[1], "DuplicateResult", _second_result(key, target))
+        for number, yielded in enumerate(alike):
+            yielded.result.__data__["result_number"] = number
+            if target.many:
+                yielded.result.__data__["results_of_row"] = len(alike)
 
 
 def _second_result(key: object, target: Target) -> str:

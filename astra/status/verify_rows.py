@@ -42,6 +42,7 @@ class Result(NamedTuple):
     stored_before: int  # it was stored before its input was read
     input: int  # 1: modified since it was read; 2: deleted
     number: int  # within its row
+    of_row: int  # how many its row has; 0: one, or it is not known
     bad_time: int  # one of its times is impossible
     bad_source: int  # it has another source than its input
     made_by: int
@@ -364,8 +365,9 @@ class Verifier:
             yield "result-twice", "it has two results of the same number"
         is_mixed = any(step > 1 or (step == 1 and not is_alike) for step, is_alike in pairs)
         if is_mixed or (numbered and numbered[0].number):
-            problem = "its results are not numbered from 0 upwards, or are from two attempts"
-            yield "result-mixed", problem
+            yield "result-mixed", "its results are not numbered from 0, or are from two attempts"
+        if numbered and numbered[-1].of_row not in (0, numbered[-1].number + 1):
+            yield "result-missing", "its last results are missing"
 
     def _matches(self, page: Page, record: Record) -> bool:
         """Return whether a record names the plan and the page of its attempt."""
@@ -401,7 +403,6 @@ class Verifier:
     def _results(self, keys: list[RowKey]) -> list[tuple[RowKey, Result]]:
         """Return the stored results of some rows, with their keys."""
         output, model = self.output, self.model
-        same_version = output.v_astra_major_minor == self.plan.version.major_minor
         joined = self.link.is_result_of(output, model)
         is_deleted = self.key.fields[0].is_null()
         input_is = peewee.Case(None, ((is_deleted, 2), (is_up_to_date(output, model), 0)), 1)
@@ -415,6 +416,7 @@ class Verifier:
                 _flag(output.modified < output.input_read),
                 input_is,
                 self._number_of_result(),
+                peewee.fn.COALESCE(output.results_of_row, 0),
                 _flag(
                     (output.modified > self.latest)
                     | (output.created > output.modified)
@@ -427,7 +429,7 @@ class Verifier:
             )
             .join(Attempt, peewee.JOIN.LEFT_OUTER, on=(Attempt.pk == output.attempt_pk))
             .join_from(output, model, peewee.JOIN.LEFT_OUTER, on=joined, attr="input_row")
-            .where(same_version)
+            .where(output.v_astra_major_minor == self.plan.version.major_minor)
         )
         return self._fetched(query, Result._make)
 
@@ -445,8 +447,7 @@ class Verifier:
         if "source_pk" not in model._meta.combined or not issubclass(output, PipelineOutputModel):
             return peewee.Value(0)
         another = model.source_pk.is_null() | (output.source_pk != model.source_pk)
-        is_given = output.source_pk.is_null(False)
-        return _flag(is_given & another & is_up_to_date(output, model))
+        return _flag(output.source_pk.is_null(False) & another & is_up_to_date(output, model))
 
     def _of_task(self, kind: RecordModel) -> ColumnBase:
         """Return the clause that a record belongs to the plan's task, table and version."""
@@ -489,8 +490,7 @@ def _flag(clause: ColumnBase) -> ColumnBase:
 
 def _chunks(plan: Plan) -> Iterator[list[Page]]:
     """Yield the pages of a plan in order, some at a time."""
-    at_once = max(1, ROWS_AT_ONCE // plan.limit)
-    last = 0
+    at_once, last = max(1, ROWS_AT_ONCE // plan.limit), 0
     while True:
         query = Page.select().where((Page.plan == plan.pk) & (Page.number > last))
         pages = list(query.order_by(Page.number).limit(at_once))

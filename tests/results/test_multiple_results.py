@@ -101,6 +101,16 @@ def test_they_are_replaced_together(filled):
         assert left.result_number == 0 and left.task_pk == before[3]
 
 
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_that_one_of_them_was_deleted_is_noticed(filled, number):
+    in_a_plan(peaks)
+    with connection():
+        of_row = (Peak.spectrum_pk == 3) & (Peak.result_number == number)
+        assert Peak.delete().where(of_row).execute() == 1
+    (breach,) = verify(1).breaches
+    assert breach.key == 3 and breach.check == ("result-missing" if number == 2 else "result-mixed")
+
+
 @task(many=True, group_by=("source_pk",))
 def peaks_of_group(spectra: Iterable[BossVisitSpectrum], n: int = 3) -> Iterable[Peak]:
     for spectrum in spectra:
