@@ -75,6 +75,12 @@ def _run(options: dict[str, Any], board: ProgressBoard) -> int:
         return _refused(error)
     except AstraError as error:
         return _refused(error)
+    except Exception as error:
+        from astra.database.connection import as_database_error
+
+        if (explained := as_database_error(error)) is None:
+            raise
+        return _refused(explained)
     for run in runs:
         for line in run.lines():
             print(printable(hide(line)))

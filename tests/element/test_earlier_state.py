@@ -3,6 +3,9 @@
 A standby that lacked the last commits has become the primary, or a backup was restored.
 """
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -25,6 +28,7 @@ from astra.results.stopping import Stop
 from astra.slurm.parse import JobId
 from astra.submit.intent import bind_job, withdraw
 from tests.claims import somewhere
+from tests.conftest import ROOT
 from tests.pools import plan_of, pool_of
 from tests.sample_tasks import measure
 
@@ -106,6 +110,20 @@ def test_an_element_takes_no_page_of_another_plan(url):
     assert Watcher(lost, pool, 1, Stop()).wait(None) is False
     with connection():
         assert Submission.get().watcher is None
+
+
+def test_an_element_that_finds_no_tables_says_so(url):
+    """As while a backup is being restored."""
+    plan = plan_of(10, 10)
+    submission = pool_of(plan)
+    with connection():
+        database.execute_sql('DROP TABLE "submission"')
+    words = ["--plan", str(plan.pk), "--job", submission.token, "--element", "1"]
+    run_page = [sys.executable, "-m", "astra", "run-page", *words]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(run_page, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == DatabaseError.exit_status, done
+    assert "astra initdb" in done.stderr and "Traceback" not in done.stderr, done.stderr
 
 
 def test_a_job_is_not_bound_to_the_submission_of_another_plan(url):
