@@ -123,12 +123,13 @@ class Listing:
             columns = [column for column in columns if column.head != name]
             left_out.append(name)
         table = Table(box=None, pad_edge=False, header_style="bold")
+        room = max(last_width - max(_width(columns) - width, 0), _LEAST)
         for column in columns:
             justify: JustifyMethod = "right" if column.is_number else "left"
-            table.add_column(column.head, justify=justify, no_wrap=True)
-        room = max(last_width - max(_width(columns) - width, 0), _LEAST)
-        for *cells, last in zip(*(column.cells for column in columns), strict=True):
-            table.add_row(*cells, _cut(last, room))
+            most = room if column is columns[-1] else None
+            table.add_column(column.head, justify=justify, no_wrap=True, max_width=most)
+        for cells in zip(*(column.cells for column in columns), strict=True):
+            table.add_row(*cells)
         return table, left_out
 
     def _print_csv(self) -> None:
@@ -139,11 +140,3 @@ class Listing:
 
 def _width(columns: list[Column]) -> int:
     return sum(column.width for column in columns) + _GAP * (len(columns) - 1)
-
-
-def _cut(cell: Text, room: int) -> Text:
-    if cell.cell_len <= room:
-        return cell
-    short = cell.copy()
-    short.truncate(room - 3, overflow="crop")
-    return short.append("...")
