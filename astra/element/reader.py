@@ -31,7 +31,16 @@ from astra.database.threads import in_background
 from astra.element.suspects import CERTAIN, count_earlier, reset_deaths
 from astra.errors import AstraError, BrokenElement
 from astra.models.attempts import Attempt, is_same_attempt
-from astra.models.keys import FALSE, RowKey, all_rows, changed_keys, key_of, may_change, moment_of
+from astra.models.keys import (
+    FALSE,
+    RowKey,
+    all_rows,
+    changed_keys,
+    check_keys,
+    key_of,
+    may_change,
+    moment_of,
+)
 from astra.models.pipeline import OutputModel, link_of
 from astra.models.spectrum import pixel_columns
 from astra.plan.pending import has_result
@@ -242,7 +251,10 @@ class Reader:
         extra = [self.key.given, peewee.Value(None) if self.moment is None else self.moment]
         query = self._query_for(keys).where(wanted)
         records = read_rows(query, extra)
-        return {cast("RowKey", key): (row, modified) for row, (key, modified) in records}
+        rows = {cast("RowKey", key): (row, modified) for row, (key, modified) in records}
+        if len(rows) < len(records):
+            check_keys(self.model)  # which names the rows that have one key since they were planned
+        return rows
 
     def _has_result(self) -> ColumnBase:
         if self.redo:

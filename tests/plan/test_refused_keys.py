@@ -11,8 +11,10 @@ from astra.api import run_here
 from astra.database.connection import connection, dialect
 from astra.errors import TaskError
 from astra.models import OutputModel, result_of
+from astra.models.attempts import Attempt
 from astra.models.keys import bound_to_database, check_keys
 from astra.plan.plan import create_plan
+from astra.resume.resume import resume_local
 from astra.status.status import status
 from astra.status.verify import verify
 
@@ -242,3 +244,39 @@ def test_a_key_of_another_type_than_its_column_is_refused(
             return
         with pytest.raises(TaskError, match=expected):
             check_keys(model)
+
+
+class Entry(peewee.Model):
+    name = peewee.TextField(primary_key=True)
+
+    class Meta:
+        table_name = "others_entry"
+
+
+class OfEntry(OutputModel):
+    entry = result_of(Entry)
+
+
+@task
+def of_entries(rows: Iterable[Entry]) -> Iterable[OfEntry]:
+    for row in rows:
+        yield OfEntry.from_row(row)
+
+
+def test_rows_that_have_one_key_since_they_were_planned_are_not_skipped(url):
+    with connection():
+        dialect().run("CREATE TABLE others_entry (name text)")
+        dialect().run("INSERT INTO others_entry VALUES ('Vega'), ('Deneb')")
+        bound_to_database(Entry)
+        OfEntry.create_table()
+    (planned,) = create_plan(of_entries)
+    with connection():
+        dialect().run("INSERT INTO others_entry VALUES ('Vega')")
+    run_here(planned.plan)
+    assert status(planned.plan).rows == {"done": 0, "broken": 2} and verify(planned.plan).sound
+    with connection():
+        assert "2 rows with the key Vega" in Attempt.get().message
+        dialect().run("DELETE FROM others_entry WHERE name = 'Vega'")
+        dialect().run("INSERT INTO others_entry VALUES ('Vega')")
+    resume_local(planned.plan)
+    assert status(planned.plan).rows == {"done": 2} and verify(planned.plan).sound
