@@ -206,13 +206,13 @@ class Watcher:
         answer = self._query_slurm()
         dead: list[tuple[Attempt, SlurmState | str]] = []
         for attempt in held:
-            state = (
-                answer.of(self.submission.job_name, attempt.array_index).state if answer else None
-            )
-            if state is SlurmState.RUNNING:
-                self.alive.add(attempt.pk)
-            elif state is SlurmState.PENDING:  # it was requeued: its process has ended
+            found = answer.of(self.submission.job_name, attempt.array_index) if answer else None
+            state = found.state if found else None
+            if found and (found.is_completing or state is SlurmState.PENDING):
+                # Slurm ends it, which it cannot tell if its node has crashed; or it was requeued.
                 self.alive.discard(attempt.pk)
+            elif state is SlurmState.RUNNING:
+                self.alive.add(attempt.pk)
             elif state is not None:
                 dead.append((attempt, state))
                 continue

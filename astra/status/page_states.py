@@ -280,6 +280,9 @@ class Pages(Sequence[PageStatus]):
         if state is None:
             is_heard = recorded == AttemptState.RUNNING and not is_silent
             return PageState.RUNNING if is_heard else PageState.UNKNOWN
+        if execution and execution.is_completing and attempt is not None and is_silent:
+            # As where its node has crashed: Slurm may complete it for hours.
+            return _RECORDED.get(recorded, PageState.LOST)
         if state.alive:
             return PageState.RUNNING if state is SlurmState.RUNNING else PageState.WAITING
         otherwise = PageState.INCOMPLETE if state is SlurmState.COMPLETED else PageState.LOST

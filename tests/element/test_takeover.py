@@ -224,6 +224,19 @@ class TestDeaths:
         slurm_says["answer"] = answer(end)
         assert watcher._check() is True and Page.get().free
 
+    def test_an_element_that_slurm_ends_is_dead_without_a_heartbeat(self, plan, slurm_says):
+        """Where its node has crashed, Slurm calls it COMPLETING until an administrator acts."""
+        attempt = held(Submission.get(), plan)
+        slurm_says["answer"] = answer(SlurmState.RUNNING)
+        watcher = self.watcher(plan)
+        assert watcher._check() is None
+        watcher.next_query_s = 0.0
+        ends = Execution(SlurmState.RUNNING, is_completing=True)
+        slurm_says["answer"] = Answer({("astra-1-x", 1): ends})
+        assert watcher._check() is None  # it may store its results
+        watcher.unchanged[attempt.pk] = (attempt.seen, watcher.checked_s - 1250)
+        assert watcher._check() is True and Page.get().free
+
     def test_the_page_of_a_running_element_is_not_taken_over(self, plan, slurm_says):
         """The age of its heartbeat does not matter, since an element may be suspended."""
         attempt = held(Submission.get(), plan, silent_s=1000)

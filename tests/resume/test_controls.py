@@ -187,8 +187,12 @@ class TestRefill:
         runs = "7_1|RUNNING|0|n1|None|j|"
         both = f"{runs}\n7_2|COMPLETING|0|n1|None|j|\n7_3|COMPLETING|0|n1|None|j|"
         assert self.withdrawn(left(queue=both)) == dict.fromkeys(range(5, 10), 2)
-        alone = left(queue=both.replace("RUNNING", "COMPLETING"))
-        assert alone.states == [PageState.RUNNING] + [PageState.UNSUBMITTED] * 8
+        alone = both.replace("RUNNING", "COMPLETING")
+        assert left(queue=alone).states == [PageState.RUNNING] + [PageState.UNSUBMITTED] * 8
+        with connection():  # its node has crashed
+            Attempt.update(seen=dialect().now() - timedelta(hours=1)).execute()
+        assert left(queue=alone).states[0] is PageState.LOST
+        assert left(queue=runs).states[0] is PageState.RUNNING
 
     def test_the_throttle_and_a_pause_are_obeyed(self, left):
         throttle(1, 1)
