@@ -244,7 +244,7 @@ def load(path: str | Path | None = None) -> Config:
         elif key == "database.url":
             url = _absolute_sqlite(str(setting), base)
             # sqlite_path() undoes the quoting
-            values[key] = url or f"sqlite:///{quote(str(folder / 'astra.db'))}"
+            values[key] = url or _sqlite_url(str(folder / "astra.db"))
     know_url(str(values["database.url"]))
     parts = dict(_SECTIONS)
     for key, setting in values.items():
@@ -360,7 +360,17 @@ def _absolute_sqlite(url: str, base: Path) -> str:
     if not url.startswith("sqlite:///") or path in ("", ":memory:"):
         return url
     place = os.path.normpath(base / os.path.expanduser(unquote(path)))
-    return f"sqlite:///{quote(place)}{mark}{query}"
+    return f"{_sqlite_url(place)}{mark}{query}"
+
+
+def _sqlite_url(path: str) -> str:
+    try:
+        return f"sqlite:///{quote(path)}"
+    except UnicodeEncodeError as error:
+        raise ConfigError(
+            f"the path of the database, {path!r}, is not UTF-8; rename the folder, work in "
+            "another one, or set ASTRA_DATABASE_URL"
+        ) from error
 
 
 def _shown(key: str, value: object) -> str:

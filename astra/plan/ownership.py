@@ -122,10 +122,9 @@ def rename_task(old: str, task: str) -> int:
     check_version()
     with connection(), writing():
         tasks = [name for (name,) in tuples(MadeBy.select(MadeBy.task).distinct())]
-        if old not in tasks or old == new:
-            raise UsageError(
-                f"there are no plans and no results of a task {old!r}. {nearest(old, tasks)}"
-            )
+        if old not in (former := {*tasks} - {new}):
+            hint = nearest(old, former)
+            raise UsageError(f"there are no plans and no results of a former task {old!r}. {hint}")
         living = Plan.select(Plan.pk).where((Plan.task == old) & IS_LIVE).limit(1).scalar()
         if living is not None:
             raise UsageError(

@@ -87,7 +87,8 @@ def _text(plans: Sequence[PlanStatus], kind: Kind) -> str:
     n_rows, n_ended = rows.total(), sum(p.n_ended for p in plans)
     if kind in (Kind.WHOLE, Kind.FAILED_ROWS) and n_ended == n_rows:
         return _ended_text(n_rows, rows["failed"])
-    some = f"{n_rows - n_ended:,} of {n_rows:,} rows have not ended"
+    n_left = n_rows - n_ended
+    some = f"{n_left:,} of {n_rows:,} rows {'has' if n_left == 1 else 'have'} not ended"
     if kind is Kind.FAILED_ROWS:
         return f"{some}, as their plan was cancelled; {rows['failed']:,} ended as failures."
     if kind is Kind.RUNNING:

@@ -82,6 +82,7 @@ def read_stored(plan: Plan, include_done: bool) -> StoredPlan:
 _RECORDED: dict[str | None, PageState] = {
     AttemptState.INTERRUPTED.value: PageState.INTERRUPTED,
     AttemptState.BROKEN.value: PageState.BROKEN,
+    AttemptState.DONE.value: PageState.UNSUBMITTED,  # its failed rows were made pending again
 }
 
 

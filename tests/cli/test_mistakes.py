@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from astra.cli.group import main
+from astra.config import settings
 from astra.database.connection import connection, database
 from astra.errors import UsageError
 from astra.models import BossVisitSpectrum, OutputModel
@@ -301,3 +302,13 @@ def test_an_input_table_without_rows_is_said_to_be_empty(sqlite_url):
 def test_a_name_in_another_encoding_than_utf8_is_refused(url, words):
     done = astra(*words, b"caf\xe9".decode("utf-8", "surrogateescape"))
     assert done.exit_code == 2 and r"'caf\udce9' is not UTF-8" in done.output
+
+
+def test_a_folder_in_another_encoding_than_utf8_cannot_hold_the_database(tmp_path, monkeypatch):
+    folder = tmp_path / b"caf\xe9".decode("utf-8", "surrogateescape")
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("ASTRA_DATABASE_URL", raising=False)
+    settings.reset()
+    done = astra("plans")
+    assert done.exit_code == 2 and r"caf\udce9/astra.db', is not UTF-8" in done.output

@@ -9,7 +9,7 @@ import pytest
 import astra.resume.resume as resume_module
 from astra.database.connection import connection, dialect
 from astra.element.claiming import ElementProcess, claim_page, this_process
-from astra.errors import BusyError
+from astra.errors import BusyError, SlurmError
 from astra.models.attempts import Attempt
 from astra.models.plans import Page, Plan, Submission
 from astra.resume.controls import pause
@@ -161,3 +161,15 @@ def test_a_page_that_a_requeued_element_claimed_is_not_submitted(slurm: Slurm, m
     assert still_belongs_to(submission)
     with connection():
         assert Submission.select().count() == 1
+
+
+def test_rows_that_a_retry_released_and_could_not_submit_are_unsubmitted(pg_url, monkeypatch):
+    plan = plan_of(6, 3, raise_every=5)
+    resume_local(plan.pk)
+    assert status(plan.pk).state == "failed rows"
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(SlurmError, match="not on PATH"):
+        resume(plan.pk, failed=True)
+    assert status(plan.pk).rows == {"done": 5, "unsubmitted": 1}
+    (advice,) = status(plan.pk).advice
+    assert advice.startswith(f"astra resume {plan.pk} --local ")
