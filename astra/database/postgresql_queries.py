@@ -64,9 +64,8 @@ PLACE = """
     SELECT system_identifier, d.oid, c.oid, current_setting('port'), CASE
         WHEN pg_is_in_recovery() THEN (SELECT timeline_id FROM pg_control_checkpoint())
         ELSE ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int END
-    FROM pg_control_system(), pg_database AS d
-    LEFT JOIN (pg_class AS c JOIN pg_namespace AS n ON n.oid = relnamespace)
-        ON relname = 'astra_archive' AND nspname = coalesce(%s, current_schema())
+    FROM pg_control_system(), pg_database AS d LEFT JOIN pg_class AS c
+        ON c.oid = to_regclass(coalesce(quote_ident(%s) || '.', '') || 'astra_archive')
     WHERE datname = current_database()"""
 
 # -- tables as they are ---------------------------------------------------------------------

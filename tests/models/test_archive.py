@@ -274,3 +274,12 @@ def test_a_copy_numbers_its_rows_on_after_a_crash():
         (again,) = create_plan(measure, "BossVisitSpectrum", limit=5)
         assert again.plan > planned.plan
         reset()
+
+
+def test_an_archive_behind_the_schema_of_a_role_is_no_copy(pg_url):
+    """By default, the schema of a role's own name comes first in its ``search_path``."""
+    with connection():
+        database.execute_sql("CREATE SCHEMA AUTHORIZATION CURRENT_USER")
+    reset()
+    with connection():
+        check_archive()
