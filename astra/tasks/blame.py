@@ -66,7 +66,7 @@ class Blame:
         text = f"{type(error).__name__}: {error_text(error)}"
         which = f" at row {rows[0].key}" if len(rows) == 1 and rows[0].key is not None else ""
         place = f" ({place_of(error)})"
-        log.error("%s raised%s: %s%s", self.task, which, text, place, exc_info=_printable(error))
+        log.error("%s raised%s: %s%s", self.task, which, text, place, exc_info=error)
         if not began:
             if "'generator'" in text:
                 place += ". Its rows come as an iterable: annotate it as Iterable[...], and loop"
@@ -103,12 +103,3 @@ class Blame:
             f"{text}: this is not attributed to a row ([element] outer_exceptions), and the "
             "rows stay pending"
         ) from error
-
-
-def _printable(error: BaseException) -> BaseException | None:
-    """Return an exception if the log can show it; None if its own `__str__` raises."""
-    try:
-        str(error)
-    except Exception:
-        return None
-    return error
