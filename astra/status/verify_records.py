@@ -35,9 +35,6 @@ FOREIGN_ROW = "ForeignRow"
 _SUBMISSION_STATES = {"intent", "submitted", "refused", "absent", "ended"}
 _COUNTS = ("n_done", "n_failed", "n_no_result", "n_found", "n_checkpoints")
 
-#: The number of a page, or None for the plan, and a problem with it.
-PageProblems = Iterator[tuple[int | None, str]]
-
 
 class RecordChecks:
     """The checks of a plan's submissions, pages and attempts."""
@@ -91,33 +88,32 @@ class RecordChecks:
         query = self.output.select().join(Attempt, on=(Attempt.pk == self.output.attempt_pk))
         return int(query.join(Page).where(Page.plan == self.plan.pk).count())
 
-    def of_plan(self) -> PageProblems:
-        """Yield the problems of the plan itself, of its submissions and of its suspects."""
+    def of_plan(self) -> Iterator[str]:
+        """Yield the problems of the plan itself and of its submissions."""
         plan = self.plan
         if plan.input_table != table_name(self.model):
             table = table_name(self.model)
-            yield None, f"the plan's table is {plan.input_table}, that of its model is {table}"
+            yield f"the plan's table is {plan.input_table}, that of its model is {table}"
         if not plan.token or plan.limit < 1:
-            yield None, f"the plan's token is {plan.token!r}, its rows per page are {plan.limit}"
+            yield f"the plan's token is {plan.token!r}, its rows per page are {plan.limit}"
         if Plan.select().where(Plan.token == plan.token).count() > 1:
-            yield None, f"another plan has the same token {plan.token!r}"
+            yield f"another plan has the same token {plan.token!r}"
         if -(-plan.n_rows // max(plan.limit, 1)) != plan.n_pages:
             rows = f"{plan.n_rows} rows with {plan.limit} per page"
-            yield None, f"the plan has {plan.n_pages} pages for {rows}"
+            yield f"the plan has {plan.n_pages} pages for {rows}"
         if plan.throttle is not None and plan.throttle < 1:
-            yield None, f"the plan's throttle is {plan.throttle}"
-        yield from ((None, problem) for problem in self._origin_problems())
+            yield f"the plan's throttle is {plan.throttle}"
+        yield from self._origin_problems()
         if plan.cancelled is not None and plan.cancelled < plan.created:
-            yield None, "the plan was cancelled before it was created"
+            yield "the plan was cancelled before it was created"
         if late := self._in_future(plan, "created", "cancelled", "paused"):
-            yield None, f"the plan's time {late!r} is in the future"
+            yield f"the plan's time {late!r} is in the future"
         for submission in self.submissions.values():
             for problem in self._submission_problems(submission):
-                yield None, f"submission {submission.pk} {problem}"
-        yield from _suspects(plan)
+                yield f"submission {submission.pk} {problem}"
         renamed = Failure.plan_pk == plan.pk, Failure.exception == FOREIGN_ROW
         if n := Failure.select().where(*renamed, Failure.traceback.is_null(False)).count():
-            yield None, f"{n} failures with a traceback have the exception {FOREIGN_ROW}"
+            yield f"{n} failures with a traceback have the exception {FOREIGN_ROW}"
 
     def _origin_problems(self) -> Iterator[str]:
         """Yield the problems of the provenance record of the plan's results."""
@@ -262,7 +258,8 @@ def attempts_of(plan: Plan) -> dict[int, list[Attempt]]:
     return attempts
 
 
-def _suspects(plan: Plan) -> PageProblems:
+def suspects(plan: Plan) -> Iterator[tuple[int, str]]:
+    """Yield the problems of a plan's suspects, each with the number of its page."""
     query = (
         Suspect.select(Page.number, Suspect.place)
         .join(Page)

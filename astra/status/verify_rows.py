@@ -20,7 +20,7 @@ from astra.models.plans import Page, Plan
 from astra.plan.pending import is_up_to_date
 from astra.states import COUNTED, AttemptState, Outcome
 from astra.status.verdict import Breach, Verdict
-from astra.status.verify_records import RecordChecks, attempts_of, orphans, was_released
+from astra.status.verify_records import RecordChecks, attempts_of, orphans, suspects, was_released
 
 T = TypeVar("T")
 
@@ -171,11 +171,12 @@ class Verifier:
 
     def _check_records(self) -> None:
         """Check the tables, the plan, and that each of its records belongs to one of its rows."""
-        for problem in self.records.guards():
-            self._add("guards", problem)
-        for problem in orphans():
-            self._add("orphans", problem)
-        for number, problem in self.records.of_plan():
+        checks = {"guards": self.records.guards(), "orphans": orphans(),
+                  "records": self.records.of_plan()}  # fmt: skip
+        for check, problems in checks.items():
+            for problem in problems:
+                self._add(check, problem)
+        for number, problem in suspects(self.plan):
             self._add("records", problem, number)
         n = 0 if self.is_grouped or self.checks["shape"] else self.records.n_results()
         if n > self.n_ours:
