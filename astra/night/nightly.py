@@ -9,13 +9,13 @@ state        who calls             step                                    state
 none         astra nightly         ``_begin``: plan, submit                open; or none if
                                                                            nothing is pending
 open         astra nightly         ``_join``: add what is new since        open
-open         astra nightly, with   ``_leave``: give it a finalizer if      open
-             running = "leave"     none is alive
+open         astra nightly, with   ``_join``: give it a finalizer if       open
+             running = "leave"     none is alive, add nothing
 open         its finalizer         ``_advance``: resume, begin tasks       open as long as
                                    that waited                             anything is alive
 open         its finalizer         ``_close``: nothing is alive            closed: whole, failed
                                                                            rows or not whole
-open         astra nights --heal   ``heal``: the same as ``_leave``        open
+open         astra nights --heal   ``heal``: the same                      open
 ============ ===================== ======================================= ==================
 
 A step that leaves a night open leaves it with a finalizer, a job that waits for the arrays
@@ -140,8 +140,7 @@ def _nightly(settings: NightSettings) -> Nightly:
         night = open_night(settings.name)
         if night is None:
             return _begin(settings)
-        action = _leave if settings.running == "leave" else _join
-        return action(night, settings)
+        return _join(night, settings)
 
 
 def _begin(settings: NightSettings) -> Nightly:
@@ -166,19 +165,16 @@ def _begin(settings: NightSettings) -> Nightly:
 
 
 def _join(night: Night, settings: NightSettings) -> Nightly:
-    """Add what is pending now to a night that is open, and see that it has a finalizer."""
+    """See that an open night has a finalizer, and unless it is left, add what is pending now."""
+    if settings.running == "leave":
+        heal(night, settings)
+        message = "nothing was added to the running night: running = 'leave'"
+        return _outcome(night, "running", NightStep(), message)
     step = live_state(night)
     _take_new(night, settings, step)
     if not finalizer_module.is_alive(night):
         _replace_finalizer(night, settings, step)
     return _outcome(night, "joined", step)
-
-
-def _leave(night: Night, settings: NightSettings) -> Nightly:
-    """Add nothing to a night that is open, but see that it has a finalizer."""
-    heal(night, settings)
-    message = "nothing was added to the running night: running = 'leave'"
-    return _outcome(night, "running", NightStep(), message)
 
 
 def _take_new(night: Night, settings: NightSettings, step: NightStep) -> None:

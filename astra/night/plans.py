@@ -211,21 +211,18 @@ def _submit(
     """
     profile, _ = profile_of(due.task, settings)
     throttle = due.task.throttle or settings.throttle or choose_profile(profile, None).throttle
-    n_pages = [n for n in (due.never_submitted, due.ended) if n]
-    parts = shares(min(share, throttle or share), n_pages)
-    hours, began = hours_of(night), False
+    options, hours = {"throttle": min(share, throttle or share)}, hours_of(night)
+    began = False
     try:
-        if due.never_submitted:
-            options = {"throttle": parts.pop(0)}
-            began |= _note_arrays(submit(due.plan, profile, options, hours=hours), step)
-        if due.ended and parts:
-            options = {"throttle": parts.pop(0)}
-            again = resume(due.plan, options=options, hours=hours, slurm_answer=due.slurm_answer)
-            step.resubmitted_unbegun |= bool(due.unbegun and again.pages)
-            step.postponed |= bool(again.unsubmitted)
-            began |= _note_arrays(again, step)
-        elif due.ended:
-            began = step.anything_alive = step.postponed = True
+        if due.ended:  # with those that were never submitted
+            submitted = resume(
+                due.plan, options=options, hours=hours, slurm_answer=due.slurm_answer
+            )
+            step.resubmitted_unbegun |= bool(due.unbegun and submitted.pages)
+            step.postponed |= bool(submitted.unsubmitted)
+        else:
+            submitted = submit(due.plan, profile, options, hours=hours)
+        began = _note_arrays(submitted, step)
     except BusyError:
         began = step.anything_alive = True  # another process submits or cancels it
     except AstraError as error:

@@ -164,6 +164,22 @@ def test_pages_that_a_limit_leaves_are_submitted_within_the_same_round(
         assert status(plan).pages == pages and last().round == n_rounds
 
 
+def test_pages_that_were_never_submitted_are_submitted_with_those_that_ended(
+    slurm, job_limit, monkeypatch
+):
+    night, plan = a_night(), plan_of(30, 10)
+    with connection():
+        NightPlan.create(night=night.pk, task="tests.sample_tasks.measure", plan_pk=plan)
+    job_limit(1)
+    (job,) = submit(plan, options={"hold": True, "pull": False}).jobs
+    slurm.run("scancel", str(job.job_id))
+    job_limit(None)
+    assert status(plan).pages == {"lost": 1, "unsubmitted": 2}
+    monkeypatch.setattr(nightly, "queue_finalizer", lambda *of_night: None)
+    nightly._advance(last(), settings_of_tasks("measure"), 0)
+    assert status(plan).pages == {"waiting": 3} and last().round == 1
+
+
 def test_within_a_submit_limit_fewer_elements_take_all_pages(slurm, job_limit):
     plan = plan_of(40, 5, row_s=0.01)
     job_limit(3)
