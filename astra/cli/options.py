@@ -130,7 +130,7 @@ def since(text: str) -> datetime:
             return datetime.now(UTC) - timedelta(seconds=seconds)
         return datetime.fromisoformat(text).astimezone()
     except (ValueError, OverflowError) as error:
-        problem = f"{text!r} is not a time; write 2026-11-24, or 12h or 3d for ago"
+        problem = f"{text!r} is not a time; write 2026-11-24, or how long ago it was: 12h, 3d"
         raise click.BadParameter(problem) from error
 
 
