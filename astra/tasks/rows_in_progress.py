@@ -109,7 +109,7 @@ class RowsInProgress:
         if last is not None:
             known = last.link_or_key
             if link_value is None:
-                self._note_unnamed(last)
+                self._note_unnamed(result, last)
             if link_value is None or link_value == known:
                 return last, not self.end(last)
             if known is None and self.end(last):
@@ -120,9 +120,12 @@ class RowsInProgress:
             return None, link_value in self.ended
         return self.row_named(link_value), False
 
-    def _note_unnamed(self, last: HandedRow) -> None:
-        """Note a result that names no row, such as a list, while it may be of several rows."""
-        if len(self.by_key) > 1:
+    def _note_unnamed(self, result: object, last: HandedRow) -> None:
+        """Note a result that names no row, such as a list, while it may be of several rows.
+
+        None holds no result of another row.
+        """
+        if result is not None and len(self.by_key) > 1:
             self.unmatched[last] = None
 
     def row_named(self, link_value: object) -> HandedRow:
@@ -144,7 +147,7 @@ class RowsInProgress:
         if handed is None or handed not in self:
             return YieldedResult(result, handed or HandedRow(None, None), again=True)
         if link_value is None:
-            self._note_unnamed(handed)
+            self._note_unnamed(result, handed)
         yielded = YieldedResult(result, handed)
         self.gathered.setdefault(handed, []).append(yielded)
         return yielded

@@ -248,6 +248,21 @@ def without_keys(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
         yield Measured(value=1.0)
 
 
+@task
+def none_or_nothing(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
+    for row in spectra:
+        if row.spectrum_pk % 3 == 0:
+            yield None  # type: ignore[misc]
+        elif row.spectrum_pk % 3 == 1:
+            yield Measured.from_spectrum(row, value=1.0)
+
+
+def test_none_is_a_mistake_in_its_own_row_alone(url):
+    plan = run(none_or_nothing)
+    assert status(plan).rows == {"done": 10, "failed": 10, "no result": 10}
+    assert verify(plan).sound
+
+
 @pytest.mark.parametrize(
     "function",
     [misspelt, of_dicts, wrongly_called, of_one_list, of_one_list_with_many, without_keys],
