@@ -156,13 +156,12 @@ def submit_task(
     if not execution.local:
         profile = choose_profile(execution.profile_name, execution.options)
     if profile is None or execution.dry_run:
-        plans = plan_sized(task_or_plan, planning, element_time_s, profile)
-        return [_submit_planned(planned, size, execution) for planned, size in plans]
+        return _submit_each(plan_sized(task_or_plan, planning, element_time_s, profile), execution)
     check_shared_database(f"astra submit {task_or_plan}")
     with keep_connected(), limits.site_queried_once():
         prepared = in_background(lambda: prepare(profile))  # while rows are planned
         plans = plan_sized(task_or_plan, planning, element_time_s, profile)
-        return [_submit_planned(planned, size, execution, prepared) for planned, size in plans]
+        return _submit_each(plans, execution, prepared)
 
 
 def _option(name: str) -> str:
@@ -171,30 +170,44 @@ def _option(name: str) -> str:
     return others.get(name, f"--{name.replace('_', '-')}")
 
 
-def _submit_planned(
-    planned: Planned,
-    size: sizes.Estimate | None,
+def _submit_each(
+    plans: list[tuple[Planned, sizes.Estimate | None]],
     execution: Execution,
     prepared: Callable[[], object] = lambda: None,
-) -> tuple[Planned, Submitted | None]:
-    """Submit a new plan that has rows, after waiting for what is `prepared` for it.
+) -> list[tuple[Planned | None, Submitted | None]]:
+    """Submit new plans that have rows, after waiting for what is `prepared` for them.
 
-    An error says how to submit it again. A dry run deletes the plan.
+    An error says how to submit those that are left. A dry run deletes all plans.
     """
-    if (plan := planned.plan) is None:
-        return planned, None
-    if size is not None:
-        execution = replace(execution, options=sizes.options_of(size, execution.options))
+    submitted: list[tuple[Planned | None, Submitted | None]] = []
+    numbers = [planned.plan for planned, _ in plans]
     try:
-        prepared()
-        return planned, execution.submit(plan)
+        for (planned, size), plan in zip(plans, numbers, strict=True):
+            options = sizes.options_of(size, execution.options) if size else execution.options
+            submission = None
+            if plan is not None:
+                prepared()
+                submission = replace(execution, options=options).submit(plan)
+            submitted.append((planned, submission))
     except AstraError as error:
-        if not execution.dry_run and f"resume {plan}" not in str(error):
-            again = f"astra submit {plan}{' --local' if execution.local else ''}"
-            error.args = (f"{error}; plan {plan} is kept: {again}",)
+        if not execution.dry_run:
+            left = numbers[len(submitted) :]
+            error.args = (f"{error}{_how_to_submit(left, error, execution)}",)
         raise
     finally:
         if execution.dry_run:
+            made = [plan for plan in numbers if plan is not None]
             with connection():
-                MadeBy.delete().where(MadeBy.plan_pk == plan).execute()
-                Plan.delete().where(Plan.pk == plan).execute()  # and its pages
+                MadeBy.delete().where(MadeBy.plan_pk.in_(made)).execute()
+                Plan.delete().where(Plan.pk.in_(made)).execute()  # and their pages
+    return submitted
+
+
+def _how_to_submit(plans: Iterable[int | None], error: AstraError, execution: Execution) -> str:
+    """Return the end of an error's message: the plans that are left, unless it names them."""
+    here = " --local" if execution.local else ""
+    return "".join(
+        f"; plan {plan} is kept: astra submit {plan}{here}"
+        for plan in plans
+        if plan is not None and f"resume {plan}" not in str(error)
+    )

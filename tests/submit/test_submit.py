@@ -15,7 +15,8 @@ import pytest
 from astra.api import Execution, run_here, submit_task
 from astra.database.connection import connection, database
 from astra.errors import SlurmUnknown, UsageError
-from astra.models.plans import Page, Plan, Submission
+from astra.models import BossCombinedSpectrum, BossVisitSpectrum
+from astra.models.plans import MadeBy, Page, Plan, Submission
 from astra.night.cron import command_of
 from astra.plan.plan import create_plan
 from astra.resume.resume import resume
@@ -114,17 +115,25 @@ def test_slurm_is_not_waited_for_if_no_row_is_pending(pg_url, monkeypatch):
     assert waited == [True] and planned.plan is None and submitted is None
 
 
-def test_slurm_without_an_answer_is_queried_once_and_the_plan_is_named(
+def test_slurm_without_an_answer_is_queried_once_and_the_plans_are_named(
     slurm, tmp_path, monkeypatch
 ):
+    """A dry run deletes them, also those that come after the one it failed for."""
     calls = tmp_path / "calls"
     silent = f"echo >>{calls}; echo Unable to contact slurm controller >&2; exit 1"
     wrap(tmp_path / "bin", monkeypatch, scontrol=silent)
     write(tmp_path, "[slurm]\nretries = 0\n", monkeypatch)
-    fill(1)
-    with pytest.raises(SlurmUnknown, match="plan 1 is kept: astra submit 1"):
-        submit_task("tests.sample_tasks.measure", {"input_model": "BossVisitSpectrum"}, Execution())
-    assert len(calls.read_text().splitlines()) == 1
+    for model in (BossVisitSpectrum, BossCombinedSpectrum):
+        fill(1, model)
+    with pytest.raises(SlurmUnknown):
+        submit_task("tests.sample_tasks.measure", {}, Execution(dry_run=True))
+    assert Plan.select().count() == MadeBy.select().count() == 0
+    calls.unlink()
+    with pytest.raises(SlurmUnknown) as raised:
+        submit_task("tests.sample_tasks.measure", {}, Execution())
+    for plan in Plan.select():
+        assert f"; plan {plan.pk} is kept: astra submit {plan.pk}" in str(raised.value)
+    assert Plan.select().count() == 2 and len(calls.read_text().splitlines()) == 1
 
 
 def test_a_limit_is_reached_with_the_next_intent_made(slurm, small_arrays, job_limit):
