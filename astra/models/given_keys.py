@@ -32,7 +32,7 @@ def keys_of(text: str, option: str = "--keys") -> list[str]:
     """
     path = Path(text)
     try:
-        is_file = path.is_file()
+        is_file = path.exists() and not path.is_dir()  # also a pipe, such as /dev/stdin
     except (OSError, ValueError):  # a list may be longer than a file name can be
         is_file = False
     if is_file:

@@ -1,6 +1,8 @@
 """The command line: what is refused, what is printed, and the exit status."""
 
 import json
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -165,7 +167,7 @@ def test_a_plan_whose_rows_failed_is_not_called_whole(url):
     )
 
 
-def test_identifiers_of_sources_are_read_from_a_list_or_a_file(tmp_path):
+def test_identifiers_of_sources_are_read_from_a_list_a_file_or_a_pipe(tmp_path):
     file = tmp_path / "stars.txt"
     file.write_text("# chosen by hand\n\n101, 102 # a binary\r\n-7\n")
     option = next(o for o in main.commands["plan"].params if o.name == "sdss_ids")
@@ -174,6 +176,9 @@ def test_identifiers_of_sources_are_read_from_a_list_or_a_file(tmp_path):
         return option.callback(None, option, str(text))
 
     assert read(file) == [101, 102, -7] and read("101, 102\n-7") == [101, 102, -7]
+    os.mkfifo(pipe := tmp_path / "pipe")  # as of the shell's --sdss-ids <(psql ...)
+    with subprocess.Popen(["cp", file, pipe]):
+        assert read(pipe) == [101, 102, -7]
     for wrong in (tmp_path / "missing.txt", "101,x"):
         with pytest.raises(UsageError, match="neither a number nor a readable file"):
             read(wrong)
