@@ -8,6 +8,7 @@ from peewee import FloatField
 
 from astra.api import run_here
 from astra.cli.group import main
+from astra.config import settings
 from astra.database.connection import bind, connection, database, dialect
 from astra.doctor.database import database as check_database
 from astra.errors import DatabaseError
@@ -64,7 +65,8 @@ def test_a_table_that_is_gone_is_called_so(url):
 def test_a_schema_of_their_own_has_all_tables_and_indexes(pg_url):
     with connection():
         database.execute_sql("DROP SCHEMA public CASCADE")
-    bind(pg_url, "own")
+    settings.use(settings.Config(database=settings.Database(url=pg_url, schema="own")))
+    bind()
     init_database(("tests.sample_tasks",))
     with connection():
         indexes = database.execute_sql("SELECT indexname FROM pg_indexes WHERE schemaname = 'own'")

@@ -9,6 +9,7 @@ from urllib.parse import quote, urlsplit
 import peewee
 import pytest
 
+from astra.config import settings
 from astra.database.connection import bind, connection, database
 from astra.element.element import run_element
 from astra.errors import NotAllowed, UsageError
@@ -251,15 +252,20 @@ def test_a_role_without_rights_gets_a_clear_message(of: Url, postgres: Postgres)
         all_plans()
 
 
+def in_schema_night(url: str) -> None:
+    settings.use(settings.Config(database=settings.Database(url=url, schema="night")))
+    bind()
+
+
 def test_roles_work_in_a_schema_other_than_public(of: Url) -> None:
     database.close()
-    bind(of("owner"), "night")
+    in_schema_night(of("owner"))
     init_database((), (f"{ROLES['reads']}:reads",))
     database.close()
-    bind(of("reads"), "night")
+    in_schema_night(of("reads"))
     assert Plan.select().count() == 0
     database.close()
-    bind(of("writes"), "night")
+    in_schema_night(of("writes"))
     with pytest.raises(NotAllowed, match="schema night"), connection():
         Plan.select().count()
 
