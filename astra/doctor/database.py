@@ -13,7 +13,7 @@ from astra.database.connection import connection, dialect, url
 from astra.database.inspection import Server, indexes, lacking, server, stored_name
 from astra.doctor.finding import Finding, failed, findings, ok, warning
 from astra.errors import DatabaseError, TaskError, Untrusted
-from astra.models.archive import check_archive
+from astra.models.archive import new_place
 from astra.models.base import BaseModel
 from astra.models.importing import load
 from astra.models.plans import Plan
@@ -40,7 +40,13 @@ def database() -> Iterator[Finding]:
         existing = [model for model in own_tables() if dialect().columns(model)]
         yield from findings(_PART, lambda: _rights(facts.role, existing))
         if existing:
-            yield from findings(_PART, check_archive)
+            yield from findings(_PART, _archive)
+
+
+def _archive() -> None:
+    """Check that this is no copy. Its place is recorded by who writes: until then a backup that was
+    recovered beside its original can still be declared a copy."""
+    new_place()
 
 
 def _file(path: Path) -> Iterator[Finding]:

@@ -10,7 +10,7 @@ from secrets import token_hex
 from peewee import SQL, TextField
 
 from astra.config.secrets import hide_password
-from astra.database.connection import connection, database, dialect, schema, url
+from astra.database.connection import connection, database, dialect, schema, url, writing
 from astra.database.inspection import lacking
 from astra.errors import DatabaseError, UsageError
 from astra.models.attempts import Attempt
@@ -38,6 +38,22 @@ def check_archive() -> None:
     """
     if getattr(database.obj, "is_known", False):
         return
+    if (place := new_place()) is not None:
+        with connection():
+            if not lacking([(Archive, "UPDATE")]):
+                with writing(waits=True):
+                    Archive.update(made_in=place).execute()
+    database.obj.is_known = True
+
+
+def new_place() -> str | None:
+    """Return where the database is, if its archive has another place on record.
+
+    Raises
+    ------
+    DatabaseError
+        If it is a copy of that place.
+    """
     with connection():
         known = Archive.select().first()
         place = dialect().location(schema())
@@ -52,11 +68,7 @@ def check_archive() -> None:
             "whose active plans have to be cancelled here: astra initdb --copied. If this one has "
             "taken its place: astra initdb --moved. Until then nothing is written"
         )
-    if place != known.made_in:
-        with connection():
-            if not lacking([(Archive, "UPDATE")]):
-                Archive.update(made_in=place).execute()
-    database.obj.is_known = True
+    return place if place != known.made_in else None
 
 
 def identify_archive(copied: bool, moved: bool) -> str | None:
@@ -85,7 +97,7 @@ def identify_archive(copied: bool, moved: bool) -> str | None:
             Archive.update(made_in=place).execute()
         return None
     if not copied and not moved:
-        check_archive()
+        new_place()
     identifier = archive.identifier if moved else token_hex(8)
     Archive.update(identifier=identifier, made_in=place).execute()
     dialect().log_sequences(schema())

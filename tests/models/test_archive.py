@@ -10,6 +10,7 @@ from peewee import SQL
 from astra.config.run_folder import run_folder, spool_files
 from astra.database.connection import bind, connection, database, dialect, reset
 from astra.database.sqlite import SQLite
+from astra.doctor.database import database as examined
 from astra.errors import DatabaseError, UsageError
 from astra.models import BossVisitSpectrum
 from astra.models.archive import Archive, check_archive
@@ -191,6 +192,7 @@ def test_a_backup_that_was_recovered_beside_its_original_may_be_said_to_be_a_cop
     with Standby(postgres) as server:
         bind(server.url(urlsplit(pg_url).path.strip("/")))
         server.promote()
+        assert not [found for found in examined() if "archive" in found.message]
         init_database(copied=True)
         with connection():
             assert Plan.get().cancelled is not None and Plan.get().token != plan.token
