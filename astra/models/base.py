@@ -179,7 +179,8 @@ class BaseModel(peewee.Model, metaclass=ModelMeta):
         """
         with connection():
             _add_columns(cls)
-            cls._meta.table_settings = dialect().with_room if cls.changes_often else None
+            if cls.changes_often:
+                cls._meta.table_settings = dialect().with_room
             peewee.SchemaManager(cls).create_table(safe, **options)
             # Asking for an index that exists would wait for everybody who writes to the table.
             for _, _, sql, parameters in missing_indexes(cls):

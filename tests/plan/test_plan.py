@@ -21,7 +21,7 @@ from astra.database.connection import bind, connection, database
 from astra.element.element import run_element
 from astra.element.reader import Chunk, Reader
 from astra.errors import TaskError, UsageError
-from astra.models import BossCombinedSpectrum, BossVisitSpectrum
+from astra.models import BaseModel, BossCombinedSpectrum, BossVisitSpectrum
 from astra.models.attempts import Attempt
 from astra.models.plans import Page, Plan, Submission
 from astra.plan.lookup import get_plan
@@ -349,6 +349,17 @@ def test_lists_of_keys_are_compressed_with_lz4(pg_url):
 def test_tables_that_change_often_leave_room_for_new_versions_of_their_rows(pg_url):
     query = "SELECT relname FROM pg_class WHERE 'fillfactor=50' = ANY(reloptions)"
     assert sorted(database.execute_sql(query).fetchall()) == [("attempt",), ("page",)]
+
+
+def test_the_settings_of_a_table_are_those_that_its_model_declares(pg_url):
+    class Roomy(BaseModel):
+        class Meta:
+            abstract = True  # which only keeps it from the tables of other tests
+            table_settings = "WITH (fillfactor = 70)"
+
+    Roomy.create_table()
+    query = "SELECT reloptions FROM pg_class WHERE relname = 'roomy'"
+    assert database.execute_sql(query).fetchone() == (["fillfactor=70"],)
 
 
 def test_no_more_rows_are_read_at_a_time_than_their_arrays_allow(url, monkeypatch):
