@@ -136,7 +136,10 @@ class OutputMeta(ModelMeta):
         bases = tuple(b for b in bases if not any(o is not b and issubclass(o, b) for o in bases))
         for base in bases:
             _keep_own_columns(base, attrs)
-        return super().__new__(cls, name, bases, attrs, **kw)
+        model: Any = super().__new__(cls, name, bases, attrs, **kw)
+        # Their tables are created first: keys are compared here as there.
+        model._meta.depends_on = [*(model._meta.depends_on or ()), *links]
+        return cast("ModelMeta", model)
 
 
 def _keep_own_columns(base: object, attrs: dict[str, object]) -> None:

@@ -4,7 +4,7 @@ import re
 
 import pytest
 from click.testing import CliRunner
-from peewee import FloatField
+from peewee import CompositeKey, FloatField, IntegerField, TextField
 
 from astra.api import run_here
 from astra.cli.group import main
@@ -12,8 +12,14 @@ from astra.config import settings
 from astra.database.connection import bind, connection, database, dialect
 from astra.doctor.database import database as check_database
 from astra.errors import DatabaseError
-from astra.models import BossVisitSpectrum, PipelineOutputModel
-from astra.models.schema import init_database
+from astra.models import (
+    BaseModel,
+    BossVisitSpectrum,
+    OutputModel,
+    PipelineOutputModel,
+    result_of,
+)
+from astra.models.schema import init_database, tables
 from astra.models.table_checks import check_guards, lacking_guard
 from astra.plan.lookup import get_plan
 from astra.plan.plan import create_plan
@@ -38,6 +44,26 @@ class Second(PipelineOutputModel):
 
     class Meta:
         table_name = LONG + "2"
+
+
+class Zenith(BaseModel):
+    """Its key has two columns, so that results refer to it without a foreign key."""
+
+    night = IntegerField()
+    name = TextField()
+
+    class Meta:
+        primary_key = CompositeKey("night", "name")
+
+
+class AtZenith(OutputModel):
+    zenith = result_of(Zenith)
+
+
+def test_tables_of_results_are_created_after_those_of_their_rows():
+    """Only then is it known how the keys of the rows are compared."""
+    order = tables()
+    assert order.index(Zenith) < order.index(AtZenith)
 
 
 def drop_unique_indexes() -> None:
