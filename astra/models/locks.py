@@ -16,10 +16,16 @@ from peewee import SQL, ColumnBase, IntegerField, TextField
 
 from astra.config import settings
 from astra.config.units import written_moment
-from astra.database.connection import connection, dialect, drop_connection, writing
+from astra.database.connection import (
+    connection,
+    dialect,
+    drop_connection,
+    in_transaction,
+    writing,
+)
 from astra.database.memory import start_thread
 from astra.database.statement_timeout import bounded
-from astra.errors import AstraError, BusyError
+from astra.errors import AstraError, BusyError, UsageError
 from astra.models.archive import check_archive
 from astra.models.base import BaseModel, TimeField
 from astra.processes import user_name
@@ -71,10 +77,17 @@ def hold(name: str, activity: str, see: str, purpose: str = "") -> Iterator[None
         If another process holds it. The message says which, and since when.
     DatabaseError
         If the database is not where its archive was created.
+    UsageError
+        If the caller is in a transaction: no other process would see the lock, nor what is done.
     """
     if dialect().url.endswith(":memory:"):
         yield  # no other process uses this database
         return
+    if in_transaction():
+        raise UsageError(
+            "this was called within a transaction (database.atomic(), or with database:), in which "
+            "elements and other processes would not see what it does: call it outside of it"
+        )
     lease = _Lease(name, purpose)
     if other := lease.take():
         message = f"{_who(other)} {activity}; see {see}, and try again"

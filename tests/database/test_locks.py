@@ -16,9 +16,9 @@ import psycopg2
 import pytest
 
 from astra.config import settings
-from astra.database.connection import bind, connection, keep_connected
+from astra.database.connection import bind, connection, database, keep_connected
 from astra.database.postgresql_connection import PostgresqlDatabase
-from astra.errors import BusyError
+from astra.errors import BusyError, UsageError
 from astra.models import BossVisitSpectrum
 from astra.models.locks import Lock, LockHeld, hold, transaction_with_locks
 from astra.models.plans import Page, Plan, Submission
@@ -168,6 +168,15 @@ def test_one_whose_connection_is_lost_is_released_all_the_same(pg_url, postgres)
         assert ended == [(True,)]
     with connection():
         assert Lock.get().until is None
+
+
+def test_it_is_refused_in_a_transaction_of_the_caller(url):
+    """It would be seen by nobody, and then, after the commit, be held by nobody."""
+    with connection(), database.atomic():
+        with pytest.raises(UsageError, match="outside of it"):
+            with hold("plan 1", "submits plan 1", "astra status 1"):
+                pass
+    assert is_free()
 
 
 def test_names_do_not_hinder_each_other(url):
