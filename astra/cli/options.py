@@ -193,6 +193,7 @@ def _execution(
     options = {key: value for key, value in named.items() if value is not None}
     options |= slurm_pairs(extra)
     is_silent = click.get_current_context().params["as_json"]
+    # It imports rich, which takes long: only when something runs here.
     progress = None if is_silent else lambda title: show.progress(title)
     return api.Execution(profile_name, options, dry_run, local, jobs, progress)
 

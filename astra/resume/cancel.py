@@ -32,8 +32,9 @@ from astra.submit.intent import plan_lock, recover_intents
 #: How long elements may take to end after the grace of a row; how long to wait for the lock.
 _STOPPING_S, _LOCK_S = 5.0, 30.0
 
-#: After that, how long processes of this machine may still take before they are killed.
-_STORING_S = 20.0
+#: After that, how long processes of this machine may still take before they are killed; and how
+#: long they may take to end then, as one whose disk is away does.
+_STORING_S, _KILLED_S = 20.0, 30.0
 
 
 log = logging.getLogger(__name__)
@@ -226,15 +227,24 @@ def _kill_hanging(
     plan: Plan, processes: Iterable[int], numbers: Iterable[int] | None = None
 ) -> None:
     """Kill those of the processes of this machine that do not end, as Slurm does with its jobs."""
-    began_s, signalled = time.monotonic(), set(processes)
-    while signalled & set(_processes(alive := _running(plan, numbers))):
-        waited_s = time.monotonic() - began_s
-        if waited_s > _STORING_S:
-            for pid in _end_processes(alive, signal.SIGKILL):
-                log.warning("process %d hangs, and is killed: rows it did not store are left", pid)
-        if waited_s > _STORING_S + _LOCK_S:  # not even that ends it, as while its disk is away
-            return
+    signalled = set(processes)
+    hanging = _wait_for_processes(plan, signalled, _STORING_S, numbers)
+    for pid in _end_processes(hanging, signal.SIGKILL):
+        log.warning("process %d hangs, and is killed: rows it did not store are left", pid)
+    if hanging:
+        _wait_for_processes(plan, signalled, _KILLED_S, numbers)
+
+
+def _wait_for_processes(
+    plan: Plan, processes: set[int], longest_s: float, numbers: Iterable[int] | None
+) -> list[Attempt]:
+    """Wait until the processes have ended; return the attempts that still run if they have not."""
+    deadline = time.monotonic() + longest_s
+    while processes & set(_processes(running := _running(plan, numbers))):
+        if time.monotonic() > deadline:
+            return running
         time.sleep(0.2)
+    return []
 
 
 def _release_dead(plan: Plan) -> None:
