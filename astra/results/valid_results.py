@@ -9,8 +9,6 @@ from collections import defaultdict
 from collections.abc import Container, Iterable, Sequence
 from itertools import chain
 
-from peewee import Model
-
 from astra.database.connection import dialect
 from astra.errors import BrokenElement
 from astra.models.keys import Link
@@ -228,12 +226,12 @@ def _unknown_attributes(results: Sequence[YieldedResult]) -> list[str]:
     Attributes that the class of the user's model defines, or that begin with an underscore, are
     not meant as columns.
     """
-    model = type(results[0].result)
+    own_classes = set(type(results[0].result).__mro__).difference(OutputModel.__mro__)
     names = set(chain.from_iterable(vars(yielded.result) for yielded in results))
     return [
         name
         for name in names
-        if not name.startswith("_") and (not hasattr(model, name) or hasattr(Model, name))
+        if not name.startswith("_") and not any(name in vars(own) for own in own_classes)
     ]
 
 

@@ -99,7 +99,8 @@ class Described(PipelineOutputModel):
     note = None
 
     @cached_property
-    def double(self):
+    def index(self):
+        """Stand for the same name of peewee's."""
         return 2 * self.number
 
     @property
@@ -115,7 +116,7 @@ class Described(PipelineOutputModel):
 def describe(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Described]:
     for spectrum in spectra:
         result = Described(spectrum_pk=spectrum.spectrum_pk, half=3)
-        result.note, result._scratch = "for the task only", result.double
+        result.note, result._scratch = "for the task only", result.index
         yield result
 
 
@@ -123,7 +124,7 @@ def test_attributes_that_the_class_of_a_result_knows_are_allowed(url):
     fill(3)
     with connection():
         Described.create_table()
-    assert [(r.number, r.double) for r in describe(BossVisitSpectrum.select())] == [(6, 12)] * 3
+    assert [(r.number, r.index) for r in describe(BossVisitSpectrum.select())] == [(6, 12)] * 3
     with connection():
         assert Described.select().where(Described.number == 6).count() == 3
 
