@@ -32,7 +32,7 @@ _CAUSED_BY_NODES = frozenset({"FAILED", "NODE_FAIL", "BOOT_FAIL"})
 _TEMPORARY_FAILURE = 75  # of an element that was asked to stop, or could not reach the database
 
 #: Ends with an external cause, which have no rule: what kept the element from its rows.
-_EXTERNAL = {
+EXTERNAL = {
     "OUTAGE": "the database was unavailable",
     "HOURS": "the hours of the night were over",
     "STOPPED": "it was asked to stop, and Slurm cannot say why",
@@ -107,11 +107,11 @@ def next_step(
     on_request : whether the user asks for these pages, even if their retries are used up.
     """
     earlier = list(earlier)
-    if last is None or last.state in _EXTERNAL:
+    if last is None or last.state in EXTERNAL:
         kept = _grown(Rule(), base, used, allowed).options if earlier else ()
         if last is None:
             return Decision(None, True, "not submitted yet", kept)
-        why = _EXTERNAL[last.state]
+        why = EXTERNAL[last.state]
         return Decision(last.state, True, f"next as before: {why} (uses up no retry)", kept)
     rule = rules[last.state]
     tries = sum(end.no_row_ended for end in earlier if end.state == last.state)

@@ -240,7 +240,7 @@ def resume_local(
 def _choose(
     plan: Plan,
     failed: bool,
-    only: frozenset[SlurmState],
+    only: frozenset[str],
     dry_run: bool,
     slurm_answer: Answer | None = None,
 ) -> tuple[list[Page], Counter[str], Pages]:
@@ -268,7 +268,7 @@ def _choose(
     return [p for p in wanted if p.number not in claimed], skipped, statuses
 
 
-def _is_wanted(page: PageStatus, failed: bool, only: frozenset[SlurmState]) -> bool:
+def _is_wanted(page: PageStatus, failed: bool, only: frozenset[str]) -> bool:
     if page.state in ALIVE:
         return False
     if not page.pending and not (failed and page.failed):
@@ -295,18 +295,18 @@ def _reset(plan: Plan, numbers: set[int]) -> None:
             Page.update(outcomes=outcomes, n_failed=0).where(as_read).execute()
 
 
-def checked_states(texts: Iterable[str]) -> frozenset[SlurmState]:
-    """Return Slurm states by their names, in upper or lower case.
+def checked_states(texts: Iterable[str]) -> frozenset[str]:
+    """Return the states in which elements ended by their names, in upper or lower case.
 
     Raises
     ------
     UsageError
-        If a name is not a Slurm state.
+        If a name is neither a Slurm state nor one that the policy has for what Slurm cannot say.
     """
-    names = {state.value for state in SlurmState if state is not SlurmState.ABSENT}
+    names = {*SlurmState, *retry_policy.EXTERNAL} - {SlurmState.ABSENT}
     states = set()
     for text in texts:
         if text.upper() not in names:
             raise UsageError(f"--only {text}: not a Slurm state. {nearest(text.upper(), names)}")
-        states.add(SlurmState(text.upper()))
+        states.add(text.upper())
     return frozenset(states)

@@ -114,11 +114,14 @@ def test_without_slurms_word_only_a_warning_says_that_the_time_was_too_short(url
     with connection(), writing():
         message = f"asked to stop ({by}); all yielded results are stored, 10 rows are left"
         Attempt.update(state="interrupted", message=message).execute()
-    pages = read_pages(plan, Answer(queued=frozenset({"j"})), True)
+    answer = Answer(queued=frozenset({"j"}))
+    pages = read_pages(plan, answer, True)
     (step,) = next_steps.next_steps(plan, pages)
     assert pages.states == [PageState.INTERRUPTED]
     assert step.end.state == state and step.decision.retry
     assert ("uses up no retry" in step.decision.explanation) == (state == "STOPPED")
+    only = resume_module.checked_states([step.end.state.lower()])
+    assert len(resume_module._choose(plan, False, only, True, answer)[0]) == 1
 
 
 @pytest.mark.parametrize("ends", [{"signal": 9}, {"exit_code": 9}, {"exit_code": 137}])
