@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from datetime import date, datetime
 from decimal import Decimal
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from uuid import UUID
 
@@ -151,8 +152,10 @@ def _plain(value: object) -> object:
         return float(value)
     if isinstance(value, np.generic) and not isinstance(value, np.clongdouble):
         return _plain(value.item())
-    if isinstance(value, np.ndarray):
-        return [_plain(item) for item in value.tolist()]
+    if isinstance(value, np.ndarray):  # as ArrayField stores it, with its type and its shape
+        buffer = BytesIO()
+        np.save(buffer, np.asarray(value), allow_pickle=False)
+        return {"array": base64.b64encode(buffer.getvalue()).decode()}
     if isinstance(value, datetime):
         return {"datetime": value.isoformat()}
     if isinstance(value, date):
@@ -164,13 +167,18 @@ def _plain(value: object) -> object:
     if isinstance(value, dict):
         return {"dict": {str(k): _plain(v) for k, v in value.items()}}
     if isinstance(value, UUID | Decimal):
-        return {type(value).__name__.lower(): str(value)}
-    if hasattr(value, "pk"):  # a related row, which is its key
-        return _plain(value.pk)
+        return {"uuid" if isinstance(value, UUID) else "decimal": str(value)}
     raise TypeError(f"{type(value).__name__} cannot be written to a spool file")
 
 
+def _array(text: str) -> object:
+    import numpy as np
+
+    return np.load(BytesIO(base64.b64decode(text)), allow_pickle=False)
+
+
 _READERS: dict[str, Callable[[str], object]] = {
+    "array": _array,
     "datetime": datetime.fromisoformat,
     "date": date.fromisoformat,
     "bytes": base64.b64decode,

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Iterator
 from datetime import date, datetime, timedelta
+from unittest.mock import Mock
 from urllib.parse import urlsplit
 from uuid import UUID
 
@@ -22,7 +23,9 @@ from astra.models.given_keys import find_keys
 from astra.models.keys import bound_to_database, check_keys, key_of
 from astra.models.plans import Page
 from astra.models.schema import init_database
+from astra.plan.lookup import get_plan
 from astra.plan.plan import create_plan
+from astra.plan.spool import recover
 from astra.status.failures import failures
 from astra.status.results import StoredResults
 from astra.status.status import status
@@ -126,11 +129,19 @@ def others(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
         yield url
 
 
-def run_and_check(task, **options):
+def through_the_spool(plan: int) -> None:
+    """Run a plan whose database takes no checkpoint; what was spooled is stored later."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("astra.results.writer.write", Mock(side_effect=DatabaseError("away")))
+        run_here(plan)
+    assert recover(get_plan(plan)).rows == N
+
+
+def run_and_check(task, run=run_here, **options):
     model, output = TASKS[task]
     (planned,) = create_plan(task, limit=10, **options)
     assert (planned.pages, planned.rows) == (3, N)
-    run_here(planned.plan)
+    run(planned.plan)
     found = status(planned.plan)
     assert found.rows == {"done": N - 2, "failed": 1, "no result": 1}
     assert verify(planned.plan).sound
@@ -233,7 +244,7 @@ def test_elements_in_other_processes_find_the_keys(others):
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: task.__name__)
 def test_results_are_found_by_keys_of_any_kind(others, task):
     model, _ = TASKS[task]
-    run_and_check(task)
+    run_and_check(task, through_the_spool)
     found = StoredResults(task)
     rows = list(found)
     assert len(rows) == N - 2

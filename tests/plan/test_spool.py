@@ -8,7 +8,10 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterable
+from datetime import date, datetime
+from decimal import Decimal
 from pathlib import Path
+from uuid import UUID
 
 import numpy as np
 import psycopg2
@@ -132,6 +135,30 @@ def test_a_number_that_only_numpy_has_is_spooled(sqlite_url):
     assert json.loads(line)["result"]["value"] == 1.5
     result.value = np.clongdouble(1.5)
     assert list(spool._lines(checkpoint)) == [], "it cannot be stored either"
+
+
+class _Amount(Decimal):
+    pass
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        np.float32(0.1), np.int64(7), np.bool_(True), np.float64("inf"),
+        np.arange(3, dtype=np.float32), np.zeros((0, 4), dtype=np.int16), [1, [2.5, None]],
+        np.array([(1, 2.5)], dtype=[("pixel", "i4"), ("flux", "f4")]), {"of": {"date": "a text"}},
+        date(2024, 2, 29), datetime(2024, 2, 29, 1, 2, 3, 4), b"\x00\xff", UUID(int=7),
+        Decimal("1.10"), _Amount("1.10"),
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_a_value_of_any_type_is_read_from_a_spool_file_as_it_was_yielded(value):
+    read = spool._value(json.loads(json.dumps(spool._plain(value))))
+    if isinstance(value, np.ndarray):
+        assert (read.dtype, read.shape) == (value.dtype, value.shape)
+        assert read.tobytes() == value.tobytes()
+    else:
+        assert read == value
 
 
 def test_a_further_result_of_a_row_is_not_spooled(sqlite_url):
@@ -291,9 +318,21 @@ def test_foreign_files_in_the_spool_folder_are_skipped(sqlite_url):
     body = b"{}\n"
     header = {"format": spool._FORMAT, "sha256": hashlib.sha256(body).hexdigest()}
     forged.write_bytes(json.dumps(header).encode() + b"\n" + body)
+    empty = {"page": 1, "attempt": "t", "rows": 0, "sha256": hashlib.sha256(b"").hexdigest()}
+    of_others = (
+        ({"format": "astra spool 99"}, b"", "is of the format 'astra spool 99'"),
+        ({"format": spool._FORMAT, "plan": plan.token, **empty}, b"cut", "checksum does not match"),
+        ({"format": spool._FORMAT, "plan": "other", **empty}, b"", "of another plan (token other)"),
+    )
+    for number, (first, rest, _) in enumerate(of_others, 6):
+        path = folder / f"page-1-attempt-{number}.spool"
+        path.write_bytes(json.dumps(first).encode() + b"\n" + rest)
     (folder / "notes.txt").write_text("somebody's")
-    found = spool.recover(plan)
-    assert found.files == 0 and len(found.set_aside) == 5
+    done = astra("recover", plan.pk)
+    assert done.returncode == 0 and "0 rows stored from 0 spool files" in done.stdout
+    assert done.stdout.count("no longer valid, its rows are computed again: ") == 8
+    assert all(reason in done.stderr for *_, reason in of_others)
+    assert f"plan {plan.pk}: no spool file, nothing to store" in astra("recover", plan.pk).stdout
     resume_local(plan.pk)
     assert verify(plan.pk).whole and (folder / "notes.txt").exists()
 
