@@ -75,8 +75,7 @@ def listed(name: str, values: Iterable[object]) -> list[object]:
     except TypeError:  # an array without dimensions claims that it can be iterated over
         members = None
     if members is None:
-        given = shown(values)
-        raise TaskError(f"{name}={given}: give an iterable, for instance [{given}]")
+        raise TaskError(f"{name}={shown(values)}: give an iterable, such as a list")
     return list(members)
 
 
