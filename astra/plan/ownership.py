@@ -14,6 +14,7 @@ from astra.models.plans import IS_LIVE, MadeBy, Plan
 from astra.models.source import Source
 from astra.models.table_checks import check_version
 from astra.plan.task_import import check_importable, import_root
+from astra.tasks.declared import declared_by
 from astra.tasks.provenance import fingerprint
 from astra.tasks.signature import (
     choose_model,
@@ -68,6 +69,29 @@ def check_own_results(
         f"pass   (then astra initdb).{cancel} "
         f"If it is the same task, renamed: astra rename {other} {name}"
     )
+
+
+def check_many(function: Callable[..., object], output: type[OutputModel]) -> None:
+    """Refuse to plan a task that had ``many=True`` and lost it: when a row is processed again, only
+    the first of its results would be replaced.
+
+    Raises
+    ------
+    TaskError
+        If the task has stored further results of rows at this version.
+    """
+    if declared_by(function).many:
+        return
+    name, pks = task_name(function), MadeBy.select(MadeBy.pk)
+    is_current = output.v_astra_major_minor == CURRENT.major_minor
+    is_own = is_current & output.made_by.in_(pks.where(MadeBy.task == name))
+    if output.select(SQL("1")).where(is_own & (output.result_number > 0)).limit(1).exists():
+        raise TaskError(
+            f"the table {table_name(output)} has several results of some rows, from when {name} "
+            "was declared with many=True, and a task without it would replace only the first "
+            "ones. Declare it with many=True again: its rows may as well have one result each. "
+            "Once all of them do (--redo all), many=True can be removed"
+        )
 
 
 def _live_plan_of(

@@ -23,7 +23,7 @@ from astra.models.locks import transaction_with_locks
 from astra.models.pipeline import OutputModel, link_of
 from astra.models.plans import N_PENDING, Page, Plan
 from astra.models.table_checks import check_guards, check_key_types, check_tables, check_version
-from astra.plan.ownership import check_own_results
+from astra.plan.ownership import check_many, check_own_results
 from astra.plan.pages import release_without_heartbeat
 from astra.plan.pending import whole_number
 from astra.plan.selection import Choice, Selection, ended
@@ -240,6 +240,7 @@ def _freeze(choice: Choice, arguments: dict[str, object], limit: int) -> Planned
         if not rows:
             plan.delete_instance()
         else:
+            check_many(choice.function, output)
             own = {"plan_pk": plan.pk, "fingerprint": f"{provenance['fingerprint']}-{plan.token}"}
             made_by = store_provenance({**provenance, **own})
             numbers = {"n_pages": pages, "n_rows": rows, "made_by": made_by}

@@ -1,6 +1,7 @@
 """Tasks of every kind do the same called directly, run here, and in a plan."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import datetime
 
 import pytest
@@ -9,7 +10,7 @@ from peewee import FloatField
 from astra import generate_queries_for_task, task
 from astra.api import run_here
 from astra.database.connection import connection, database, dialect
-from astra.errors import DatabaseError
+from astra.errors import DatabaseError, TaskError
 from astra.models import BossVisitSpectrum, OutputModel, Source, result_of
 from astra.models.failures import Failure, NoResult
 from astra.models.schema import init_database
@@ -99,6 +100,23 @@ def test_they_are_replaced_together(filled):
     with connection():
         (left,) = Peak.select().where(Peak.spectrum_pk == 3)
         assert left.result_number == 0 and left.task_pk == before[3]
+
+
+def test_a_task_that_has_lost_many_leaves_no_earlier_results(filled, monkeypatch):
+    (planned,) = create_plan(peaks, keys=[3, 5, 7])  # of which each has a result with any `n`
+    run_here(planned.plan)
+    declared, again = peaks.__astra__, {"keys": [3, 5, 7], "redo": "all", "arguments": {"n": 1}}
+    monkeypatch.setattr(peaks, "__astra__", replace(declared, many=False))
+    assert create_plan(peaks, keys=[3, 5, 7])[0].plan is None
+    with pytest.raises(TaskError, match="Declare it with many=True again"):
+        create_plan(peaks, **again)
+    for many in (True, False):
+        monkeypatch.setattr(peaks, "__astra__", replace(declared, many=many))
+        (planned,) = create_plan(peaks, **again)
+        run_here(planned.plan)
+        assert planned.rows == 3 and verify(planned.plan).sound
+    with connection():
+        assert Peak.select().count() == 3
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])
