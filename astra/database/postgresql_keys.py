@@ -28,8 +28,9 @@ _STORED_FROM = {
     **dict.fromkeys(_WHOLE, _WHOLE), "pg_catalog.date": frozenset({"pg_catalog.date"})
 }  # fmt: skip
 
-#: A text whose blanks at the end do not count, and a number with fewer digits than others.
-_UNLIKE_OTHERS = frozenset({"pg_catalog.bpchar", "pg_catalog.float4"})
+#: Texts whose blanks at the end, or capital letters, do not count, and a number with fewer digits
+#: than others. The second is of an extension, which may be in any schema.
+_UNLIKE_OTHERS = frozenset({"bpchar", "citext", "float4"})
 
 
 #: The types of lists of keys, by that of their items.
@@ -124,7 +125,7 @@ class Keys(Writing):
         first, second = self._kind_of(one), self._kind_of(other)
         is_like = (first == second and first in _EXACT) or self._has_operator(first, second)
         if first != second:
-            is_like &= not _UNLIKE_OTHERS & {first, second}
+            is_like &= not _UNLIKE_OTHERS & {kind.rpartition(".")[2] for kind in (first, second)}
             is_like &= first in _STORED_FROM.get(second, {first})
             if is_like and _ZONED in (first, second):
                 is_like = bool(self.fetch_value(queries.IS_UTC))

@@ -36,6 +36,18 @@ def of_padded(rows: Iterable[Padded]) -> Iterable[OfPadded]:
         yield OfPadded.from_row(row)
 
 
+def test_results_that_tell_letters_apart_are_refused_for_a_key_that_does_not(pg_url):
+    """A row whose key is written in another case would have a second result."""
+    with connection():
+        dialect().run("CREATE EXTENSION citext")
+        dialect().run("CREATE TABLE others_padded (name citext PRIMARY KEY)")
+        dialect().run("INSERT INTO others_padded VALUES ('Vega')")
+        bound_to_database(Padded)
+        OfPadded.create_table()
+    with pytest.raises(TaskError, match=r"citext.* varchar, .* declare the key as class OwnField"):
+        create_plan(of_padded)
+
+
 class Fixed(peewee.Model):
     name = peewee.FixedCharField(primary_key=True, max_length=8)
 
