@@ -152,6 +152,8 @@ def _plain(value: object) -> object:
         return float(value)
     if isinstance(value, np.generic) and not isinstance(value, np.clongdouble):
         return _plain(value.item())
+    if isinstance(value, np.ndarray) and value.dtype.hasobject:
+        return _plain(value.tolist())
     if isinstance(value, np.ndarray):  # as ArrayField stores it, with its type and its shape
         buffer = BytesIO()
         np.save(buffer, np.asarray(value), allow_pickle=False)

@@ -161,6 +161,13 @@ def test_a_value_of_any_type_is_read_from_a_spool_file_as_it_was_yielded(value):
         assert read == value
 
 
+def test_an_array_of_objects_is_spooled_as_a_list():
+    """As the texts of a pandas column, which an array of PostgreSQL takes."""
+    values = ["a", None, Decimal("1.10")]
+    read = spool._value(json.loads(json.dumps(spool._plain(np.array(values, dtype=object)))))
+    assert read == values
+
+
 def test_a_further_result_of_a_row_is_not_spooled(sqlite_url):
     """The file would not say that it is one, and it would be stored with those of its row."""
     fill(1)
