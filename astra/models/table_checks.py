@@ -111,9 +111,8 @@ def check_key_types(output: type[OutputModel], *models: type[Model]) -> None:
             raise TaskError(
                 f"the key {model.__name__}.{name} is a column of the type {kind}, and its results "
                 f"have {output.__name__}.{pointer} of the type {stored}, which the database "
-                f"cannot compare reliably: declare the key as {_FIELDS.get(kind, own)}, drop the "
-                f"table {output._meta.table_name} of the results, and create it again: "
-                f"{command_for(output)}"
+                f"cannot compare reliably: declare the key as {_FIELDS.get(kind, own)}, "
+                f"{_create_again(output)}"
             )
         _check_first_keys(output, model)
 
@@ -125,9 +124,14 @@ def _check_collations(output: type[OutputModel], key: Field, pointer: Field) -> 
         raise TaskError(
             f"{key.model.__name__}.{key.name} is compared by {first or 'its characters'}, and "
             f"{output.__name__}.{pointer.name} by {second or 'its characters'}, so that a row "
-            "could have two results, or share one: drop the table "
-            f"{output._meta.table_name} of the results, and make it again: {command_for(output)}"
+            f"could have two results, or share one: {_create_again(output)}"
         )
+
+
+def _create_again(output: type[OutputModel]) -> str:
+    """Return the end of a message: how columns of results become those of their rows' keys."""
+    table = output._meta.table_name
+    return f"drop the table {table} of the results, and create it again: {command_for(output)}"
 
 
 def _check_first_keys(output: type[OutputModel], model: type[Model]) -> None:
