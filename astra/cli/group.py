@@ -149,11 +149,9 @@ class _Commands(click.Group):
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
-            if args and args[0] not in self.commands:
-                shown = [n for n, c in self.commands.items() if not c.hidden]
-                hint = _OF_PUBLISHED_PACKAGE.get(args[0]) or nearest(args[0], shown)
-                raise click.UsageError(f"no command {args[0]!r}. {hint}", ctx) from error
-            raise
+            shown = [n for n, c in self.commands.items() if not c.hidden]
+            hint = _OF_PUBLISHED_PACKAGE.get(args[0]) or nearest(args[0], shown)
+            raise click.UsageError(f"no command {args[0]!r}. {hint}", ctx) from error
 
     def invoke(self, ctx: click.Context) -> object:
         try:

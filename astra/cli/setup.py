@@ -55,7 +55,10 @@ def initdb(
         raise click.UsageError("--copied and --moved exclude each other: leave one of them out")
     if sql:
         if copied or moved or as_json:
-            raise click.UsageError("--sql prints what would be done for MODULEs, --grant, --views")
+            raise click.UsageError(
+                "--sql prints what would be done for MODULEs, --grant, --views and --track-changes: "
+                "leave --copied, --moved and --json out"
+            )
         click.echo(api.sql_of_tables(modules, grant, views, tracked))
         return
     notes: list[str] = []
@@ -184,7 +187,8 @@ def help_command(ctx: click.Context, commands: tuple[str, ...]) -> None:
     for name in commands:
         group = shown.command
         if not isinstance(group, click.Group):
-            raise UsageError(f"astra {shown.info_name} has no subcommands: {name!r}")
+            of = shown.info_name
+            raise UsageError(f"astra {of} has no subcommand {name!r}: astra help {of}")
         if name not in group.commands:
             raise UsageError(f"no command {name!r}. {nearest(name, group.commands)}")
         shown = click.Context(group.commands[name], info_name=name, parent=shown)

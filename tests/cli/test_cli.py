@@ -81,10 +81,36 @@ def test_what_cannot_be_meant_is_refused(url, words, said):
     assert Plan.select().count() == 1 and "Traceback" not in done.output
 
 
+def test_words_that_miss_or_exclude_each_other_are_refused(sqlite_url):
+    assert a_plan() == 1
+    for words, said in (
+        (("plan", TASK, "--set", "row_s"), "--set 'row_s': write NAME=VALUE"),
+        (("throttle", "1"), "write astra throttle 1 N, or astra throttle 1 --off"),
+        (("pause",), "name one PLAN, or --all"),
+        (("continue", "1", "--all"), "name one PLAN, or --all"),
+        (("report", "survey", "2026-09-01", "x"), "give a night by its name and a date"),
+        (("report", "survey", "2026-09-01"), "no night 'survey' has begun yet"),
+        (("initdb", "--copied", "--moved"), "leave one of them out"),
+        (("initdb", "--sql", "--json"), "leave --copied, --moved and --json out"),
+        (("doctor", "--profile", "long"), "add --job, or leave --profile out"),
+        (("help", "status", "x"), "astra status has no subcommand 'x': astra help status"),
+        (("logs", "1", "3"), "plan 1 has pages 1 to 2, not 3"),
+        (("logs", "1"), "no element has begun plan 1 yet: astra status 1"),
+        (("logs", "1", "2"), "no element has begun page 2 of plan 1 yet"),
+        (("--sent", "status"), "No such option '--sent'"),
+    ):
+        done = astra(*words)
+        assert done.exit_code == 2 and said in done.output, done.output
+
+
 def test_a_list_without_lines_says_whether_there_are_plans(url):
     assert "there is no plan yet" in astra("plans").output
+    assert "no night has begun yet: astra nightly NAME" in astra("nights").output
+    for command in ("pause", "continue"):
+        assert "no plan has pending rows: nothing was changed" in astra(command, "--all").output
     a_plan()
-    assert "no plan matches these options" in astra("plans", "--task", "other").output
+    for command in ("plans", "status"):
+        assert "no plan matches these options" in astra(command, "--task", "other").output
 
 
 def test_a_local_run_reports_the_state_of_the_plan(url):
