@@ -56,8 +56,6 @@ class PlanNumber(Completed):
     def convert(
         self, value: object, param: click.Parameter | None, ctx: click.Context | None
     ) -> int:
-        if isinstance(value, int):
-            return value
         if not is_number(str(value)):
             self.fail(f"{value!r} is not the number of a plan; astra plans lists them", param, ctx)
         return int(str(value))

@@ -56,8 +56,8 @@ def initdb(
     if sql:
         if copied or moved or as_json:
             raise click.UsageError(
-                "--sql prints what would be done for MODULEs, --grant, --views and --track-changes: "
-                "leave --copied, --moved and --json out"
+                "--sql prints what would be done for MODULEs, --grant, --views and "
+                "--track-changes: leave --copied, --moved and --json out"
             )
         click.echo(api.sql_of_tables(modules, grant, views, tracked))
         return

@@ -119,7 +119,8 @@ def cleaned(result: Cleaned) -> None:
     for reason in result.kept:
         line(f"  kept: {reason}")
     if result.compressed:
-        packed = count(len(result.compressed), "folder")
-        line(f"{packed} of plans that stay {'would be' if result.dry_run else 'are'} packed")
+        were = "was" if len(result.compressed) == 1 else "were"
+        packed = f"{count(len(result.compressed), 'folder')} of plans that stay"
+        line(f"{packed} {'would be' if result.dry_run else were} packed")
     if result.dry_run and (result.plans or result.nights or result.folders or result.compressed):
-        line("nothing was changed; add --yes to remove them")
+        line("nothing was changed; add --yes to do this")

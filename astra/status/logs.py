@@ -2,6 +2,7 @@
 
 import os
 import tarfile
+import zlib
 from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import islice
@@ -181,7 +182,7 @@ def _packed(path: Path) -> str | None:
         with tarfile.open(archive) as tar:
             file = tar.extractfile(name) if name in tar.getnames() else None
             return file.read().decode(errors="replace") if file else None
-    except (OSError, tarfile.TarError) as error:
+    except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
         raise UsageError(f"{archive} cannot be read: {error}") from error
 
 

@@ -10,13 +10,16 @@ from pathlib import Path
 
 import click
 import pytest
+from click.shell_completion import ZshComplete
 from click.testing import CliRunner
 
 from astra.cli.examples import EXAMPLES
 from astra.cli.group import main
 from astra.cli.manual import man_page
 from astra.config import settings
+from astra.database.connection import connection
 from astra.models import BossVisitSpectrum
+from astra.models.nights import Night
 from astra.plan.plan import create_plan
 from tests.conftest import ROOT
 from tests.sample_tasks import fill, measure
@@ -113,7 +116,7 @@ def completed(words: str, shell: str = "zsh") -> dict[str, str]:
     return dict(zip(lines[1::3], lines[2::3], strict=True))
 
 
-def test_what_a_shell_completes(sqlite_url, tmp_path):
+def test_what_a_shell_completes(sqlite_url, tmp_path, monkeypatch):
     fill(4)
     create_plan(measure, BossVisitSpectrum, limit=2)
     Path("mine.py").write_text(
@@ -132,6 +135,20 @@ def test_what_a_shell_completes(sqlite_url, tmp_path):
     assert completed("astra resume 1 --only TIMEOUT,OUT").keys() == {"TIMEOUT,OUT_OF_MEMORY"}
     assert completed("astra report ").keys() == {"1", "survey"}
     assert completed("astra help com").keys() == {"completion"}
+    with connection():
+        Night.create(name="survey", date="2026-11-24", cwd="/", host="h", created_by="me")
+        Night.create(name="other", date="2026-11-25", cwd="/", host="h", created_by="me")
+    # As the program itself completes: Python does not look for modules in this folder.
+    monkeypatch.setattr(sys, "path", [folder for folder in sys.path if folder != ""])
+    complete = ZshComplete(main, {}, "astra", "_ASTRA_COMPLETE").get_completions
+    for words, offered in (
+        (["nights", "survey"], ["2026-11-24"]),
+        (["plans", "--state"], ["whole", "failed-rows", "running", "attention", "cancelled"]),
+        (["initdb"], ["mine"]),
+        (["run"], ["slam.slam", "mine.own", "a.b"]),
+    ):
+        assert [item.value for item in complete(words, "")] == offered
+    assert sys.path[0] == str(tmp_path)
 
 
 def test_completion_is_silent_where_nothing_is_to_be_had(tmp_path, monkeypatch):

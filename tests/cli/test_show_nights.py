@@ -1,5 +1,6 @@
 """What the commands about nights print for a night that needs somebody."""
 
+import json
 from datetime import UTC, datetime
 
 from click.testing import CliRunner
@@ -29,7 +30,8 @@ def test_a_half_failed_night_names_failed_rows_and_the_commands_about_them(url):
     (left,) = create_plan(measure, "BossVisitSpectrum")
     with connection():
         columns = {"date": "2026-11-24", "cwd": "/", "host": "h", "created_by": "me"}
-        night = Night.create(name="survey", **columns)
+        sent = {"mail": {"of": "not whole", "at": "2026-11-24 06:00 UTC", "result": "sent"}}
+        night = Night.create(name="survey", notified=json.dumps(sent), **columns)
         for plan in failed.plan, left.plan:
             NightPlan.create(night=night.pk, task="measure", plan_pk=plan)
         Night.create(name="other", whole=True, ended=datetime.now(UTC), **columns)
@@ -41,6 +43,7 @@ def test_a_half_failed_night_names_failed_rows_and_the_commands_about_them(url):
     assert "nights other" not in listed and "next:" not in astra("nights", "--csv")
     shown = astra("nights", "survey", str(night.pk))
     assert "2 of 50 rows failed, more than the night accepts" in shown
+    assert "\n  notification by mail: sent (2026-11-24 06:00 UTC)\n" in shown
     assert f"astra failures {failed.plan}   shows which rows failed" in shown
     assert f"astra status {left.plan}   shows its pages" in shown
     cancel(left.plan)

@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from astra.api import run_here
+from astra.cli import show_nights
 from astra.cli.group import main
 from astra.config import settings
 from astra.config.run_folder import run_folder
@@ -34,7 +35,7 @@ def plan_of(**arguments) -> int:
     return planned.plan
 
 
-def test_old_and_whole_plans_go_and_nothing_else(url):
+def test_old_and_whole_plans_go_and_nothing_else(url, capsys):
     fill(30)
     whole = plan_of(raise_every=7)
     run_here(whole)
@@ -48,6 +49,8 @@ def test_old_and_whole_plans_go_and_nothing_else(url):
     shown = clean(now=later)
     assert shown.plans == (whole,) and shown.pages == 3 and shown.dry_run and shown.mb > 0
     assert "not whole" in shown.kept[0] and str(unfinished) in shown.kept[0]
+    show_nights.cleaned(shown)
+    assert f"\n  kept: {shown.kept[0]}\nnothing was changed" in capsys.readouterr().out
     with connection():
         assert Plan.select().count() == 2 and logs.is_dir()
         Night.create(name="n", date="2026-01-01", cwd="/", host="h", created_by="u")
@@ -154,6 +157,8 @@ def test_the_command_shows_before_it_removes(sqlite_url):
     fill(5)
     run_here(plan_of())
     words = ["clean", "--json", "--keep-days", "0"]
+    assert "1 plan (1 page, 1 attempt)" in (shown := astra("clean", "--keep-days", "0").stdout)
+    assert shown.endswith("would be removed\nnothing was changed; add --yes to do this\n")
     for more, dry in (([], True), (["--yes"], False)):
         done = astra(*words, *more)
         done.check_returncode()
@@ -208,7 +213,7 @@ def test_the_database_stays_flat_over_a_year(pg_url, postgres):
     assert sizes[365] < 1.05 * sizes[120], sizes
 
 
-def test_logs_are_packed_before_they_go(sqlite_url, tmp_path):
+def test_logs_are_packed_before_they_go(sqlite_url, tmp_path, capsys):
     fill(5)
     plan = plan_of()
     run_here(plan)
@@ -225,12 +230,25 @@ def test_logs_are_packed_before_they_go(sqlite_url, tmp_path):
     assert clean(now=week).compressed == () and clean(now=month).plans == ()
     (shown,) = clean(now=month).compressed
     assert Path(shown).is_dir()
-    assert clean(now=month, dry_run=False).compressed == (shown,)
+    show_nights.cleaned(packed := clean(now=month, dry_run=False))
+    assert packed.compressed == (shown,)
+    assert "1 folder of plans that stay was packed" in capsys.readouterr().out
     archive = Path(f"{shown}.tar.gz")
     assert not Path(shown).exists() and archive.stat().st_mode & 0o777 == 0o600
     assert CliRunner().invoke(main, ["logs", str(plan), "1"]).output == printed
     assert CliRunner().invoke(main, ["logs", str(plan), "1", "--follow"]).output == printed
     archive.rename(tmp_path / "elsewhere")
+    whole = (tmp_path / "elsewhere").read_bytes()
+    for damaged in (
+        b"no archive",
+        whole[: len(whole) // 2],
+        whole[:60] + b"\xff" * 20 + whole[80:],
+    ):
+        archive.write_bytes(damaged)
+        shown = CliRunner().invoke(main, ["logs", str(plan), "1"])
+        assert shown.exit_code == 2, (damaged, shown.exception)
+        assert f"{archive} cannot be read: " in " ".join(shown.stderr.split())
+    archive.unlink()
     gone = CliRunner().invoke(main, ["logs", str(plan), "1"])
     assert (
         gone.exit_code == 2
