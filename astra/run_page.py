@@ -43,10 +43,17 @@ def _parsed(arguments: Sequence[str]) -> dict[str, Any]:
         If an option is unknown, lacks a value or is missing.
     """
     texts = dict(zip(arguments[::2], arguments[1::2], strict=False))
-    try:
-        options = {option: _OPTIONS[option](value) for option, value in texts.items()}
-    except (KeyError, ValueError) as error:
-        raise UsageError(f"astra run-page {' '.join(arguments)}: {error}") from error
+    if len(arguments) % 2 or not texts.keys() <= _OPTIONS.keys():
+        raise UsageError(
+            f"astra run-page {' '.join(arguments)}: each of {', '.join(_OPTIONS)} takes one value, "
+            "and there is no other option; scripts of arrays call it"
+        )
+    options = {}
+    for option, text in texts.items():
+        try:
+            options[option] = _OPTIONS[option](text)
+        except ValueError as error:
+            raise UsageError(f"astra run-page {option} {text}: not a number") from error
     if missing := [option for option in _REQUIRED if option not in options]:
         raise UsageError(f"astra run-page lacks {', '.join(missing)}; scripts of arrays call it")
     return options

@@ -131,8 +131,7 @@ def _end_jobs(plan: Plan) -> list[int]:
             with plan_lock(plan):
                 unknown = recover_intents(plan)
                 alive = _slurm_jobs(plan)
-                for job in alive:
-                    client.cancel(job)
+                _cancel_each(alive)
             break
         except BusyError as error:  # a submission ends soon: it checks the mark before each array
             if time.monotonic() > deadline:
@@ -143,8 +142,28 @@ def _end_jobs(plan: Plan) -> list[int]:
             raise kind(f"{error}. {marked}") from error
     if unknown:
         names = ", ".join(submission.job_name for submission in unknown)
-        raise SlurmUnknown(f"{names} may or may not exist: Slurm does not answer. {marked}")
+        raise SlurmUnknown(f"job {names} may or may not exist: Slurm does not answer. {marked}")
     return [job.job_id for job in alive]
+
+
+def _cancel_each(jobs: Iterable[parse.JobId]) -> None:
+    """Cancel jobs, although Slurm refuses some of them, as those of another user.
+
+    Raises
+    ------
+    SlurmError
+        If it has refused one.
+    """
+    refusals = []
+    for job in jobs:
+        try:
+            client.cancel(job)
+        except SlurmUnknown:  # it would not answer about the others either
+            raise
+        except SlurmError as error:
+            refusals.append(str(error))
+    if refusals:
+        raise SlurmError("; ".join(refusals))
 
 
 def _slurm_jobs(plan: Plan) -> list[parse.JobId]:

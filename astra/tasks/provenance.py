@@ -9,8 +9,8 @@ from datetime import date, time, timedelta
 from decimal import Decimal
 from enum import Enum
 from functools import lru_cache
+from os import PathLike
 from pathlib import Path
-from typing import cast
 from uuid import UUID
 
 from peewee import Model
@@ -134,14 +134,16 @@ def _paths(declared: Declared, name: str, value: object) -> Iterator[Path]:
         for item in value:
             yield from _paths(declared, name, item)
     elif find is not None:
-        yield from _path(find(value))
+        yield from _path(name, find(value))
     else:
-        yield from _path(value)
+        yield from _path(name, value)
 
 
-def _path(value: object) -> Iterator[Path]:
-    if value is not None:
-        yield Path(cast("str", value))
+def _path(name: str, value: object) -> Iterator[Path]:
+    if isinstance(value, str | PathLike):
+        yield Path(value)
+    elif value is not None:
+        raise TaskError(f"{name}={value!r}: give the path of a file, or None")
 
 
 def digest_of_file(name: str, path: Path) -> str:

@@ -4,6 +4,7 @@ A standby that lacked the last commits has become the primary, or a backup was r
 """
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ from astra.element.element import Element
 from astra.element.progress_board import ProgressBoard
 from astra.element.suspects import Death
 from astra.element.takeover import Watcher
-from astra.errors import DatabaseError, Superseded
+from astra.errors import DatabaseError, Superseded, UsageError
 from astra.models import BossVisitSpectrum
 from astra.models.attempts import Attempt, Suspect
 from astra.models.plans import Page, Plan, Submission
@@ -25,6 +26,7 @@ from astra.plan.lookup import get_plan
 from astra.plan.plan import create_plan
 from astra.results.claim import Claim, check_nothing_lost, hold_page
 from astra.results.stopping import Stop
+from astra.run_page import main as run_page
 from astra.slurm.parse import JobId
 from astra.submit.intent import bind_job, withdraw
 from tests.claims import somewhere
@@ -124,6 +126,21 @@ def test_an_element_that_finds_no_tables_says_so(url):
     done = subprocess.run(run_page, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == DatabaseError.exit_status, done
     assert "astra initdb" in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--plan 1 --job x", "run-page lacks --element; scripts of arrays call it"),
+        ("--plan x --job x --element 1", "run-page --plan x: not a number"),
+        ("--plan 1 --job x --element 1 --stop-at", "--stop-at takes one value, and there is no"),
+        ("--plan 1 --page 1", "run-page --plan 1 --page 1: each of --plan, .* no other option"),
+    ],
+)
+def test_an_element_takes_no_words_that_no_script_has(capsys, monkeypatch, words, said):
+    monkeypatch.setattr("astra.run_page.start_command", lambda: None)
+    assert run_page(words.split()) == UsageError.exit_status
+    assert re.search(f"^astra: astra .*{said}", capsys.readouterr().err)
 
 
 def test_a_job_is_not_bound_to_the_submission_of_another_plan(url):

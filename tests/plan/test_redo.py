@@ -240,9 +240,31 @@ def test_a_file_that_changed_since_breaks_the_page(labels):
     assert len(stored()) == 6
     with pytest.raises(TaskError, match=r"the file none\.txt does not exist"):
         create_plan(relabel, arguments={"model": "none.txt"})
+    with pytest.raises(TaskError, match=r"the file \S*mem cannot be read"):
+        create_plan(relabel, arguments={"model": "/proc/self/mem"})
     for files in ("modle", ("spectra",), 5, {"model": 5}):
         with pytest.raises(TaskError, match="files"):
             task(files=files)(relabel.__astra__.function)
+
+
+def test_a_list_of_files_and_folders(labels, tmp_path):
+    @task(files=("grids",))
+    def gridded(rows: Iterable[BossVisitSpectrum], grids) -> Iterable[Labelled]:
+        for row in rows:
+            yield Labelled.from_spectrum(row, label=1.0)
+
+    (tmp_path / "folder" / "part").mkdir(parents=True)
+    rows = BossVisitSpectrum.select().limit(1)
+    for text in "ab":
+        (tmp_path / "folder" / "part" / "grid").write_text(text)
+        list(gridded(rows, [labels, None, tmp_path / "folder"]))
+    with connection():
+        first, second = (json.loads(by.files)["grids"] for by in MadeBy.select())
+    paths = [str(labels), str(tmp_path / "folder")]
+    assert list(first) == list(second) == paths
+    assert [first[path] == second[path] for path in paths] == [True, False]
+    with pytest.raises(TaskError, match="grids=3: give the path of a file, or None"):
+        list(gridded(rows, [labels, 3]))
 
 
 def test_rows_are_chosen_by_keys_and_conditions(labels, tmp_path):

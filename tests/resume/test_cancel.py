@@ -13,9 +13,10 @@ import pytest
 from click.testing import CliRunner
 
 from astra.cli.group import main
+from astra.config import settings
 from astra.database.connection import connection
 from astra.element.claiming import claim_page, this_process
-from astra.errors import BusyError, Superseded, UsageError
+from astra.errors import BusyError, SlurmError, SlurmUnknown, Superseded, UsageError
 from astra.models import BossVisitSpectrum
 from astra.models.attempts import Attempt
 from astra.models.plans import Page, Plan, Submission
@@ -27,11 +28,11 @@ from astra.resume.cancel import _cancel_element, cancel
 from astra.slurm import client
 from astra.slurm.parse import JobId
 from astra.status.status import status
-from astra.submit.intent import make_intent, new_submission
+from astra.submit.intent import make_intent, new_submission, plan_lock, recover_intents
 from astra.submit.local import pages_to_run, start_local
 from tests.claims import somewhere
 from tests.conftest import ROOT
-from tests.pools import running
+from tests.pools import array_of, plan_of, running
 from tests.sample_tasks import Measured, fill, measure
 from tests.servers import wait_for
 
@@ -277,6 +278,82 @@ def test_a_job_that_the_plan_did_not_submit_is_not_cancelled(url, job, monkeypat
     page = SimpleNamespace(page=1, job=job, element=1)
     with pytest.raises(UsageError, match=rf"did not submit: nothing .* astra verify {plan}"):
         _cancel_element(get_plan(plan), page)
+
+
+@pytest.fixture
+def slurm_says(tmp_path, monkeypatch):
+    """Commands that stand for Slurm's: squeue, sacct and scancel do what they are given."""
+
+    def say(**commands: str) -> Path:
+        calls, folder = tmp_path / "calls", tmp_path / "bin"
+        folder.mkdir()
+        for name in ("squeue", "sacct", "scancel", "scontrol"):
+            what = commands.get(name, "echo 'Unable to contact slurm controller' >&2; exit 1")
+            (folder / name).write_text(f"#!/bin/sh\necho {name} $* >>{calls}\n{what}\n")
+            (folder / name).chmod(0o755)
+        monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+        settings.use(settings.Config(slurm=settings.Slurm(timeout_s=20, retries=0)))
+        return calls
+
+    return say
+
+
+_ASKS_AGAIN = "plan 1 is cancelled: no further element begins, .* astra cancel 1 asks again"
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [("submitted", "scancel: Unable to contact"), ("intent", "^job j may or may not exist")],
+)
+def test_a_plan_is_cancelled_although_slurm_does_not_answer(url, slurm_says, state, message):
+    plan = plan_of(20, 10)
+    array_of(plan, [1, 2], {}, state=state, job_id=7 if state == "submitted" else None)
+    slurm_says()
+    with pytest.raises(SlurmUnknown, match=rf"{message}.*\. {_ASKS_AGAIN}$"):
+        cancel(plan.pk)
+    with connection():
+        assert Plan.get().cancelled is not None and Submission.get().state == state
+
+
+def test_a_job_that_slurm_refuses_to_cancel_does_not_keep_the_others(url, slurm_says):
+    """As one that another user submitted; each is asked for."""
+    plan = plan_of(20, 10)
+    array_of(plan, [1, 2], {})
+    with connection():
+        other = new_submission(plan, [1], 0, 1, "slurm")
+        other.state, other.job_id, other.job_name = "submitted", 8, "k"
+        other.save(force_insert=True)
+    refuses = "scancel: error: Kill job error on job id 7: Access/permission denied"
+    calls = slurm_says(
+        squeue="echo '7_1|RUNNING|0|n1|None|j|'; echo '8_1|RUNNING|0|n1|None|k|'",
+        scancel=f'case "$*" in *7) echo "{refuses}" >&2; exit 1;; esac',
+    )
+    with pytest.raises(SlurmError, match=rf"job id 7: Access/permission denied\. {_ASKS_AGAIN}$"):
+        cancel(plan.pk)
+    cancelled = [line for line in calls.read_text().splitlines() if line.startswith("scancel")]
+    assert cancelled == ["scancel --name j 7", "scancel --name k 8"]
+
+
+def test_of_two_jobs_of_an_intent_the_second_is_cancelled(url, slurm_says):
+    plan = plan_of(20, 10)
+    array_of(plan, [1, 2], {}, state="intent", job_id=None)
+    calls = slurm_says(squeue="echo '18|j|c|'; echo '17|j|c|'", scancel="true")
+    assert recover_intents(plan) == []
+    assert calls.read_text().endswith("\nscancel --name j 18\n")
+    with connection():
+        assert (Submission.get().state, Submission.get().job_id) == ("submitted", 17)
+
+
+def test_a_plan_is_cancelled_although_it_is_being_submitted(url, monkeypatch):
+    plan = plan_of(20, 10)
+    monkeypatch.setattr("astra.resume.cancel._LOCK_S", 0.0)
+    with (
+        plan_lock(plan),
+        pytest.raises(BusyError, match=rf"submits, resumes or .*\. {_ASKS_AGAIN}$"),
+    ):
+        cancel(plan.pk)
+    with connection():
+        assert Plan.get().cancelled is not None
 
 
 def test_slurm_is_asked_for_no_number_that_no_job_can_have():
