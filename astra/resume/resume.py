@@ -230,7 +230,8 @@ def resume_local(
     if frozen.paused is not None:
         raise UsageError(paused_message(frozen.pk, frozen.pause_reason))
     with hold_plan(frozen):
-        pages, skipped, _ = _choose(frozen, failed, frozenset(), False)
+        pages, counted, _ = _choose(frozen, failed, frozenset(), False)
+        skipped = dict(counted)
         if not pages:
             return Submitted(frozen.pk, frozen.task, 0, 0, skipped=skipped)
         run = LocalRun(frozen, start_local(frozen, pages), pages, row_timeout, setup)

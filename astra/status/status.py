@@ -123,8 +123,10 @@ def statuses(
     ----------
     plans : sequence of int
         Numbers of the plans.
-    include_done, recent_s
+    include_done : bool
         As for :func:`status`.
+    recent_s : float
+        As for :func:`status` [s].
 
     Returns
     -------
