@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from astra.api import run_here
+from astra.cli import show_watch
 from astra.cli.group import main
 from astra.errors import UsageError
 from astra.models.archive import Archive
@@ -124,7 +125,7 @@ def test_a_folder_is_of_one_archive(sqlite_url, tmp_path):
         Dashboard(tmp_path / "www").update()
 
 
-def test_a_plan_without_a_page_hides_no_other(sqlite_url, tmp_path, monkeypatch):
+def test_a_plan_without_a_page_hides_no_other(sqlite_url, tmp_path, monkeypatch, capsys):
     broken, good = planned(), planned()
     Plan.update(n_pages=77, input_model="no.such.module:Model").where(Plan.pk == broken).execute()
     from astra.night import dashboard
@@ -140,6 +141,8 @@ def test_a_plan_without_a_page_hides_no_other(sqlite_url, tmp_path, monkeypatch)
     update = Dashboard(tmp_path / "www").update()
     assert update.problems == [f"plan-{broken}.html cannot be written: its model is gone"]
     assert f"plan-{good}.html" in update.written
+    show_watch.pages(update)
+    assert update.problems[0] in capsys.readouterr().err
     assert "its model is gone" in (tmp_path / "www" / "index.html").read_text()
 
 
@@ -164,11 +167,13 @@ def test_the_database_is_away_for_a_while(postgres, pg_url, tmp_path, monkeypatc
 def test_signals_end_it_in_order(sqlite_url, tmp_path, number):
     planned()
     index = tmp_path / "www" / "index.html"
-    words = ["report", "--watch", str(tmp_path / "www"), "--every", "300"]
+    words = ["report", "--watch", str(tmp_path / "www"), "--every", "1"]
     process = subprocess.Popen(
         [sys.executable, "-m", "astra", *words], cwd=ROOT, stdout=subprocess.PIPE, text=True
     )
     assert "index.html" in process.stdout.readline()
+    added = planned()
+    assert f"plan-{added}.html" in process.stdout.readline()
     process.send_signal(number)
     process.communicate(timeout=60)
     assert process.returncode == 0

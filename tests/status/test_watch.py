@@ -14,10 +14,15 @@ import sys
 import termios
 import time
 from dataclasses import replace
+from io import StringIO
 
 import pytest
+from click.testing import CliRunner
+from rich.console import Console
 
 from astra.api import run_here
+from astra.cli import show
+from astra.cli.group import main
 from astra.database.connection import connection
 from astra.element.claiming import ElementProcess, claim_page
 from astra.models.attempts import Attempt
@@ -162,10 +167,6 @@ def test_a_plan_that_is_whole_is_shown_once(sqlite_url, tmp_path):
 
 
 def test_a_screen_is_no_higher_than_the_terminal(sqlite_url, monkeypatch):
-    from io import StringIO
-
-    from rich.console import Console
-
     from astra.cli.show_watch import _watched
 
     plan = planned(300, 3)
@@ -197,6 +198,26 @@ def test_a_rate_is_given_however_rarely_the_status_is_looked_at(sqlite_url, monk
     Page.update(n_done=10, outcomes=b"\x01" * 10).where(Page.number == 1).execute()
     # Two times are taken for each status: when it began, and how long it took.
     assert next(watching).rows_per_s == 10 / 600
+    assert (third := next(watching)).rows_per_s == 0, "the rows ended before the last two"
+    assert third.left_s is None
+
+
+def test_ctrl_c_before_the_first_status_is_known_is_an_interruption(sqlite_url, monkeypatch):
+    def press(*_: object, **__: object) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    plan = planned(10, 10)
+    monkeypatch.setattr("astra.status.watch.status", press)
+    done = CliRunner().invoke(main, ["status", str(plan), "--watch"])
+    assert (done.exit_code, done.output) == (130, "")
+
+
+def test_progress_is_a_bar_in_a_terminal(monkeypatch):
+    screen = Console(file=StringIO(), width=80, force_terminal=True)
+    monkeypatch.setattr(show, "console", screen)
+    with show.progress("plan 7") as report:
+        report(150, 200)
+    assert "plan 7" in screen.file.getvalue() and "150/200" in screen.file.getvalue()
 
 
 def test_local_processes_that_end_while_the_status_is_made_are_not_lost(url, monkeypatch):
