@@ -58,9 +58,7 @@ def percent(share: float | None) -> str:
     return "" if share is None else f"{share * 100:.1f}{_NO_BREAK}%"
 
 
-def megabytes(size: float | None) -> str:
-    if size is None:
-        return ""
+def megabytes(size: float) -> str:
     text = f"{size / 1024:,.2f} GB" if size >= 1024 else f"{size:,.0f} MB"
     return text.replace(" ", _NO_BREAK)
 

@@ -38,10 +38,10 @@ def wasted(
         yield from _on_gauge(gauge)
     again = attempts.number > 1
     if n := int(np.count_nonzero(again)):
-        yield (
-            f"{count(n)} of {count(attempts.n)} attempts were not the first at their page; they "
-            f"spent {unbroken(float(attempts.task_s[again].sum()))} in the task."
-        )
+        were = ("were", "their", "they") if n > 1 else ("was", "its", "it")
+        which = "{} not the first at {} page; {}".format(*were)
+        spent = unbroken(float(attempts.task_s[again].sum()))
+        yield f"{count(n)} of {count(attempts.n)} attempts {which} spent {spent} in the task."
     transfer, task = (
         float(attempts.read_s.sum() + attempts.write_s.sum()),
         float(attempts.task_s.sum()),
