@@ -304,10 +304,11 @@ def checked_states(texts: Iterable[str]) -> frozenset[str]:
     UsageError
         If a name is neither a Slurm state nor one that the policy has for what Slurm cannot say.
     """
-    names = {*SlurmState, *retry_policy.EXTERNAL} - {SlurmState.ABSENT}
+    names = {state.value for state in SlurmState if state is not SlurmState.ABSENT}
+    names |= retry_policy.EXTERNAL.keys()
     states = set()
     for text in texts:
         if text.upper() not in names:
-            raise UsageError(f"--only {text}: not a Slurm state. {nearest(text.upper(), names)}")
+            raise UsageError(f"--only {text}: no element ends so. {nearest(text.upper(), names)}")
         states.add(text.upper())
     return frozenset(states)

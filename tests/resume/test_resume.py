@@ -9,11 +9,11 @@ import pytest
 import astra.resume.resume as resume_module
 from astra.database.connection import connection, dialect
 from astra.element.claiming import ElementProcess, claim_page, this_process
-from astra.errors import BusyError, SlurmError
+from astra.errors import BusyError, SlurmError, UsageError
 from astra.models.attempts import Attempt
 from astra.models.plans import Page, Plan, Submission
 from astra.resume.controls import pause
-from astra.resume.resume import resume, resume_local
+from astra.resume.resume import checked_states, resume, resume_local
 from astra.slurm.parse import Answer, Execution, merge_answers
 from astra.states import PageState, SlurmState
 from astra.status.status import status
@@ -130,6 +130,11 @@ def test_a_page_is_of_the_element_that_took_it_also_when_it_is_not_given_back(ur
     monkeypatch.setattr("astra.status.status.query_slurm", lambda *_: answer)
     page = status(plan.pk).elements[2]
     assert (page.state, page.job, page.slurm_state) == (PageState.LOST, "7_1", "CANCELLED")
+
+
+def test_a_mistyped_state_is_answered_with_the_nearest():
+    with pytest.raises(UsageError, match="Did you mean 'TIMEOUT'"):
+        checked_states(["timeuot"])
 
 
 def test_a_command_that_submits_no_page_ends_with_another_status(pg_url, monkeypatch):
