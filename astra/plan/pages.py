@@ -27,7 +27,7 @@ class PageStatus:
     no_result: int
     pending: int
     element: int | None = None
-    job: str | None = None  # "4711_7"
+    job: str | None = None  # "4711_7", or "local:4711" of --local
     node: str | None = None
     slurm_state: str | None = None
     exit_code: int | None = None
@@ -37,6 +37,11 @@ class PageStatus:
     seen: datetime | None = None
     overdue: bool = False
     message: str | None = None
+
+    @property
+    def is_local(self) -> bool:
+        """Whether its element is a process of ``--local``, and none of Slurm."""
+        return self.job is not None and self.job.startswith("local:")
 
 
 def page_of(plan: Plan, number: int) -> Page:

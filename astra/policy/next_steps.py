@@ -1,7 +1,6 @@
 """Apply the retry policy to a plan: read how its pages ended, and choose the next step of each."""
 
 import json
-import signal
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -50,10 +49,6 @@ class NextStep:
 #: States in which an element may end before it starts; this says nothing of its page. Nor does an
 #: end that Slurm cannot report, because its accounting is unavailable or was purged.
 _ENDS_OF_QUEUED = (SlurmState.CANCELLED, SlurmState.DEADLINE, SlurmState.ABSENT, None)
-
-
-#: The signal by which Slurm warns an element of its time limit, as the attempt's message names it.
-_WARNING = signal.SIGUSR1.name
 
 
 def next_steps(
@@ -107,7 +102,7 @@ def end_of(status: PageStatus, no_row_ended: bool = True) -> End | None:
     """Return how the last element of a page ended, as the policy names it."""
     return retry_policy.end_of(
         status.state, status.slurm_state, status.exit_code, no_row_ended, status.node,
-        was_warned=_WARNING in (status.message or ""),
+        has_time_limit=not status.is_local,
     )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from astra.config.retry_rules import RULES, Rule
 from astra.config.units import size_mb, time_limit_s, written_size, written_time
 from astra.errors import OutOfHours
 from astra.slurm.limits import PartitionLimits
-from astra.states import PageState, SlurmState
+from astra.states import PageState
 
 #: Ends that the page did not cause: they use up no retry.
 USES_NO_RETRY = frozenset({"PREEMPTED", "OUTAGE", "HOURS", "STOPPED"})
@@ -35,7 +35,7 @@ _TEMPORARY_FAILURE = 75  # of an element that was asked to stop, or could not re
 EXTERNAL = {
     "OUTAGE": "the database was unavailable",
     "HOURS": "the hours of the night were over",
-    "STOPPED": "it was asked to stop, and Slurm cannot say why",
+    "STOPPED": "it was asked to stop, outside of Slurm",
 }
 
 
@@ -64,14 +64,14 @@ def end_of(
     exit_code: int | None,
     no_row_ended: bool,
     node: str | None,
-    was_warned: bool = False,
+    has_time_limit: bool = True,
 ) -> End | None:
     """Return how the last element of a page ended; None if it had none.
 
-    An interrupted element was warned of its time limit, unless Slurm reports another state; if
-    Slurm reports none, only the signal (`was_warned`) says so. One that ended with status 75 and no
-    record in the database could not reach the database; one with status 74 was outside of its
-    night's hours.
+    An interrupted element was warned of its time limit, unless Slurm reports another state: by its
+    signal it cannot be told, as the script warns by SIGTERM. A process of `--local` has no limit.
+    One that ended with status 75 and no record in the database could not reach the database; one
+    with status 74 was outside of its night's hours.
     """
     if page in (PageState.UNSUBMITTED, PageState.CANCELLED, PageState.DONE):
         return None
@@ -79,8 +79,7 @@ def end_of(
     if state == "FAILED" and exit_code == OutOfHours.exit_status:
         state = "HOURS"
     elif state == "FAILED" and page is PageState.INTERRUPTED:
-        is_unknown = slurm_state in (None, SlurmState.ABSENT) and not was_warned
-        state = "STOPPED" if is_unknown else "TIMEOUT"
+        state = "TIMEOUT" if has_time_limit else "STOPPED"
     elif state == "FAILED" and page is PageState.LOST and exit_code == _TEMPORARY_FAILURE:
         state = "OUTAGE"
     return End(state, node, no_row_ended)

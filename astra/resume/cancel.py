@@ -284,13 +284,12 @@ def _cancel_page(plan: Plan, number: int) -> Cancelled:
     page = statuses[number - 1]
     if page.state not in ALIVE or page.job is None:
         return Cancelled(plan.pk, (), ())
-    is_local = page.job.startswith("local:")
-    if is_local and page.state is PageState.RUNNING and page.node != socket.gethostname():
+    if page.is_local and page.state is PageState.RUNNING and page.node != socket.gethostname():
         raise UsageError(
             f"page {number} of plan {plan.pk} is run by a process of {page.node}: nothing was "
             "cancelled; type the command there"
         )
-    if is_local and not all(map(_may_signal, _processes(_running(plan, [number])))):
+    if page.is_local and not all(map(_may_signal, _processes(_running(plan, [number])))):
         raise UsageError(
             f"page {number} of plan {plan.pk} is run by a process of another user: nothing was "
             f"cancelled; the user who ran astra resume {plan.pk} --local can"
@@ -307,7 +306,7 @@ def _cancel_page(plan: Plan, number: int) -> Cancelled:
     if pulled:
         numbers = [number]
     jobs, processes = [], []
-    if is_local:
+    if page.is_local:
         processes = _end_processes(_running(plan, numbers))
     else:
         jobs = _cancel_element(plan, page)

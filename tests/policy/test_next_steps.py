@@ -106,14 +106,13 @@ def test_pages_that_are_given_up_are_selected_by_the_state_that_the_remedy_names
         assert page.page in [p.number for p in chosen]
 
 
-@pytest.mark.parametrize("by, state", [("SIGUSR1", "TIMEOUT"), ("SIGTERM", "STOPPED")])
-def test_without_slurms_word_only_a_warning_says_that_the_time_was_too_short(url, by, state):
-    """Its accounting is unavailable, or was purged since."""
+@pytest.mark.parametrize("kind, state", [("slurm", "TIMEOUT"), ("local", "STOPPED")])
+def test_an_element_that_was_asked_to_stop_lacked_time_if_it_had_a_limit(url, kind, state):
+    """Slurm's accounting is unavailable, or was purged since; another end would be retried for ever."""
     plan = plan_of(10, 10)
-    array_of(plan, [1], {1: 1})
+    array_of(plan, [1], {1: 1}, kind=kind)
     with connection(), writing():
-        message = f"asked to stop ({by}); all yielded results are stored, 10 rows are left"
-        Attempt.update(state="interrupted", message=message).execute()
+        Attempt.update(state="interrupted", message="asked to stop (SIGTERM)").execute()
     answer = Answer(queued=frozenset({"j"}))
     pages = read_pages(plan, answer, True)
     (step,) = next_steps.next_steps(plan, pages)

@@ -159,8 +159,8 @@ class TestRules:
         ("lost", "OUT_OF_MEMORY", 0, "OUT_OF_MEMORY"),
         ("interrupted", "FAILED", 75, "TIMEOUT"),  # warned by --signal
         ("interrupted", "CANCELLED", 0, "CANCELLED"),
-        ("interrupted", "ABSENT", None, "STOPPED"),
-        ("interrupted", None, None, "STOPPED"),
+        ("interrupted", "ABSENT", None, "TIMEOUT"),
+        ("interrupted", None, None, "TIMEOUT"),
         ("interrupted", "PREEMPTED", 0, "PREEMPTED"),
         ("lost", "FAILED", 75, "OUTAGE"),  # it could not even say so
         ("lost", "FAILED", 1, "FAILED"),
