@@ -14,11 +14,14 @@ import pytest
 from peewee import FloatField
 
 from astra import generate_queries_for_task, task
-from astra.database.connection import bind, database
+from astra.api import run_here
+from astra.database.connection import bind, connection, database
 from astra.errors import DatabaseError, TaskError
 from astra.models import BossVisitSpectrum, PipelineOutputModel, Source
+from astra.models.schema import init_database
 from astra.plan.pending import checked_ids
 from astra.plan.plan import create_plan
+from astra.status.verify import verify
 from astra.tasks.signature import find_task, input_models, output_model
 from tests import forks
 from tests.conftest import ROOT
@@ -106,8 +109,15 @@ def test_wrong_database_urls_are_named(tmp_path, url, said):
     assert set(tmp_path.iterdir()) == before
 
 
-def test_sqlite_in_memory_is_still_understood():
-    assert bind("sqlite:///:memory:").database == ":memory:"
+@pytest.mark.parametrize("url", ["sqlite:///:memory:", "sqlite://:memory:"])
+def test_sqlite_in_memory_is_still_understood(url):
+    bind(url)
+    with connection():
+        init_database(("tests.sample_tasks",))
+        BossVisitSpectrum.create(snr=1.0)
+        (planned,) = create_plan(measure, BossVisitSpectrum)
+        run_here(planned.plan)
+        assert Measured.select().count() == 1 and verify(planned.plan).sound
 
 
 def test_a_refused_login_is_not_a_server_that_does_not_run(postgres):
@@ -116,6 +126,24 @@ def test_a_refused_login_is_not_a_server_that_does_not_run(postgres):
     assert "refused the login" in done.stderr and "check that the server runs" not in done.stderr
     done = astra("plans", ASTRA_DATABASE_URL=postgres.url("nowhere_at_all"))
     assert "createdb" in done.stderr
+
+
+@pytest.mark.parametrize("schema", ["public", "own"])
+def test_a_role_that_may_create_no_table_is_told_who_can_allow_it(postgres, tmp_path, schema):
+    name = f"fresh_{schema}"
+    postgres.create_database(name)
+    postgres.create_role(name, "secret")
+    postgres.sql("REVOKE CREATE ON SCHEMA public FROM PUBLIC", name)
+    url, grant = postgres.url(name, name, "secret"), f'GRANT CREATE ON SCHEMA "public" TO "{name}"'
+    text = f'[database]\nurl = "{url}"\n'
+    if schema == "own":
+        text, grant = f'{text}schema = "own"\n', f'GRANT CREATE ON DATABASE "{name}" TO "{name}"'
+    (tmp_path / "astra.toml").write_text(text)
+    done = forks.astra("initdb", cwd=tmp_path)
+    assert done.returncode == 5 and f"can allow it: {grant}\n" in done.stderr, done.stderr
+    postgres.sql(grant, name)
+    done = forks.astra("initdb", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_server_that_gives_no_connection_is_not_one_that_does_not_run(postgres):

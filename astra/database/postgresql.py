@@ -235,6 +235,12 @@ class PostgreSQL(Keys):
         if kind := _kind(message, statement.decode()):
             grant = quote(f"{role}:{kind}")
             remedy = f"the owner of the tables can grant it: astra initdb --grant {grant}"
+        elif found := re.search(r"permission denied for (schema|database) (.+)$", message):
+            kind, (on, to) = found[1], ('"' + n.replace('"', '""') + '"' for n in (found[2], role))
+            remedy = (
+                "the owner of the tables has to do this; if there are none yet, the owner of this "
+                f"{kind} can allow it: GRANT CREATE ON {kind.upper()} {on} TO {to}"
+            )
         place = f"of the database {hide(self.url)}"
         return f"the role {role!r} may not do this: {message}, {place}; {remedy}"
 

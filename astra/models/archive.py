@@ -59,7 +59,8 @@ def new_place() -> str | None:
         place = dialect().location(schema())
     if known is None:
         raise DatabaseError(
-            f"the database {hide_password(url())} lacks the table of its archive: astra initdb"
+            f"the table astra_archive of {hide_password(url())} is empty, so that the database "
+            "is not told from a copy of it: astra initdb"
         )
     if not dialect().is_same_location(known.made_in, place):
         raise DatabaseError(

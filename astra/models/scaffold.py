@@ -113,6 +113,8 @@ def module_text(module: str, schema: str | None, tables: Sequence[str]) -> str:
         return _SPECTRA.format(module=module)
     parts: list[str] = []
     with connection():
+        if schema and dialect().name == "sqlite":
+            raise UsageError(f"--schema {schema}: SQLite has no schemas; leave it out")
         reflected = Introspector.from_database(database.bound(), schema=schema)
         views = {view.name for view in database.bound().get_views(schema)}
         existing = {*reflected.metadata.database.get_tables(schema), *views}

@@ -263,7 +263,10 @@ def _check_names(model: type[Model]) -> None:
     for name in (model._meta.table_name, *model._meta.columns):
         dialect().quote(name)
         if len(name.encode()) > 63:
-            raise DatabaseError(f"{name!r}, of the model {model.__name__}, exceeds 63 bytes")
+            raise DatabaseError(
+                f"{name!r}, of the model {model.__name__}, exceeds 63 bytes: "
+                "shorten it (table_name in class Meta, column_name of a field)"
+            )
 
 
 def tables() -> list[type[BaseModel]]:

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 from peewee import SQL, ColumnBase, Model, ModelSelect, fn
 
-from astra.database.connection import connection, tuples, writing
-from astra.errors import TaskError, UsageError, nearest
+from astra.database.connection import connection, dialect, tuples, writing
+from astra.errors import NotAllowed, TaskError, UsageError, nearest
 from astra.models.failures import Failure, NoResult
 from astra.models.importing import import_path
 from astra.models.keys import TRUE, table_name
@@ -132,6 +132,8 @@ def rename_task(old: str, task: str) -> int:
     ------
     UsageError
         If nothing was made under the former name, or a plan of that name is active.
+    NotAllowed
+        If the tables belong to another role.
 
     Examples
     --------
@@ -145,16 +147,7 @@ def rename_task(old: str, task: str) -> int:
     root = import_root(function, source_file(function))
     check_version()
     with connection(), writing():
-        tasks = [name for (name,) in tuples(MadeBy.select(MadeBy.task).distinct())]
-        if old not in (former := {*tasks} - {new}):
-            hint = nearest(old, former)
-            raise UsageError(f"there are no plans and no results of a former task {old!r}. {hint}")
-        living = Plan.select(Plan.pk).where((Plan.task == old) & IS_LIVE).limit(1).scalar()
-        if living is not None:
-            raise UsageError(
-                f"plan {living} of {old} is active: wait for its end, or astra "
-                f"cancel {living}, first"
-            )
+        _check_renaming(old, new)
         for model in choose_model(function, None):
             same_input = (Plan.task == old) & (Plan.input_table == table_name(model))
             Plan.update(input_model=import_path(model)).where(same_input).execute()
@@ -170,6 +163,24 @@ def rename_task(old: str, task: str) -> int:
             _rename_records(kind, old, new)
         _rename_origins(old, new, output)
     return int(n_plans)
+
+
+def _check_renaming(old: str, new: str) -> None:
+    """Refuse to rename a task that is unknown or active, or whose tables another role owns."""
+    if owner := dialect().other_owner(Plan):
+        raise NotAllowed(
+            f"the tables belong to the role {owner!r}, who alone may rename a task: have "
+            f"{owner} run this command"
+        )
+    tasks = [name for (name,) in tuples(MadeBy.select(MadeBy.task).distinct())]
+    if old not in (former := {*tasks} - {new}):
+        hint = nearest(old, former)
+        raise UsageError(f"there are no plans and no results of a former task {old!r}. {hint}")
+    living = Plan.select(Plan.pk).where((Plan.task == old) & IS_LIVE).limit(1).scalar()
+    if living is not None:
+        raise UsageError(
+            f"plan {living} of {old} is active: wait for its end, or astra cancel {living}, first"
+        )
 
 
 def _rename_origins(old: str, new: str, output: type[OutputModel]) -> None:

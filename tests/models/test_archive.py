@@ -73,6 +73,17 @@ def test_nothing_is_written_to_a_copy_until_it_is_said_to_be_one(url, copied):
         assert Measured.select().count() == 0 and Plan.get().cancelled is None
 
 
+def test_a_database_whose_identity_was_deleted_gets_another(url):
+    fill(1)
+    with connection():
+        Archive.delete().execute()
+    database.obj.is_known = False
+    with pytest.raises(DatabaseError, match=r"astra_archive of .* is empty.*: astra initdb"):
+        create_plan(measure, BossVisitSpectrum)
+    init_database()
+    assert create_plan(measure, BossVisitSpectrum)[0].rows == 1
+
+
 def test_a_copy_gives_up_the_originals_plans_and_leaves_its_files_alone(url, copied):
     plan, copy = copied
     script = run_folder(plan.folder) / "script.sh"

@@ -117,6 +117,18 @@ def test_a_sequence_that_was_restored_without_its_value_is_named(pg_url, table):
     assert "restored in part" in done.output and done.exit_code == 5
 
 
+def test_a_sequence_that_was_lost_is_named(pg_url):
+    fill(4)
+    create_plan(measure, BossVisitSpectrum)
+    for statement, said in (
+        ("ALTER TABLE plan ALTER pk DROP DEFAULT", "no default for the column pk: set it to nextv"),
+        ("DROP SEQUENCE plan_pk_seq CASCADE", "the table plan has no sequence for the column pk"),
+    ):
+        with connection():
+            database.execute_sql(statement)
+        assert said in CliRunner().invoke(main, ["verify"]).output
+
+
 def test_a_lost_index_is_noticed_and_made_again(url):
     fill(4)
     with connection():

@@ -232,6 +232,13 @@ def test_nobody_else_makes_or_gives(of: Url, kind: str) -> None:
         assert repr(ROLES[kind]) in done.stderr and "owner" in done.stderr
 
 
+def test_only_the_owner_of_the_tables_renames_a_task(of: Url) -> None:
+    planned(of)
+    for kind in ROLES:
+        done = astra(of, kind, "rename", "gone.measure", "tests.sample_tasks.measure")
+        assert done.returncode == 5 and "have astra run this command" in done.stderr, done.stderr
+
+
 def test_tables_made_later_are_given_too(of: Url) -> None:
     as_role(of, "owner")
     database.execute_sql("CREATE TABLE made_by_hand (x int)")

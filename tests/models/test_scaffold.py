@@ -186,6 +186,17 @@ def test_a_folder_of_the_same_name_does_not_hide_a_module(tmp_path, monkeypatch)
     assert (tmp_path / "survey.py").exists()
 
 
+def test_tables_that_are_not_there_are_refused(url, tmp_path):
+    with connection():
+        dialect().run("CREATE TABLE stars (a integer PRIMARY KEY)")
+    done = astra("init", "star", cwd=tmp_path)
+    assert done.returncode == 2 and "no table 'star'. Did you mean 'stars'" in done.stderr
+    done = astra("init", "stars", "--schema", "nowhere", cwd=tmp_path)
+    no_schemas = "--schema nowhere: SQLite has no schemas"
+    said = no_schemas if dialect().name == "sqlite" else "no table 'stars' in the schema 'nowhere'"
+    assert done.returncode == 2 and said in done.stderr, done.stderr
+
+
 def test_tables_in_a_file_that_does_not_exist_are_refused(tmp_path, monkeypatch):
     """Connecting would create the file."""
     monkeypatch.chdir(tmp_path)

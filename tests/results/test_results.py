@@ -7,7 +7,7 @@ from functools import cached_property
 
 import numpy as np
 import pytest
-from peewee import BooleanField, DateField, DateTimeField, FixedCharField, IntegerField
+from peewee import BooleanField, DateField, DateTimeField, FixedCharField, FloatField, IntegerField
 
 from astra import task
 from astra.api import run_here
@@ -164,10 +164,36 @@ def test_null_is_stored_as_null_whatever_the_settings_of_the_database(pg_url, n)
 
 class Exact(PipelineOutputModel):
     number = IntegerField(null=True)
+    size = FloatField(null=True)
     flag = BooleanField(null=True)
     code = FixedCharField(null=True, max_length=4)
     day = DateField(null=True)
     at = DateTimeField(null=True)
+
+
+@task
+def too_large(spectra: Iterable[BossVisitSpectrum], column: str, value: float) -> Iterable[Exact]:
+    """One value that its column cannot hold, and NULL in every third result."""
+    for n, spectrum in enumerate(spectra):
+        values = {"number": 1, "size": 2.0} if n % 3 else {}
+        yield Exact.from_spectrum(spectrum, **values | ({column: value} if n == 4 else {}))
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize(
+    ("column", "value", "said"),
+    [("number", 2**31, "out of range for type integer"), ("size", 1e-60, "range for type real")],
+)
+def test_a_value_that_cannot_be_copied_costs_its_row_alone(pg_url, column, value, said):
+    fill(60)  # enough for a COPY
+    with connection():
+        Exact.create_table()
+    (planned,) = create_plan(too_large, arguments={"column": column, "value": value})
+    run_here(planned.plan)
+    assert status(planned.plan).rows == {"done": 59, "failed": 1} and verify(planned.plan).sound
+    with connection():
+        assert said in Failure.get().message
+        assert Exact.select().where(Exact.number.is_null()).count() == 20
 
 
 _KATHMANDU = timezone(timedelta(hours=5, minutes=45))
