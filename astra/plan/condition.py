@@ -289,4 +289,7 @@ def _balanced(
 
 
 def _quoted(node: ast.expr) -> str:
-    return f"`{ast.unparse(node)[:80]}`"
+    try:
+        return f"`{ast.unparse(node)[:80]}`"
+    except RecursionError:  # the parser allows more levels than can be written again
+        return "a part of too many levels"

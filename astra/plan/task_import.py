@@ -36,4 +36,7 @@ def check_importable(function: Callable[..., object]) -> None:
             "level of a module, and name it module.function"
         )
     if load(path) is not function:
-        raise TaskError(f"{path} is not the same object as the task that was given")
+        raise TaskError(
+            f"{path} is no longer the task that was given, and elements would run what has "
+            "replaced it: give the task a name of its own in its module"
+        )

@@ -123,6 +123,12 @@ def test_what_a_direct_call_has_stored_counts(url: str) -> None:
 def test_results_of_spectra_by_a_task_on_sources_keep_others_out(url: str) -> None:
     init_database()
     fill(4)
+    (spectra,) = create_plan(of_spectra)  # and the other way round
+    with pytest.raises(
+        TaskError, match=rf"row of Source, and will get .* {spectra.plan}, of .*spec"
+    ):
+        create_plan(of_sources)
+    cancel(spectra.plan)
     (sources,) = create_plan(of_sources)
     with pytest.raises(TaskError, match=REFUSED.format(".*of_sources")):
         create_plan(of_spectra)

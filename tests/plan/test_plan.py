@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
 
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from astra import task
 from astra.api import plan_sized, run_here
 from astra.cli.group import main
 from astra.config.profiles import choose_profile
@@ -115,6 +117,22 @@ def test_arguments_are_parsed_and_checked_before_anything_is_stored(url):
         with pytest.raises(TaskError, match=words):
             plan_of(arguments=arguments)
     assert Plan.select().count() == 0
+
+
+def test_a_task_that_elements_cannot_run_or_import_is_not_planned(sqlite_url, monkeypatch):
+    @task
+    def local(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
+        yield from ()
+
+    unstored = task(write_to_database=False)(measure.__wrapped__)
+    monkeypatch.setattr("tests.sample_tasks.measure", unstored)
+    for function, words in (
+        (local, r"test_plan.*local cannot be imported by other processes: move it to the top"),
+        (unstored, "declared with write_to_database=False: a plan of it could never end"),
+        (measure, "tests.sample_tasks:measure is no longer the task that was given"),
+    ):
+        with pytest.raises(TaskError, match=words):
+            create_plan(function)
 
 
 def test_eight_planners_take_no_row_twice(pg_url):
