@@ -11,13 +11,14 @@ import os
 import shutil
 import smtplib
 import socket
+import ssl
 import subprocess
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from email.message import EmailMessage
 from functools import partial
@@ -164,16 +165,25 @@ def mail_server(url: str, timeout_s: float = _TIMEOUT_S) -> Iterator[smtplib.SMT
     """Connect to a mail server, and log in where the URL names a user."""
     parts = urlsplit(url)
     host = parts.hostname or ""
-    kind = smtplib.SMTP_SSL if parts.scheme == "smtps" else smtplib.SMTP
+    verified = ssl.create_default_context()  # by default, smtplib accepts any certificate
+    kind: Callable[..., smtplib.SMTP] = smtplib.SMTP
+    if parts.scheme == "smtps":
+        kind = partial(smtplib.SMTP_SSL, context=verified)
     with kind(host, parts.port or 0, timeout=timeout_s) as server:
         if parts.scheme == "starttls":
-            server.starttls()
+            server.starttls(context=verified)
         if parts.username:
-            login = netrc.netrc().authenticators(host)
-            if login is None:
-                raise LookupError(f"~/.netrc has no password for {host}")
-            server.login(parts.username, login[2] or "")
+            server.login(parts.username, _password(host))
         yield server
+
+
+def _password(host: str) -> str:
+    with suppress(FileNotFoundError):
+        if login := netrc.netrc().authenticators(host):
+            return login[2] or ""
+    raise LookupError(
+        f"~/.netrc has no password for {host}: add a line for this machine (mode 600)"
+    )
 
 
 def _webhook(url: str, night: NightStatus, text: str) -> None:

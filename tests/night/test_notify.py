@@ -1,6 +1,8 @@
 """People are notified of a night by mail, webhook and command; what fails is kept."""
 
 import json
+import ssl
+import subprocess
 import threading
 import time
 from contextlib import contextmanager
@@ -10,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 from aiosmtpd.controller import Controller
+from aiosmtpd.smtp import AuthResult
 from click.testing import CliRunner
 
 from astra.cli.group import main
@@ -18,6 +21,7 @@ from astra.config.nights import checked
 from astra.database.connection import connection
 from astra.errors import ConfigError
 from astra.models.nights import Night, NightPlan
+from astra.night.doctor import _notified
 from astra.night.history import night_of
 from astra.night.nightly import _notify_of_earlier
 from astra.night.notify import NOTIFIED, compose, notify
@@ -214,6 +218,52 @@ def test_a_night_in_which_the_clocks_go_back_says_which_time_is_meant(sqlite_url
     finally:
         monkeypatch.undo()
         time.tzset()
+
+
+@pytest.mark.parametrize("scheme", ["starttls", "smtps"])
+def test_a_mail_server_gets_no_password_before_its_certificate_is_verified(
+    sqlite_url, tmp_path, monkeypatch, scheme
+):
+    kept, ports, logins, certificate = Inbox(), Ports(), [], tmp_path / "certificate"
+    key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", certificate]
+    name = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
+    made = subprocess.run(["openssl", "req", "-x509", *key, *name], capture_output=True, check=True)
+    certificate.write_bytes(certificate.read_bytes() + made.stdout)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+
+    def log_in(server, session, envelope, mechanism, data):
+        logins.append((data.login, data.password))
+        return AuthResult(success=True)
+
+    of_scheme = {
+        "starttls": {"tls_context": context, "auth_required": True, "authenticator": log_in},
+        "smtps": {"ssl_context": context},
+    }
+    server = Controller(kept, hostname="127.0.0.1", port=ports.one(), **of_scheme[scheme])
+    server.start()
+    user = "me@" if scheme == "starttls" else ""
+    ways = settings(mail="a@example.org", smtp=f"{scheme}://{user}localhost:{server.port}")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    try:
+        night = a_night()
+        assert "certificate verify failed" in notify(night, ways)["mail"]
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        if user:
+            for text in (None, "machine other login me password geheim\n"):
+                if text:
+                    (tmp_path / ".netrc").write_text(text)
+                    (tmp_path / ".netrc").chmod(0o600)
+                assert "~/.netrc has no password for localhost" in notify(night, ways)["mail"]
+            (tmp_path / ".netrc").write_text("machine localhost login me password geheim\n")
+        assert not logins and not kept.mails
+        assert notify(night, ways) == {"mail": NOTIFIED} and len(kept.mails) == 1
+        assert logins == ([(b"me", b"geheim")] if user else [])
+        (checked_,) = _notified("night survey", ways)
+        assert (checked_.state, checked_.message) == ("ok", "mail: localhost answers")
+    finally:
+        server.stop()
+        ports.release()
 
 
 def test_the_reason_is_kept_for_which_sendmail_refuses_a_mail(url, tmp_path, monkeypatch):
