@@ -65,7 +65,9 @@ def _settings(facts: Server) -> Iterator[Finding]:
     if dialect().name == "sqlite":
         if facts.settings["journal_mode"] != "wal":
             message = f"journal_mode is {facts.settings['journal_mode']}, so that readers block"
-            yield warning(_PART, message, "keep the file on a local disk that its folder may write")
+            yield warning(
+                _PART, message, "keep the file on a local disk, in a folder that you may write to"
+            )
         yield ok(_PART, "a SQLite file: run with --local; Slurm's elements need PostgreSQL")
         return
     free = (facts.max_connections or 0) - (facts.used or 0)

@@ -38,7 +38,7 @@ def python() -> Iterator[Finding]:
         versions.append(f"{name} {installed}")
         least = re.search(r">=\s*([\d.]+)", requirement)
         if least and _numbers(installed) < _numbers(least[1]):
-            problem = f"{name} is of version {installed}, and {least[1]} is needed"
+            problem = f"version {least[1]} of {name} is needed, and {installed} is installed"
             yield failed("python", problem, f"pip install --upgrade '{requirement}'")
     yield ok("python", ", ".join(versions))
 
@@ -82,7 +82,7 @@ def _profiles() -> Iterator[Finding]:
         yield failed("configuration", str(error), f"correct [profiles.{name}]")
     folder = settings.current().run.templates
     if folder is not None and not folder.is_dir():
-        problem = f"[run] templates = {folder} is no folder"
+        problem = f"[run] templates = {folder} is not a folder"
         yield failed("configuration", problem, f"mkdir -p {folder}, or leave the key out")
 
 

@@ -44,30 +44,35 @@ def from_a_node(profile: Profile, wait_s: float) -> Iterator[Finding]:
     write_whole(path, text, 0o700)
     job = replace(client.submit(path), name=name)
     until = time.monotonic() + wait_s
-    while not answer.exists() and time.monotonic() < until and _is_alive(job):
+    while not answer.exists() and time.monotonic() < until and _alive(job) is not None:
         time.sleep(_POLL_S)
     if answer.exists():
         yield from _read(answer)
         answer.unlink()
         return
-    log = next(iter(folder.glob(f"{name}-*.log")), None)
-    if time.monotonic() >= until:
+    if (alive := _alive(job)) is not None:
         client.cancel(job)
-        problem = f"job {job.job_id} did not end within {wait_s:g} s"
-        yield failed(
-            "node", problem, f"squeue -j {job.job_id} says why; astra doctor --job --wait N"
-        )
+        state = f" (Slurm: {alive})" if alive else ""
+        problem = f"job {job.job_id} did not end within {wait_s:g} s{state}, and was cancelled"
+        yield failed("node", problem, "choose another --profile, or wait longer with --wait")
+        return
+    log = next(iter(folder.glob(f"{name}-*.log")), None)
+    if log is not None and (text := log.read_text(errors="replace").strip()):
+        problem = f"job {job.job_id} ended before it found anything: {text.splitlines()[-1]}"
+        yield failed("node", problem, f"correct the profile {profile.name}; the job's log is {log}")
         return
     problem = f"job {job.job_id} ended, and what it found cannot be seen in {folder}"
-    if log is not None and (text := log.read_text(errors="replace").strip()):
-        problem += f": {text.splitlines()[-1]}"
     yield failed("node", problem, "set [run] dir to a folder that the nodes share")
 
 
-def _is_alive(job: JobId) -> bool:
-    """Return whether the job waits or runs, or Slurm gives no answer."""
+def _alive(job: JobId) -> str | None:
+    """Return why the job waits, or its state, as Slurm says it; None if it has ended."""
     execution = client.elements([job]).of(job.key, None)
-    return execution.state is None or execution.state.alive
+    if execution.state is None:
+        return ""  # Slurm gives no answer
+    if not execution.state.alive:
+        return None
+    return execution.reason or execution.state.value
 
 
 def write_answer(answer: Path, check: Callable[[], Iterable[Finding]]) -> None:

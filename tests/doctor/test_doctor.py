@@ -14,8 +14,10 @@ from click.testing import CliRunner
 
 from astra.cli.group import main
 from astra.config import settings
+from astra.config.profiles import choose_profile
 from astra.database import connection
 from astra.database.connection import database
+from astra.doctor.job import from_a_node
 from astra.models.schema import init_database
 from astra.night.doctor import examine
 from tests.conftest import ROOT
@@ -298,3 +300,25 @@ def test_a_job_looks_from_a_node(place, monkeypatch):
     assert {"node", "node: database", "node: run directory"} <= {f["part"] for f in nodes}
     left = list((place.parent / "runs" / "doctor").glob("*.json"))
     assert left == []
+
+
+@pytest.mark.parametrize(
+    ("profile", "wait_s", "problem", "remedy"),
+    [
+        ("hold = true", 1, "within 1 s (Slurm: JobHeldUser), and was cancelled", "--profile"),
+        (
+            'extends = "debug"\nsetup = ["echo no such module >&2; exit 3"]',
+            60, "ended before it found anything: no such module", "correct the profile mine",
+        ),
+        (
+            'extends = "debug"\nsetup = ["exit 3"]',
+            60, "what it found cannot be seen in ", "a folder that the nodes share",
+        ),
+    ],
+)  # fmt: skip
+def test_a_job_that_finds_nothing_says_why(place, slurm, profile, wait_s, problem, remedy):
+    add(place, f"[profiles.mine]\n{profile}\n")
+    settings.reset()
+    (found,) = from_a_node(choose_profile("mine", None), wait_s)
+    assert found.state == "failed" and problem in found.message and remedy in found.remedy
+    assert not slurm.run("squeue", "-h")
