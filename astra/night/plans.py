@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from operator import attrgetter
 
-from peewee import fn
+from peewee import Expression, fn
 
 from astra.config.nights import NightSettings, NightTask
 from astra.config.profiles import choose_profile
@@ -124,12 +124,17 @@ def _is_due(task: NightTask, entries: list[NightPlan]) -> bool:
 def _plan(night: Night, task: NightTask, settings: NightSettings, step: NightStep) -> None:
     """Freeze the pending rows of a task into a plan of the night.
 
-    Rows that have ended are processed again once in a night, by the first plans of the task.
+    Rows that have ended are processed again once in a night, by the first plans of the task. The
+    record of an earlier call that could not plan the task is replaced.
     """
     entry = {"night": night.pk, "task": task.task, "input_model": task.input_model}
+    failed = NightPlan.delete().where(
+        _is_of(night, task) & NightPlan.plan_pk.is_null() & ~NightPlan.has_ended
+    )
     try:
         # In one transaction, so that a night knows all of its plans.
         with connection(), writing():
+            failed.execute()
             planned = [
                 p for p in create_plan(
                     task.task, task.input_model, None, task.limit or settings.limit,
@@ -146,7 +151,8 @@ def _plan(night: Night, task: NightTask, settings: NightSettings, step: NightSte
         if is_temporary(error):
             raise
         step.problems.append(f"{task.task} cannot be planned: {error}")
-        with connection():
+        with connection(), writing():
+            failed.execute()
             NightPlan.create(message=str(error), **entry)
         return
     for p in planned:
@@ -154,11 +160,16 @@ def _plan(night: Night, task: NightTask, settings: NightSettings, step: NightSte
         step.due.append(DuePlan(int(p.plan or 0), task, p.pages))
 
 
-def _has_entry(night: Night, task: NightTask) -> bool:
+def _is_of(night: Night, task: NightTask) -> Expression:
+    """Select what a night has planned of a task; its leftovers are of earlier nights."""
     is_same_task = (NightPlan.night == night.pk) & (NightPlan.task == task.task)
     model = NightPlan.input_model
     is_same_task &= model.is_null() if task.input_model is None else model == task.input_model
-    return bool(NightPlan.select().where(is_same_task & ~NightPlan.leftover).exists())
+    return is_same_task & ~NightPlan.leftover
+
+
+def _has_entry(night: Night, task: NightTask) -> bool:
+    return bool(NightPlan.select().where(_is_of(night, task)).exists())
 
 
 def profile_of(task: NightTask, settings: NightSettings) -> tuple[str | None, dict[str, object]]:

@@ -1,16 +1,18 @@
 """The totals of a night."""
 
-from astra.database.connection import connection
+from astra.database.connection import connection, database
 from astra.element.element import Element
 from astra.models import BossVisitSpectrum
 from astra.models.nights import NightPlan
-from astra.night.totals import n_left, refresh_totals, totals_of
+from astra.night.nightly import _missing
+from astra.night.plans import NightStep, begin_tasks
+from astra.night.totals import entries_of, n_left, refresh_totals, totals_of
 from astra.plan.plan import create_plan
 from astra.results.stopping import Stop
 from astra.resume.cancel import cancel
-from tests.nights import a_night
+from tests.nights import a_night, settings_of_tasks
 from tests.pools import plan_of, pool_of
-from tests.sample_tasks import measure, on_sources
+from tests.sample_tasks import Measured, fill, measure, on_sources
 
 
 def test_the_rows_of_a_cancelled_plan_count_once(url):
@@ -38,3 +40,19 @@ def test_the_rows_of_a_cancelled_plan_count_once(url):
     entry, _, *later = refresh_totals(night)
     assert (entry.n_rows, entry.has_ended, entry.message) == (10, True, "was cancelled")
     assert totals_of([entry, *later])["n_rows"] == 30
+
+
+def test_a_task_that_can_be_planned_later_is_no_longer_reported(url):
+    """As when its table is created, and the night is joined."""
+    settings, night, table = settings_of_tasks("measure"), a_night(), Measured._meta.table_name
+    fill(3)
+    for names in ((table, "elsewhere"), None, ("elsewhere", table)):
+        if names:
+            database.execute_sql('ALTER TABLE "{}" RENAME TO "{}"'.format(*names))
+        step = NightStep()
+        begin_tasks(night, settings, step, again=True)
+        (entry,) = entries_of(night)
+        assert bool(step.problems) == (entry.plan_pk is None) == (names != ("elsewhere", table))
+    assert entry.n_rows == 3 and entry.message is None and _missing([entry], settings, "") == [
+        f"plan {entry.plan_pk} of {entry.task}: 3 rows are left: astra status {entry.plan_pk}"
+    ]  # fmt: skip
