@@ -166,14 +166,14 @@ def _begin(settings: NightSettings) -> Nightly:
 
 def _join(night: Night, settings: NightSettings) -> Nightly:
     """See that an open night has a finalizer, and unless it is left, add what is pending now."""
-    if settings.running == "leave":
-        heal(night, settings)
-        message = "nothing was added to the running night: running = 'leave'"
-        return _outcome(night, "running", NightStep(), message)
-    step = live_state(night)
-    _take_new(night, settings, step)
+    step, leave = live_state(night), settings.running == "leave"
+    if not leave:
+        _take_new(night, settings, step)
     if not finalizer_module.is_alive(night):
         _replace_finalizer(night, settings, step)
+    if leave:
+        message = "nothing was added to the running night: running = 'leave'"
+        return _outcome(night, "running", step, message)
     return _outcome(night, "joined", step)
 
 

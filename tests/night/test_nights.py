@@ -76,6 +76,10 @@ def test_a_night_is_seen_to_its_end(slurm, tmp_path, monkeypatch):
     told = json.loads(astra("report", "survey", night.date, "--json"))
     assert [p["plan"] for p in told["plans"]] == [p.plan for p in found.plans]
     assert "no night" in astra("report", "servey", status=2)
+    assert "night 1 of survey: whole" in astra("nightly", "survey", "--continue", "1")
+    assert "no night 2 of the name survey" in astra(
+        "nightly", "survey", "--continue", "2", status=2
+    )
 
 
 def test_two_at_once_are_one_night_and_a_dead_finalizer_is_replaced(slurm, tmp_path, monkeypatch):
@@ -280,6 +284,12 @@ def test_a_night_that_only_a_person_can_continue_says_so(slurm, tmp_path, monkey
     assert "astra status 1   shows its pages" in astra("nights", "survey", shown.date, status=3)
     assert "holds 2 of its pages back (PartitionTimeLimit): astra status 1" in shown.message
     assert shown.message in astra("nightly", "survey", status=6)  # cron mails it
+    write(tmp_path, text.replace("rounds = 2", 'running = "leave"'), monkeypatch)
+    held, _ = last().finalizer_job, fill(1)
+    slurm.run("scontrol", "hold", str(held))
+    said = astra("nightly", "survey", status=6)
+    assert shown.message in said and "running = 'leave'" in said
+    assert Plan.select().count() == 1 and last().finalizer_job > held
     astra("pause", "1")
     assert "plan 1 is paused (by " in str(night_of("survey").message)
 

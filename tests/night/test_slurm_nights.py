@@ -19,10 +19,12 @@ from astra.database.connection import connection, database, reset
 from astra.errors import SlurmError
 from astra.models import BossVisitSpectrum
 from astra.models.attempts import Attempt
-from astra.models.nights import NightPlan
+from astra.models.nights import Night, NightPlan
 from astra.models.plans import Page, Plan, Submission
 from astra.models.schema import init_database
 from astra.night import nightly
+from astra.night.plans import NightStep
+from astra.night.totals import entries_of, plan_pks
 from astra.plan.plan import create_plan
 from astra.resume.resume import resume
 from astra.slurm.limits import configuration
@@ -162,6 +164,23 @@ def test_pages_that_a_limit_leaves_are_submitted_within_the_same_round(
         job_limit(limit)
         nightly._advance(last(), limited, 0)
         assert status(plan).pages == pages and last().round == n_rounds
+
+
+def test_leftovers_that_run_are_taken_and_others_wait_for_free_elements(slurm):
+    """With a throttle of one element; the pages of the second plan have lost theirs."""
+    plans = [plan_of(10, 10), plan_of(10, 10)]
+    with connection():
+        for plan in plans:
+            NightPlan.create(night=a_night().pk, task="tests.sample_tasks.measure", plan_pk=plan)
+        Night.update(ended="2026-01-03 05:00:00").execute()
+    jobs = [submit(plan, options={"hold": True}).jobs[0].job_id for plan in plans]
+    slurm.run("scancel", str(jobs[1]))
+    night, step = a_night(), NightStep()
+    nightly._take_new(night, replace(settings_of_tasks("measure"), throttle=1), step)
+    assert [job.job_id for job in step.jobs] == jobs[:1] and step.n_elements == 1
+    assert step.open and step.postponed and step.new == [(plan, 10) for plan in plans]
+    assert Submission.select().count() == 2
+    assert plan_pks(night) == plans and all(e.leftover for e in entries_of(night)[:2])
 
 
 def test_pages_that_were_never_submitted_are_submitted_with_those_that_ended(
