@@ -114,7 +114,9 @@ class Dashboard:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UsageError(f"{self.folder} cannot be created: {error.strerror}") from error
+            raise UsageError(
+                f"{self.folder} cannot be created: {error.strerror}; name another folder"
+            ) from error
         owner = _mark(self.folder / INDEX)
         if owner is not None and owner != archive:
             raise UsageError(

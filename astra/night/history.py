@@ -158,7 +158,8 @@ def night_of(name: str, date: object = None) -> NightStatus:
     if night is None:
         if not dates:
             raise _unknown(name)
-        raise UsageError(f"no night {name} began on {date}. {nearest(str(date), dates)}")
+        which = f"has the number {date}" if is_number(str(date)) else f"began on {date}"
+        raise UsageError(f"no night {name} {which}. {nearest(str(date), dates)}")
     shown = _status(night, _states([night])[night.pk], current_entries(night))
     if night.ended is None:
         from astra.night.plans import live_state  # here, as few commands need it
