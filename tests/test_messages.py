@@ -196,6 +196,39 @@ def test_what_is_no_plain_function(sqlite_url):
         find_task(int)
     with pytest.raises(TaskError, match="a method"):
         find_task(Path().exists)
+    with pytest.raises(TaskError, match="a task is a function or its name, not 3"):
+        find_task(3)
+    with pytest.raises(TaskError, match=r"@task takes keywords only, as in .*, not 'boss'"):
+        task("boss")
+    with pytest.raises(TaskError, match=r"measure is not a task: decorate it with @task"):
+        create_plan(measure.__wrapped__, BossVisitSpectrum)
+
+
+@pytest.mark.parametrize(
+    ("keyword", "expected"),
+    [({"many": 1}, "True or False"), ({"revision": 1.5}, "a number or a t")],
+)
+def test_keywords_that_only_the_decorator_takes(keyword, expected):
+    with pytest.raises(TaskError, match=f"=1.*: give {expected}"):
+        task(**keyword)(measure.__wrapped__)
+
+
+@pytest.mark.parametrize("rows", [3, "abc", b"abc"])
+def test_what_are_no_rows(sqlite_url, rows):
+    with pytest.raises(TaskError, match=f"rows={rows!r}: give a query, a list, or any other"):
+        list(measure(rows))
+
+
+def test_a_task_without_a_parameter_for_rows():
+    def of_several(*spectra):
+        yield from spectra
+
+    def by_name(*, spectra):
+        yield from spectra
+
+    for function in (of_several, by_name):
+        with pytest.raises(TaskError, match=rf"{function.__name__}\(\*.* no parameter for rows"):
+            task(function)
 
 
 def test_an_ellipsis_in_annotations_is_understood(sqlite_url):

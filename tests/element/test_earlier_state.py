@@ -7,9 +7,12 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from peewee import OperationalError
 
 from astra.database.connection import connection, database, dialect, writing
 from astra.element.claiming import claim_page, this_process
@@ -28,6 +31,7 @@ from astra.results.claim import Claim, check_nothing_lost, hold_page
 from astra.results.stopping import Stop
 from astra.run_page import main as run_page
 from astra.slurm.parse import JobId
+from astra.submit import intent
 from astra.submit.intent import bind_job, withdraw
 from tests.claims import somewhere
 from tests.conftest import ROOT
@@ -151,3 +155,20 @@ def test_a_job_is_not_bound_to_the_submission_of_another_plan(url):
     with connection():
         assert Submission.get().job_id != 17 and Submission.get().state == "submitted"
         assert not Page.select().where(Page.submission_pk.is_null()).exists()
+
+
+def test_an_intent_whose_commit_was_not_acknowledged_is_not_committed_twice(url, monkeypatch):
+    plan, answers = plan_of(10, 5), [OperationalError("database is locked")]
+
+    @contextmanager
+    def unacknowledged() -> Iterator[None]:
+        with writing():
+            yield
+        if answers:
+            raise answers.pop()
+
+    monkeypatch.setattr(intent, "writing", unacknowledged)
+    pool = pool_of(plan)
+    with connection():
+        assert [submission.pk for submission in Submission.select()] == [pool.pk]
+        assert [page.submission_pk for page in Page.select()] == [pool.pk] * 2 and answers == []

@@ -17,9 +17,11 @@ from astra.config import settings
 from astra.database.connection import connection, dialect, writing
 from astra.element.claiming import claim_page, this_process
 from astra.element.element import Element
+from astra.element.page_pool import cancel_waiting
 from astra.element.takeover import Watcher
+from astra.errors import SlurmError
 from astra.models.attempts import Attempt
-from astra.models.plans import Page, Submission
+from astra.models.plans import Page, Plan, Submission
 from astra.processes import now_s, process_began
 from astra.results.stopping import Stop
 from astra.resume.controls import throttle
@@ -266,6 +268,33 @@ class TestDeaths:
         assert watcher.wait(now_s() + 1e9 if has_time else now_s() + 0.2) is False
         assert cancelled == ([(7, True)] if has_time else [])
         assert Submission.get().state == ("ended" if has_time else "submitted")
+
+    @pytest.mark.parametrize("is_there", [True, False])
+    def test_elements_that_wait_and_cannot_be_cancelled_are_left(
+        self, plan, slurm_says, monkeypatch, is_there
+    ):
+        """As without Slurm's commands in a container. They will find no page, and end."""
+
+        def cancel(*_, **__):
+            assert is_there
+            raise SlurmError("scancel: Access/permission denied")
+
+        held(Submission.get(), plan)
+        Submission.update(elements=[1, 2, 3]).execute()
+        if is_there:
+            slurm_says["answer"] = answer(SlurmState.RUNNING)
+        monkeypatch.setattr("astra.slurm.client.cancel", cancel)
+        cancel_waiting(Submission.get())
+        assert Submission.get().state == "ended"
+
+    @pytest.mark.parametrize("control", ["paused", "cancelled"])
+    def test_no_page_is_taken_over_in_a_plan_that_nobody_may_continue(
+        self, plan, slurm_says, control
+    ):
+        held(Submission.get(), plan)
+        slurm_says["answer"] = answer(SlurmState.NODE_FAIL)
+        Plan.update({control: dialect().now()}).execute()
+        assert self.watcher(plan)._check() is False and Attempt.get().state == "running"
 
     @pytest.mark.parametrize("state", [SlurmState.NODE_FAIL, SlurmState.FAILED, SlurmState.ABSENT])
     def test_whom_slurm_knows_as_ended_is_dead_at_once(self, plan, slurm_says, state):

@@ -1,12 +1,15 @@
 """``astra try``: rows computed here, of which nothing is stored."""
 
 import json
+import signal
 import subprocess
 import sys
+from collections.abc import Iterable
 
 import pytest
 from click.testing import CliRunner
 
+from astra import task
 from astra.cli.group import main
 from astra.database.connection import connection
 from astra.models import BossVisitSpectrum
@@ -54,6 +57,19 @@ def test_the_keywords_of_a_task_change_nothing(url):
     done = astra(*words, "--set", "re_raise_exceptions=false", "--set", "write_to_database=true")
     assert done.exit_code == 8 and "ValueError: row 3 is bad" in done.stdout, done.output
     assert n_stored() == 0
+
+
+@task
+def is_interrupted(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
+    for _ in spectra:
+        signal.raise_signal(signal.SIGINT)
+    yield from ()
+
+
+def test_ctrl_c_ends_a_trial_and_is_no_failure_of_its_row(sqlite_url):
+    fill(2)
+    done = astra("try", "tests.element.test_trial.is_interrupted", "1", "2")
+    assert done.exit_code == 1 and done.stderr.strip() == "Aborted!" and "1:" not in done.stdout
 
 
 def test_a_failure_of_a_plan_is_reproduced_by_the_command_that_failures_shows(url):

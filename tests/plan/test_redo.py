@@ -3,7 +3,7 @@
 import json
 import tomllib
 from collections.abc import Iterable
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 
@@ -245,6 +245,20 @@ def test_a_file_that_changed_since_breaks_the_page(labels):
     for files in ("modle", ("spectra",), 5, {"model": 5}):
         with pytest.raises(TaskError, match="files"):
             task(files=files)(relabel.__astra__.function)
+
+
+def test_a_result_of_a_later_reading_is_kept(labels, caplog):
+    """Another process has computed a row in the meantime, from what it read later."""
+    run()
+    with connection():
+        of_row = Labelled.spectrum_pk == 3
+        later = {"label": 7.0, "input_read": datetime(2100, 1, 1, tzinfo=UTC)}
+        Labelled.update(later).where(of_row).execute()
+    labels.write_text("2")
+    planned = run(redo="all")
+    assert stored() == {1: 2, 2: 2, 3: 7, 4: 2, 5: 2, 6: 2}
+    assert "tests.plan.test_redo.relabel 3: a later result was kept" in caplog.text
+    assert verify(planned.plan).rows["result"] == 6 and verify(planned.plan).sound
 
 
 def test_a_list_of_files_and_folders(labels, tmp_path):

@@ -363,6 +363,24 @@ def yields_numbers(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Peak]:
         yield Peak.from_spectrum(row, height=1.0) if row.spectrum_pk % 5 else 3
 
 
+@task
+def twice_of_each(sources: Iterable[Source]) -> Iterable[SpectrumOfSource]:
+    for result in spectra_of(sources, write_to_database=False):
+        yield result
+        if result.source_pk == 2:
+            yield SpectrumOfSource(**{**result.__data__, "height": 2.0})
+
+
+def test_a_second_result_of_a_spectrum_is_refused_with_its_source(filled):
+    (planned,) = create_plan(twice_of_each)
+    run_here(planned.plan)
+    with connection():
+        (failure,) = Failure.select()
+        assert not SpectrumOfSource.select().where(SpectrumOfSource.source_pk == 2).exists()
+    assert failure.key == "2" and failure.exception == "DuplicateResult"
+    assert verify(planned.plan).rows["result"] == SOURCES - 1 and verify(planned.plan).sound
+
+
 def test_what_is_no_result_is_refused_with_its_row(filled):
     (planned,) = create_plan(yields_numbers)
     run_here(planned.plan)

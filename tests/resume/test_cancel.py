@@ -11,11 +11,14 @@ from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
+from peewee import SQL
 
 from astra.cli.group import main
 from astra.config import settings
-from astra.database.connection import connection
+from astra.database.connection import connection, dialect
+from astra.element import claiming
 from astra.element.claiming import claim_page, this_process
+from astra.element.element import _write_heartbeat
 from astra.errors import BusyError, SlurmError, SlurmUnknown, Superseded, UsageError
 from astra.models import BossVisitSpectrum
 from astra.models.attempts import Attempt
@@ -24,6 +27,7 @@ from astra.plan.lookup import get_plan
 from astra.plan.plan import create_plan
 from astra.results.checkpoint import write
 from astra.results.rows import Checkpoint, HandedRow, YieldedResult, target_of
+from astra.results.stopping import Stop
 from astra.resume.cancel import _cancel_element, cancel
 from astra.slurm import client
 from astra.slurm.parse import JobId
@@ -104,6 +108,34 @@ def test_a_claim_that_meets_a_cancelled_plan_does_nothing(url):
     Page.update(submission_pk=submission.pk).execute()
     with pytest.raises(Superseded, match="was cancelled"):
         claim_page(get_plan(plan), 1, submission, 1, somewhere())
+
+
+def test_a_claim_that_is_committed_as_the_plan_is_cancelled_is_released(url, monkeypatch):
+    plan, is_cancelled = planned(), claiming.is_cancelled
+
+    def cancelled_now(pk: int) -> bool:
+        with connection():
+            Plan.update(cancelled=SQL(dialect().now_sql)).execute()
+        return is_cancelled(pk)
+
+    monkeypatch.setattr(claiming, "is_cancelled", cancelled_now)
+    with pytest.raises(Superseded, match="was cancelled"):
+        running_elsewhere(plan)
+    with connection():
+        assert [attempt.state for attempt in Attempt.select()] == ["superseded"]
+    assert create_plan(measure, BossVisitSpectrum)[0].rows == 20
+
+
+def test_an_element_that_stores_nothing_notices_that_its_plan_is_cancelled(url):
+    plan, stop = planned(), Stop()
+    claim = running_elsewhere(plan)
+    with connection():
+        _write_heartbeat(claim, stop)
+        assert not stop.is_wanted
+    cancel(plan)
+    with connection():
+        _write_heartbeat(claim, stop)
+    assert stop.is_wanted and stop.reason == "the plan was cancelled"
 
 
 def test_a_whole_plan_is_left_alone(url):

@@ -14,6 +14,7 @@ from astra.slurm.parse import parse_submission
 from astra.slurm.refusals import refusal
 from astra.slurm.script import directive
 from astra.states import SlurmState as S
+from astra.submit import intent
 from tests.servers import Slurm, shifted_clock, wait_for
 
 
@@ -201,6 +202,23 @@ class TestNoAnswer:
         assert "nothing is known" in answer.notes[0]
         with pytest.raises(SlurmUnknown):
             client.find(parse.JobId(0, name="name"))
+
+    @pytest.mark.parametrize(
+        ("squeue", "n_calls", "said"),
+        [("true", 2, "answer twice .*"), ("exit 1", 1, "answer .*may or may not exist: squeue.*")],
+    )
+    def test_a_job_of_which_nothing_is_known_is_not_submitted_a_third_time(
+        self, commands: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+        squeue: str, n_calls: int, said: str,
+    ) -> None:  # fmt: skip
+        calls = tmp_path / "sbatches"
+        commands(sbatch=f"echo x >>{calls}; exit 1", squeue=squeue, sacct="true")
+        monkeypatch.setattr(intent, "_LOOK_AGAIN_S", (0,))
+        script = tmp_path / "script"
+        script.touch()
+        with pytest.raises(SlurmUnknown, match=f"sbatch gave no clear {said}; look again$"):
+            intent.submit_once(script, parse.JobId(0, name="j"), "look again", lambda jobs: jobs[0])
+        assert calls.read_text() == n_calls * "x\n"
 
     @pytest.mark.parametrize(
         "sacct",

@@ -154,9 +154,13 @@ def test_an_element_that_begins_too_late_gives_back_what_nobody_began(url):
     assert [p.number for p in Page.select() if p.free] == [3]  # the first was no pool
 
 
-def test_an_element_that_begins_too_late_for_a_plan_that_was_removed(url):
+def test_an_element_that_begins_too_late_for_a_plan_that_was_removed(url, monkeypatch, caplog):
+    """Those that wait cannot be cancelled: Slurm's commands are missing here."""
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "17")
+    monkeypatch.setenv("PATH", "")
     with pytest.raises(OutOfHours, match="0 pages"):
         begin(int(time.time()) - 1, "gone")
+    assert "job 17 could not be cancelled; they will start and do nothing: scancel" in caplog.text
 
 
 def element(submission: Submission, *hours: object, **env: str) -> subprocess.CompletedProcess:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Optional, Union
+from typing import Annotated, Any, Literal, NewType, Optional, Union
 
 import numpy as np
 import pytest
@@ -42,6 +42,7 @@ def many(
     document: dict = {},  # noqa: B006
     weights: Mapping[int, float] = {},
     noted: Annotated[int, "pixels"] = 0,
+    new: NewType("Pixels", int) = 0,
     bare=3,
     unsaid=None,
     array: np.ndarray = None,
@@ -93,11 +94,13 @@ def test_values_of_python_are_converted_or_refused():
         "whole": np.int64(3), "real": np.float32(2), "truth": np.bool_(True), "path": Path("/x"),
         "some": {2, 1}, "sequence": np.array([1.0, 2.0]), "listed": range(3), "weights": {1: 2},
         "maybe_path": Path("/y"), "anything": np.float64(1.5), "real2": np.int32(4),
+        "bare": np.arange(2), "unsaid": {"x": (1, np.arange(2))}, "noted": 3, "new": 4,
     }  # fmt: skip
     assert parse_arguments(many, given) == {
         "whole": 3, "real": 2.0, "truth": True, "path": Path("/x"), "some": {1, 2},
         "sequence": [1.0, 2.0], "listed": [0, 1, 2], "weights": {1: 2.0}, "maybe_path": Path("/y"),
-        "anything": 1.5, "real2": 4.0,
+        "anything": 1.5, "real2": 4.0, "bare": [0, 1], "unsaid": {"x": [1, [0, 1]]}, "noted": 3,
+        "new": 4,
     }  # fmt: skip
     for name, value in {
         "real": [1], "whole": 1.5, "anything": object(), "text": b"x", "document": {1: 2},

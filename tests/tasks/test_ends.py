@@ -15,7 +15,7 @@ from astra.api import run_here
 from astra.config import settings
 from astra.database.connection import connection
 from astra.element import element
-from astra.errors import BrokenElement, DatabaseError, Interrupted
+from astra.errors import BrokenElement, DatabaseError, Interrupted, NotAllowed
 from astra.models import BossVisitSpectrum
 from astra.models.attempts import Attempt
 from astra.plan import spool
@@ -308,6 +308,31 @@ def test_an_element_that_has_to_stop_does_not_wait_for_a_database_that_is_away(
     with element.Element(plan, pool, stop) as worker, pytest.raises(DatabaseError):
         worker.pull(1)
     assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize("away", [OperationalError("database is locked"), NotAllowed("denied")])
+def test_results_that_neither_the_database_nor_the_disk_takes_are_computed_again(
+    url, tmp_path, monkeypatch, away
+):
+    (tmp_path / "astra.toml").write_text("[database]\nretry_for_s = 0.1\n")
+    monkeypatch.setenv("ASTRA_CONFIG", str(tmp_path / "astra.toml"))
+    settings.reset()
+    plan = plan_of(3, 3)
+
+    def is_away(*_: object) -> None:
+        raise away
+
+    with monkeypatch.context() as patched:
+        patched.setattr(writer, "write", is_away)
+        patched.setattr(element, "_end_attempt", is_away)
+        pool = pool_of(plan)
+        spool.spool_folder(plan.folder).write_text("a file in place of the folder")
+        with element.Element(plan, pool, Stop()) as worker:
+            run = worker.run_page(1, 1)
+    assert run is not None and run.message is not None
+    assert run.state == ("broken" if isinstance(away, NotAllowed) else "interrupted")
+    assert "is lost, too, and will be computed again: the spool file cannot" in run.message
+    assert verify(plan.pk).rows["pending"] == 3
 
 
 @task
