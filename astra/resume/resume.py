@@ -309,6 +309,7 @@ def checked_states(texts: Iterable[str]) -> frozenset[str]:
     states = set()
     for text in texts:
         if text.upper() not in names:
-            raise UsageError(f"--only {text}: no element ends so. {nearest(text.upper(), names)}")
+            hint = nearest(text.upper(), names)
+            raise UsageError(f"--only {text}: not a state in which an element ends. {hint}")
         states.add(text.upper())
     return frozenset(states)
