@@ -116,7 +116,7 @@ def _read(field: PixelArray, path: str) -> object:
     try:
         import numpy as np
 
-        array = np.asarray(fits.getdata(path, ext=field.ext)[name])
+        array = np.asarray(fits.getdata(path, field.ext)[name])
     except (KeyError, IndexError) as error:
         raise UsageError(
             f"{path} has no column {name!r} in the table {field.ext!r}, which "

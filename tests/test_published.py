@@ -15,7 +15,7 @@ from astra import generate_queries_for_task, task, utils
 from astra.api import run_here
 from astra.cli.group import main
 from astra.database.connection import connection, dialect, reset
-from astra.errors import DatabaseError, TaskError
+from astra.errors import DatabaseError, TaskError, UsageError
 from astra.fields import BitField, PixelArray
 from astra.glossary import Glossary, describe
 from astra.models import (
@@ -92,6 +92,10 @@ def test_flags_have_descriptions_and_bits():
 class Extracted(BaseModel):
     path = peewee.TextField()
     flux = PixelArray(ext=1, column_name="FLUX", transform=np.sqrt)
+    by_name = PixelArray(ext="COADD", column_name="FLUX")
+    no_column = PixelArray(ext=1)
+    no_table = PixelArray(ext="NONE", column_name="FLUX")
+    plain = PixelArray(ext=1, accessor_class=peewee.FieldAccessor)
 
     class Meta:
         table_name = "extracted_of_published"
@@ -100,13 +104,17 @@ class Extracted(BaseModel):
 def test_pixels_are_read_from_the_file_of_a_row(url, tmp_path, monkeypatch):
     fits = pytest.importorskip("astropy.io.fits")
     column = fits.Column("FLUX", "D", array=np.array([1.0, 4.0]))
-    fits.BinTableHDU.from_columns([column]).writeto(tmp_path / "one.fits")
+    fits.BinTableHDU.from_columns([column], name="COADD").writeto(tmp_path / "one.fits")
     monkeypatch.setenv("SPECTRA", str(tmp_path))
     Extracted.create_table()
     with connection():
         Extracted.create(path="$SPECTRA/one.fits")
         row = Extracted.get()
-        assert row.flux.tolist() == [1, 2]
+        assert row.flux.tolist() == [1, 2] and row.by_name.tolist() == [1, 4]
+        assert row.plain is None
+        for name in ("no_column", "no_table"):
+            with pytest.raises(UsageError, match=f"which Extracted.{name} is read from"):
+                getattr(row, name)
         row.flux = np.zeros(2)
         row.save()
         assert Extracted.get().flux.tolist() == [0, 0]

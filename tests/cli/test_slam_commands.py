@@ -228,9 +228,37 @@ def test_a_sample_takes_its_spectra_from_the_database(tmp_path, stars, sqlite_ur
     columns = {"spectrum_pk": keys, "teff": labels[:3, 0]}
     sample = read_sample(write_csv(tmp_path / "set.csv", columns), ("teff",))
     assert sample.names == tuple(map(str, keys)) and np.allclose(sample.flux, flux[:3])
-    columns = {"spectrum_pk": [*keys, 999], "teff": [1, 2, 3, 4]}
-    with pytest.raises(UsageError, match="no spectrum with spectrum_pk 999"):
-        read_sample(write_csv(tmp_path / "set.csv", columns), ("teff",))
+    empty = BossVisitSpectrum.create(source=source.pk).spectrum_pk
+    for last, message in (
+        (999, "no spectrum with spectrum_pk 999"),
+        (empty, f"spectrum_pk {empty} has no wavelength, flux or ivar"),
+        ("", "the column 'spectrum_pk' must hold whole numbers"),
+    ):
+        columns = {"spectrum_pk": [*keys, last], "teff": [1, 2, 3, 4]}
+        with pytest.raises(UsageError, match=message):
+            read_sample(write_csv(tmp_path / "set.csv", columns), ("teff",))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"wavelength": None}, "has a column 'flux' but no column 'wavelength'"),
+        ({"ivar": None}, "has a column 'flux' but no column 'ivar'"),
+        ({"ivar": np.ones((3, 4))}, r"flux \(3, 5\) of float64, ivar \(3, 4\)"),
+        ({"wavelength": np.arange(1.0, 5)}, r"shape \(P,\) or \(N, P\).*wavelength \(4,\)"),
+        ({"flux": np.full((3, 5), "a")}, "flux and ivar must be numbers"),
+        ({"teff": [1, 2]}, r"one value for each row: teff \(2,\), flux \(3, 5\)"),
+    ],
+)
+def test_arrays_that_do_not_belong_together(tmp_path, changes, message):
+    columns = {
+        "wavelength": np.arange(1.0, 6), "flux": np.ones((3, 5)), "ivar": np.ones((3, 5)),
+        "teff": [1, 2, 3],
+    }  # fmt: skip
+    kept = {name: column for name, column in (columns | changes).items() if column is not None}
+    np.savez(tmp_path / "set.npz", **kept)
+    with pytest.raises(UsageError, match=message):
+        read_sample(tmp_path / "set.npz", ("teff",))
 
 
 @pytest.mark.parametrize(
@@ -260,5 +288,8 @@ def test_files_that_are_no_table(tmp_path):
         read_sample(tmp_path / "a.npz", ("teff",))
     with pytest.raises(UsageError, match="no column 'teff'"):
         read_sample(tmp_path / "a.csv", ("teff",))
+    fits.PrimaryHDU().writeto(tmp_path / "a.fits")
+    with pytest.raises(UsageError, match="contains no table with rows"):
+        read_sample(tmp_path / "a.fits", ("teff",))
     with pytest.raises(UsageError, match=r"gone\.npz does not exist"):
         read_sample(tmp_path / "gone.npz", ("teff",))

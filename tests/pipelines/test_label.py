@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from astra.pipelines.slam import synthetic
+from astra.models import BossVisitSpectrum
+from astra.pipelines.slam import BATCH, slam, synthetic
 from astra.pipelines.slam.label import label, label_many, prepare
 from astra.pipelines.slam.synthetic import LABELS, WAVELENGTH
 from astra.pipelines.slam.training import train
@@ -144,7 +145,26 @@ def test_the_model_and_the_continuum_on_the_pixels_of_the_spectrum(model):
     deviation = (flux - columns["model_flux"])[inside] * np.sqrt(ivar[inside])
     # Lines are narrower than two pixels of BOSS, which are one of the model.
     assert 0.95 < deviation.std() < 1.25 and abs(deviation.mean()) < 0.1
+    (failed,) = label_many(model, [prepare(model, wavelength, 0 * flux, ivar)], True)
+    assert failed["model_flux"] is failed["model_continuum"] is None
     assert (columns["model_flux"][inside] <= 2 * columns["model_continuum"][inside]).all()
+
+
+def test_pixels_with_gaps_between_them_have_labels(model):
+    wavelength, flux, ivar = synthetic.spectrum(DWARF, 60, np.random.default_rng(1))
+    keep = np.ones(wavelength.size, bool)
+    keep[500:560:2] = keep[1000:1100] = keep[1101:1200] = False  # one stands alone
+    assert near(label(model, wavelength[keep], flux[keep], ivar[keep]), DWARF)
+
+
+def test_spectra_are_labelled_in_batches_in_their_order():
+    rng = np.random.default_rng(1)
+    columns = dict(
+        zip(("wavelength", "flux", "ivar"), synthetic.spectrum(DWARF, 60, rng), strict=True)
+    )
+    spectra = [BossVisitSpectrum(spectrum_pk=n, **columns) for n in range(BATCH + 1)]
+    found = list(slam.__astra__.function(iter(spectra)))
+    assert [result.spectrum_pk for result in found] == list(range(BATCH + 1))
 
 
 def test_any_set_of_labels_labels():

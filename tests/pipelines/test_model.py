@@ -62,3 +62,9 @@ def test_the_model_of_real_stars_knows_where_its_kind_ends():
     wavelength = WAVELENGTH
     flat = label(shipped, wavelength, (wavelength / 6000) ** -1.5, np.full(wavelength.size, 2500.0))
     assert "flag_outside_domain" in flags(flat)
+
+
+def test_the_flux_is_a_sum_over_the_nodes(model):
+    distance = (np.array(DWARF) - model.centre) / model.scale - model.nodes
+    kernel = np.exp(-model.gamma * (distance**2).sum(1))
+    assert np.allclose(model.bias + kernel @ model.coefficients, model.flux(DWARF))

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from astra.errors import UsageError
+from astra.pipelines.slam.model_file import load
+from astra.pipelines.slam.shipped import TEMPLATES_RANGE, make_templates
 from astra.pipelines.slam.training import train
 from tests.pipelines.spectra import DWARF, small_set
 
@@ -43,6 +45,30 @@ def test_noise_of_the_training_set_is_not_taken_for_error_of_the_model():
 def test_what_cannot_be_trained_on(change, message):
     with pytest.raises(UsageError, match=message):
         train(*change(*small_set()))
+
+
+def test_an_unknown_option_and_a_label_named_twice_are_refused():
+    labels, wavelength, flux = small_set()
+    with pytest.raises(TypeError, match=r"takes no 'reject'. Did you mean 'rejects'"):
+        train(labels, wavelength, flux, reject=False)
+    with pytest.raises(UsageError, match="named twice: teff, teff"):
+        train(labels[:, [0, 0]], wavelength, flux, label_names=("teff", "teff"))
+    with pytest.raises(UsageError, match=r"other kinds have shape \(2, 3\), not \(O, "):
+        train(labels, wavelength, flux, outside=(np.ones((2, 3)), np.ones((2, 3))))
+
+
+def test_a_model_of_real_stars_is_trained_from_a_file_of_templates(tmp_path):
+    labels, _, flux = small_set()
+    numbers = np.arange(flux.shape[1])
+    first, last = TEMPLATES_RANGE
+    wavelength = 0.99 * first * (1.02 * last / first) ** (numbers / numbers[-1])
+    columns = {"teff": labels[:, 0], "fe_h": labels[:, 2], "in_domain": numbers[: len(flux)] < 30}
+    ivar = np.full(flux.shape, 1e4)
+    np.savez(tmp_path / "in.npz", wavelength=wavelength, flux=flux, ivar=ivar, **columns)
+    make_templates(tmp_path / "in.npz", tmp_path / "out.npz")
+    trained = load(tmp_path / "out.npz")
+    assert trained.label_names == ("teff", "fe_h") and trained.description.startswith("30 ")
+    assert trained.domain is not None and len(trained.validation.outside_flagged) == 10
 
 
 def test_five_spectra_give_a_model_whose_errors_are_not_none():

@@ -72,6 +72,7 @@ def read_sample(
         If the table, a column or a spectrum is missing or cannot be read.
     """
     columns = _columns(table)
+    _check_lengths(table, columns, label_names)
     labels = np.stack([_numbers(table, columns, name) for name in label_names], axis=1)
     has_labels = np.isfinite(labels).all(1)
     rows = np.flatnonzero(has_labels)
@@ -118,6 +119,7 @@ def read_others(table: Path, label_names: Sequence[str], wavelength: Array) -> t
         Each of shape (O, P).
     """
     columns = _columns(table)
+    _check_lengths(table, columns, label_names)
     known = [_numbers(table, columns, name) for name in label_names if name.lower() in columns]
     n = len(next(iter(columns.values()), ())) if "flux" not in columns else len(columns["flux"])
     has_labels = np.isfinite(known).all(0) if len(known) == len(label_names) else np.zeros(n, bool)
@@ -155,6 +157,15 @@ def _columns(table: Path) -> dict[str, NDArray]:
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UsageError(f"{table} cannot be read as a table: {error}") from error
     raise UsageError(f"{table} is not an .npz, .fits or .csv file")
+
+
+def _check_lengths(table: Path, columns: dict[str, NDArray], label_names: Sequence[str]) -> None:
+    """Refuse columns of different lengths, which an .npz may hold."""
+    used = [*label_names, "flux", "ivar", "name", "path", "spectrum_pk", "v_rad", "mjd"]
+    lengths = {n: columns[n].shape[:1] for n in map(str.lower, used) if n in columns}
+    if len(set(lengths.values())) > 1:
+        shown = ", ".join(f"{name} {columns[name].shape}" for name in lengths)
+        raise UsageError(f"{table}: its columns must have one value for each row: {shown}")
 
 
 def _fits_columns(table: Path) -> dict[str, NDArray]:
@@ -197,6 +208,7 @@ def _spectra(
         for name in ("wavelength", "ivar"):
             if name not in columns and not (name == "wavelength" and "loglam" in columns):
                 raise UsageError(f"{table} has a column 'flux' but no column {name!r}")
+        _check_shapes(table, columns)
         named = columns.get("name", columns.get("path"))
         names = tuple(str(named[i]) if named is not None else f"row {i + 1}" for i in rows)
         wavelength = (
@@ -210,7 +222,12 @@ def _spectra(
         names = tuple(str(columns["path"][i]) for i in rows)
         read = _from_file
     elif "spectrum_pk" in columns:
-        names = tuple(str(int(columns["spectrum_pk"][i])) for i in rows)
+        try:
+            names = tuple(str(int(columns["spectrum_pk"][i])) for i in rows)
+        except ValueError as error:
+            raise UsageError(
+                f"{table}: the column 'spectrum_pk' must hold whole numbers: {error}"
+            ) from error
         read = _from_database
     else:
         raise UsageError(
@@ -228,6 +245,24 @@ def _spectra(
                 wavelength = at_rest(wavelength, v_rad[i])
             each.append((wavelength, flux, np.where(bad, 0.0, ivar)))
     return names, *_on_one_grid(each)
+
+
+def _check_shapes(table: Path, columns: dict[str, NDArray]) -> None:
+    """Refuse spectra in the table itself that are not arrays of numbers on the same pixels."""
+    names = "flux", "ivar", "wavelength" if "wavelength" in columns else "loglam"
+    arrays = {name: columns[name] for name in names}
+    shape, ivar_shape, wavelength_shape = (array.shape for array in arrays.values())
+    if (
+        len(shape) != 2
+        or ivar_shape != shape
+        or wavelength_shape not in (shape, shape[1:])
+        or any(array.dtype.kind not in "fiu" for array in arrays.values())
+    ):
+        found = ", ".join(f"{n} {a.shape} of {a.dtype}" for n, a in arrays.items())
+        raise UsageError(
+            f"{table}: flux and ivar must be numbers of the shape (N, P), and wavelengths of the "
+            f"shape (P,) or (N, P), for N spectra of P pixels; they are {found}"
+        )
 
 
 #: Wavelengths, fluxes, inverse variances, flags or None, and whether it is in the rest frame.
