@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 from peewee import SQL
 
+from astra.cli import show
 from astra.cli.group import main
 from astra.config import settings
 from astra.database.connection import connection, dialect
@@ -189,7 +190,7 @@ def test_a_local_run_ends_and_frees_its_rows(url, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("of_page", [True, False])
-def test_a_process_of_this_machine_that_hangs_is_killed(url, monkeypatch, caplog, of_page):
+def test_a_process_of_this_machine_that_hangs_is_killed(url, monkeypatch, caplog, capsys, of_page):
     """A library may hold the interpreter's lock: nothing of the process handles a signal."""
     monkeypatch.setattr("astra.resume.cancel._STORING_S", 0.5)
     plan = planned(20, 20, row_s=0.5)
@@ -200,7 +201,11 @@ def test_a_process_of_this_machine_that_hangs_is_killed(url, monkeypatch, caplog
     done = cancel(plan, 1 if of_page else None)
     runner.wait(60)
     assert done.processes == (attempt.pid,) and f"process {attempt.pid} hangs" in caplog.text
+    show.cancelled(done)
+    said = capsys.readouterr().out
+    assert said.startswith(f"plan {plan}: process {attempt.pid}\n  asked to stop")
     if of_page:
+        assert "asked to stop (page 1)\n" in said and f"astra status {plan} shows" in said
         assert done.rows_held and status(plan).pages == {"lost": 1}
     else:
         cancel(plan)  # the element's parent may have ended only after it

@@ -4,7 +4,10 @@ from datetime import timedelta
 from functools import partial
 
 import pytest
+from click.testing import CliRunner
 
+from astra.api import run_here
+from astra.cli.group import main
 from astra.database.connection import connection, dialect
 from astra.database.threads import in_background
 from astra.element.element import Element
@@ -58,6 +61,14 @@ def test_a_paused_plan_gives_no_page(url):
     assert live_plans() == [] and is_whole(plan)
     pause([plan.pk])
     assert status(plan.pk).notes == () and status(plan.pk).advice == ()
+
+
+def test_a_run_in_the_foreground_ends_when_its_plan_is_paused(sqlite_url, caplog):
+    plan = plan_of(30, 10)
+    run_here(plan.pk, lambda run: pause([plan.pk], "a backup"))
+    assert status(plan.pk).rows == {"done": 10, "unsubmitted": 20}
+    assert "a backup" in caplog.text and Submission.get().state == "ended"
+    assert status(plan.pk).advice[0].startswith(f"astra continue {plan.pk} ")
 
 
 def test_an_element_whose_plan_was_removed_ends(url):
@@ -215,8 +226,10 @@ def test_elements_that_have_left_are_replaced(slurm: Slurm, tmp_path):
     slurm.run("scancel", *(f"{a.job_id}_{a.array_index}" for a in others))
     wait_for(lambda: states(plan).count(PageState.WAITING) == 9, "the pages of two elements", 60)
     wait_for(lambda: len(slurm.run("squeue", "-hr").splitlines()) == 1, "the end of both", 60)
-    (control,) = continue_plans([plan.pk])
-    assert control.submitted.pages == 6 and control.submitted.jobs[0].array == "5-6"
+    done = CliRunner().invoke(main, ["continue", str(plan.pk)])
+    assert done.exit_code == 0, done.output
+    assert f"plan {plan.pk}: not paused; 1 page running\njob " in done.output
+    assert "array 5-6, 6 pages" in done.output and "6 pages submitted" in done.output
     fast.touch()
     run_out(slurm)
     assert is_whole(plan)
