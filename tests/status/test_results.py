@@ -3,15 +3,23 @@
 import csv
 import io
 import json
+from collections.abc import Iterable
+from decimal import Decimal
+from uuid import UUID
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
+from peewee import BooleanField, UUIDField
 
+from astra import task
 from astra.api import run_here
 from astra.cli.group import main
 from astra.database.connection import connection
 from astra.errors import DatabaseError, TaskError
-from astra.models import BossVisitSpectrum
+from astra.fields import ArrayField
+from astra.models import BossVisitSpectrum, PipelineOutputModel
+from astra.models.schema import init_database
 from astra.plan.plan import create_plan
 from astra.status import results as module
 from astra.status.results import StoredResults, json_value
@@ -82,13 +90,39 @@ def test_what_cannot_be_meant_is_refused(url, tmp_path):
         StoredResults(measure)
 
 
-def test_values_have_a_form_in_json():
-    import numpy as np
+class Shaped(PipelineOutputModel):
+    flux = ArrayField(null=True)
+    good = BooleanField()
+    uid = UUIDField()
 
+
+@task
+def shaped(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Shaped]:
+    for number, spectrum in enumerate(spectra):
+        flux = np.arange(6, dtype=np.float32).reshape(2, 3) if number else None
+        yield Shaped.from_spectrum(spectrum, flux=flux, good=bool(number), uid=UUID(int=number))
+
+
+def test_arrays_flags_and_uuids_are_printed(sqlite_url):
+    init_database((__name__,))
+    fill(2)
+    run_here(create_plan(shaped)[0].plan)
+    shown = astra("results", f"{__name__}.shaped").stdout
+    header, *lines = [line.split("  ") for line in shown.splitlines()]
+    assert [name.strip() for name in header if name][2:5] == ["flux", "good", "uid"]
+    assert "array (2, 3)" in [cell.strip() for cell in lines[1]] and "array" not in lines[0]
+    read = list(csv.DictReader(io.StringIO(astra("results", f"{__name__}.shaped", "--csv").stdout)))
+    assert [row["flux"] for row in read] == ["", "[[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]"]
+    assert [row["good"] for row in read] == ["false", "true"]
+    assert [UUID(row["uid"]).int for row in read] == [0, 1]
+
+
+def test_values_have_a_form_in_json():
     values = {
         "array": np.array([1.0, np.nan]), "bytes": b"\x01\xff", "nan": float("nan"),
-        "number": np.float32(0.5), "whole": np.int64(3),
+        "number": np.float32(0.5), "whole": np.int64(3), "exact": Decimal("1.10"),
     }  # fmt: skip
     assert json_value(values) == {
-        "array": [1.0, None], "bytes": "01ff", "nan": None, "number": 0.5, "whole": 3
+        "array": [1.0, None], "bytes": "01ff", "nan": None, "number": 0.5, "whole": 3,
+        "exact": "1.10",
     }  # fmt: skip

@@ -13,11 +13,13 @@ from astra.api import cancel, run_here
 from astra.cli.group import main
 from astra.database.connection import connection, database
 from astra.errors import TaskError, UsageError
-from astra.models import OutputModel, result_of
+from astra.models import BossVisitSpectrum, OutputModel, result_of
 from astra.models.given_keys import keys_of
 from astra.models.schema import init_database
 from astra.plan.plan import create_plan
+from astra.status.results import StoredResults
 from astra.status.row_history import history_of
+from tests.sample_tasks import Measured, fill, measure, per_source
 
 NAME = "tests.status.test_why.weigh"
 
@@ -213,3 +215,23 @@ def test_a_key_of_the_second_input_model_only_is_found(url):
     assert (found.input_model, found.pending) == ("Stone", True)
     with pytest.raises(TaskError, match="is not a key"):
         history_of(of_either, "flint", Numbered)
+    with pytest.raises(UsageError, match="name the table of these keys with --input-model"):
+        StoredResults(of_either, ["flint"])
+
+
+def test_a_row_that_was_modified_and_one_whose_group_another_represents(url):
+    fill(4)
+    run(measure, input_model=BossVisitSpectrum)
+    Measured.update(made_by=None).where(Measured.spectrum_pk == 2).execute()
+    BossVisitSpectrum.update(snr=7.0).where(BossVisitSpectrum.spectrum_pk == 1).execute()
+    story = history_of(measure, 1, BossVisitSpectrum)
+    assert story.pending and story.why == "it was modified since its result"
+    assert "computed" in said("tests.sample_tasks.measure", "3")
+    assert "computed" not in said("tests.sample_tasks.measure", "2")  # as by somebody's INSERT
+    BossVisitSpectrum.update(source=1).execute()
+    last = BossVisitSpectrum.select().order_by(BossVisitSpectrum.modified.desc())
+    BossVisitSpectrum.update(snr=8.0).where(BossVisitSpectrum.spectrum_pk == 4).execute()
+    assert last.get().spectrum_pk == 4
+    story = history_of(per_source, 2, BossVisitSpectrum)
+    assert not story.pending and story.next is None
+    assert story.why == "another row of its group was modified later, and represents the group"
