@@ -119,7 +119,7 @@ def _stuck_text(plans: Sequence[PlanStatus], pages: Mapping[str, int]) -> Iterab
     if len(stuck) > unknown:
         yield f"{_pages(len(stuck) - unknown)} will not end without intervention"
     if unknown:
-        yield f"{_pages(unknown)} unknown, as Slurm did not answer"
+        yield f"the state of {_pages(unknown)} is unknown, as Slurm did not answer"
     if alive := pages["running"] + pages["waiting"]:
         yield f"{alive:,} run or wait"
 

@@ -410,7 +410,10 @@ def query_slurm(jobs: list[parse.JobId], recent_s: float = 0.0) -> parse.Answer:
     if not jobs:
         return parse.Answer(jobs=frozenset())
     if not command.available():
-        note = "Slurm is not installed on this machine: the state of its elements is unknown here"
+        note = (
+            "Slurm is not installed on this machine, and the state of its elements is unknown "
+            "here: use a login node of the cluster"
+        )
         return parse.Answer(queue=False, accounting=False, notes=(note,), jobs=frozenset())
     return client.elements(jobs, recent_s)
 

@@ -229,7 +229,8 @@ def _summary(plan: Plan, pages: Pages, notes: list[str], steps: list[NextStep]) 
         refused = Failure.select().where((Failure.plan_pk == plan.pk) & Failure.refused).count()
     state = plan_state(pages.tally.keys(), bool(pages.held), pages.cancelled, rows["failed"] > 0)
     if sum(rows.values()) != plan.n_rows:
-        notes = [*notes, f"the rows add up to {sum(rows.values())}, not {plan.n_rows}"]
+        sums = f"the rows add up to {sum(rows.values()):,}, not {plan.n_rows:,}"
+        notes = [*notes, f"{sums}: astra verify {plan.pk} shows where"]
         state = PlanState.ATTENTION
     return PlanStatus(
         plan.pk,
