@@ -182,10 +182,7 @@ def _states(listed: list[Night]) -> dict[int, str]:
     states = {n.pk: n.verdict for n in listed if n.ended is not None}
     open_nights = [n for n in listed if n.ended is None]
     jobs = [job_of(n) for n in open_nights if n.finalizer_job]
-    try:
-        answer = client.elements(jobs, recent_s=settings.current().slurm.recent_s) if jobs else None
-    except SlurmError:
-        return {**dict.fromkeys([n.pk for n in open_nights], "running"), **states}
+    answer = client.elements(jobs, recent_s=settings.current().slurm.recent_s) if jobs else None
     for night in open_nights:
         try:
             # A process at work may be submitting it.
