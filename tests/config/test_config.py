@@ -173,6 +173,11 @@ class TestErrors:
             ("[profiles]\ngeneral = 3", ["[profiles.NAME]"]),
             ("[policy]\nTIMEOUT = 3", ["[policy.TIMEOUT]", "such as retries = 3"]),
             ("[policy]\nTIMOUT = 3", ["[policy.TIMOUT]", "'TIMEOUT'"]),
+            ("[element]\nouter_exceptions = 'no class'", ["outer_exceptions", "dotted path"]),
+            ("[element]\nouter_exceptions = 3", ["outer_exceptions", "list of texts"]),
+            ("[plan]\ntrusted_roots = ['code']", ["'code'", "absolute path"]),
+            ("[element]\nlease_s = '60'", ["lease_s", "number, without quotes"]),
+            ("nights = 3", ["[nights.NAME] should be a section"]),
         ],
     )
     def test_names_file_key_and_the_right_one(
@@ -198,6 +203,10 @@ class TestErrors:
             load(tmp_path, ASTRA_CONFIG="no.toml")
         with pytest.raises(ConfigError, match=r"named by --config, does not exist"):
             load(tmp_path, path="no.toml")
+
+    def test_a_place_that_cannot_be_examined(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match=r"cannot be examined.*too long"):
+            load(tmp_path, XDG_CONFIG_HOME=f"/{'x' * 300}")
 
     def test_a_file_that_cannot_be_read_is_named(self) -> None:
         """Root reads everything, and so becomes somebody else meanwhile."""

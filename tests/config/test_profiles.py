@@ -179,6 +179,7 @@ class TestValues:
             ({"partition": {"a": 1}}, "should be a text"),
             ({"mail_type": []}, "list of texts"),
             ({"throttle": 0}, "at least 1"),
+            ({"pull": 1}, "true or false"),
             ({"throttle": "5"}, "whole number"),
             ({"pages_per_element": True}, "whole number"),
             ({"setup": [1]}, "list of shell lines"),
@@ -192,6 +193,15 @@ class TestValues:
             options(**keys)
         assert "/site/astra.toml" in str(caught.value)
         assert "a]" in str(caught.value)
+
+    def test_an_option_extends_no_profile(self) -> None:
+        with pytest.raises(ConfigError, match="belongs in a profile of the configuration"):
+            profile.choose_profile("general", {"extends": "debug"})
+
+    def test_pages_that_are_taken_are_not_fixed_below_either(self) -> None:
+        below = {"pages_per_element": 3}
+        found = profile.get("a", having(a={"extends": "b", "pull": True}, b=below))
+        assert (found.pull, found.pages_per_element) == (True, 1)
 
     def test_setup_may_be_one_line(self) -> None:
         assert profile.get("a", having(a={"setup": "module load x"})).setup == ("module load x",)

@@ -3,11 +3,14 @@
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
@@ -17,10 +20,15 @@ from astra.config import settings
 from astra.config.profiles import choose_profile
 from astra.database import connection
 from astra.database.connection import database
+from astra.doctor import environment
+from astra.doctor.database import database as database_check
+from astra.doctor.finding import Finding
 from astra.doctor.job import from_a_node
+from astra.errors import DatabaseError
 from astra.models.schema import init_database
 from astra.night.doctor import examine
 from tests.conftest import ROOT
+from tests.nights import plan_of
 from tests.sample_tasks import Measured
 
 pytestmark = [pytest.mark.slurm, pytest.mark.postgres]
@@ -322,3 +330,74 @@ def test_a_job_that_finds_nothing_says_why(place, slurm, profile, wait_s, proble
     (found,) = from_a_node(choose_profile("mine", None), wait_s)
     assert found.state == "failed" and problem in found.message and remedy in found.remedy
     assert not slurm.run("squeue", "-h")
+
+
+def found_by(check: Callable[[], Iterable[Finding]]) -> dict[str, str]:
+    """The messages of a check that do not say "ok", with what to type."""
+    return {f.message: str(f.remedy) for f in check() if f.state != "ok"}
+
+
+def test_packages_that_are_missing_or_old_are_named(monkeypatch):
+    version = metadata.version
+
+    def installed(name: str) -> str:
+        if name == "peewee":
+            raise metadata.PackageNotFoundError(name)
+        return "6.0" if name == "click" else version(name)
+
+    monkeypatch.setattr(metadata, "version", installed)
+    assert found_by(environment.python) == {
+        "peewee is not installed": "pip install 'peewee>=4.0'",
+        "version 8.1 of click is needed, and 6.0 is installed": "pip install --upgrade 'click>=8.1'",
+    }
+
+
+def test_files_that_are_not_used_and_a_folder_that_is_missing_are_named(tmp_path, monkeypatch):
+    files = [tmp_path / name / "astra.toml" for name in ("used", "here", "home/astra")]
+    for file, text in zip(
+        files, ('[run]\ntemplates = "t"\n', "[plan]\nlimt = 3\n", ""), strict=True
+    ):
+        file.parent.mkdir(parents=True)
+        file.write_text(text)
+    monkeypatch.setenv("ASTRA_CONFIG", str(files[0]))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(files[1].parent)
+    settings.reset()
+    (unused, why), (missing, make) = found_by(environment.configuration).items()
+    assert f"{files[1]} is not used" in unused and "'limit'" in unused and str(files[1]) in why
+    folder = files[0].parent / "t"
+    assert missing == f"[run] templates = {folder} is not a folder" and str(folder) in make
+    said = [f.message for f in environment.configuration()]
+    assert f"{files[2]} exists, and is not used" in said
+
+
+def test_a_full_disk_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("ASTRA_RUN_DIR", str(tmp_path / "runs"))
+    settings.reset()
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=5e8))
+    assert found_by(environment.run_directory) == {
+        f"0.5 GB are free in {tmp_path}/runs": "astra clean, or set [run] dir to a folder with more room"
+    }
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_database_file_that_is_missing_or_only_read(tmp_path, monkeypatch):
+    file = tmp_path / "astra.db"
+    monkeypatch.setenv("ASTRA_DATABASE_URL", f"sqlite:///{file}")
+    connection.reset()
+    with pytest.raises(DatabaseError, match=r"there is no file .*; create it: astra initdb"):
+        list(database_check())
+    init_database()
+    monkeypatch.setattr(os, "access", lambda place, mode: False)
+    found = found_by(database_check)
+    for place in file, tmp_path:
+        assert place.name in found[f"{place} cannot be written: you can read, and store nothing"]
+    connection.reset()
+
+
+def test_a_task_whose_module_is_gone(place):
+    plan_of(3, 3)
+    database.execute_sql("UPDATE plan SET output_model = 'gone:Result', cwd = '/nowhere'")
+    (found,) = [f for f in database_check() if "gone" in f.message]
+    assert found.message.startswith("tests.sample_tasks.measure, of plan 1: ")
+    assert found.state == "warning" and "call this in the folder of its module" in str(found.remedy)

@@ -6,7 +6,7 @@ from click.testing import CliRunner
 from astra.api import run_here
 from astra.cli.group import main
 from astra.database.connection import connection, database
-from astra.errors import SlurmUnknown
+from astra.errors import SlurmUnknown, UsageError
 from astra.models import BossVisitSpectrum
 from astra.models.nights import Night, NightPlan
 from astra.models.plans import Plan
@@ -193,3 +193,16 @@ def test_a_night_that_cannot_be_healed_keeps_no_other_from_it(url, monkeypatch):
     assert CliRunner().invoke(main, ["nights", "other", "--heal"]).exit_code == 0
     mistyped = CliRunner().invoke(main, ["nights", "othr", "--heal"])
     assert mistyped.exit_code == 2 and "every night" not in mistyped.output
+
+
+def test_a_night_that_there_is_not_is_named_as_it_was_given(sqlite_url):
+    a_night()
+    for name, which, words in (
+        ("survy", None, "no night 'survy' has begun yet; .*Did you mean 'survey'"),
+        ("survey", "2026-01-03", "no night survey began on 2026-01-03. Did you mean '2026-01-02'"),
+        ("survey", 77, "no night survey has the number 77. Known: 2026-01-02"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            night_of(name, which)
+    with pytest.raises(UsageError, match="no night 'survy' has begun yet"):
+        nights("survy")

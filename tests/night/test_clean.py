@@ -13,7 +13,7 @@ from astra.api import run_here
 from astra.cli import show_nights
 from astra.cli.group import main
 from astra.config import settings
-from astra.config.run_folder import run_folder
+from astra.config.run_folder import run_folder, spool_folder
 from astra.database.connection import connection, database
 from astra.models import BossVisitSpectrum
 from astra.models.attempts import Attempt
@@ -68,6 +68,27 @@ def test_old_and_whole_plans_go_and_nothing_else(url, capsys):
     database.close()
     (planned,) = create_plan(measure, "BossVisitSpectrum")
     assert planned.plan is None and planned.failed == 4 and planned.held == 10
+
+
+def test_plans_that_are_in_use_stay(sqlite_url):
+    fill(4)
+    plan = get_plan(plan_of())
+    run_here(plan.pk)
+    later = datetime.now(UTC) + timedelta(days=91)
+    with connection():
+        Attempt.update(state="running").execute()
+    assert clean(now=later).kept == ("plan 1 has an attempt that has not ended: astra status 1",)
+    with connection():
+        Attempt.update(state="done").execute()
+    file = spool_folder(plan.folder) / "page-1-attempt-1.spool"
+    file.parent.mkdir(parents=True)
+    file.touch()
+    assert clean(now=later).kept == ("plan 1 has spool files: astra recover 1",)
+    file.unlink()
+    assert clean(now=later).plans == (1,)
+    with connection():  # made long ago, and worked on today
+        Plan.update(created=datetime(2020, 1, 1, tzinfo=UTC)).execute()
+    assert clean().plans == clean().kept == ()
 
 
 def test_two_may_clean_at_once(sqlite_url, monkeypatch):

@@ -402,6 +402,8 @@ def test_what_cannot_be_is_refused_before_anything_is_stored(slurm, tmp_path, mo
         ('tasks = [{ tsk = "a" }]', "'task'"),
         ("tasks = [{ limit = 3 }]", "lacks 'task'"),
         ('tasks = ["a"]\nlimit = true', "whole number"),
+        ("tasks = [3]", "3 should be a task's name"),
+        ('tasks = [{ task = "a", set = 3 }]', "arguments by their names"),
     ],
 )
 def test_an_invalid_night_is_reported_with_its_key(tmp_path, text, words):

@@ -1,5 +1,6 @@
 """The totals of a night."""
 
+from astra.config.nights import NightSettings
 from astra.database.connection import connection, database
 from astra.element.element import Element
 from astra.models import BossVisitSpectrum
@@ -29,6 +30,8 @@ def test_the_rows_of_a_cancelled_plan_count_once(url):
     cancel(plan.pk)
     (entry,) = refresh_totals(night)
     assert (entry.n_rows, n_left(entry), entry.has_ended) == (30, 20, False)
+    (line,) = _missing([entry], NightSettings("survey", ()), "")
+    assert line == "plan 1 of measure: 20 rows are left (it was cancelled): astra plans"
     (of_sources,) = create_plan(on_sources)
     add(of_sources.plan)  # its rows have the same keys
     (again,) = create_plan(measure, BossVisitSpectrum, max_rows=15)
@@ -53,6 +56,9 @@ def test_a_task_that_can_be_planned_later_is_no_longer_reported(url):
         begin_tasks(night, settings, step, again=True)
         (entry,) = entries_of(night)
         assert bool(step.problems) == (entry.plan_pk is None) == (names != ("elsewhere", table))
+        if step.problems:
+            (line,) = _missing([entry], settings, "")
+            assert "measure could not be planned: the database" in line and "initdb" in line
     assert entry.n_rows == 3 and entry.message is None and _missing([entry], settings, "") == [
         f"plan {entry.plan_pk} of {entry.task}: 3 rows are left: astra status {entry.plan_pk}"
     ]  # fmt: skip

@@ -268,3 +268,23 @@ class TestOnSlurm:
         assert not made.retry and "time 00:05:00 was not enough" in made.explanation
         several = choose_profile(None, {**options, "partition": "short,debug"})
         assert default_time(several) is None
+
+
+@pytest.mark.parametrize("why", ["its profile was renamed", "it is another role's"])
+def test_a_submission_whose_profile_cannot_be_used_is_repeated_with_the_default_one(
+    sqlite_url, monkeypatch, why
+):
+    plan = plan_of(10, 10)
+    name = "gone" if why == "its profile was renamed" else "debug"
+    given = {"name": name, "options": {}, "given": {"mem": "123M", "template": "x.sh.j2"}}
+    array_of(plan, [1], {}, profile=json.dumps(given))
+    submission = Submission.get()
+    if name == "debug":
+        monkeypatch.setattr(next_steps, "is_trusted", lambda *of_role: False)
+    chosen = next_steps._profile(submission, None, {"cpus_per_task": 3})
+    assert chosen.name == "general" and chosen.options["cpus_per_task"] == 3
+    is_own = name == "gone"
+    assert chosen.options.get("mem") == (
+        "123M" if is_own else choose_profile(None, None).options.get("mem")
+    )
+    assert (chosen.template == "x.sh.j2") == is_own

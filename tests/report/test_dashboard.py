@@ -123,6 +123,9 @@ def test_a_folder_is_of_one_archive(sqlite_url, tmp_path):
     Archive.update(identifier="another").execute()
     with pytest.raises(UsageError, match="pages of another archive"):
         Dashboard(tmp_path / "www").update()
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="file cannot be created: File exists; name another"):
+        Dashboard(tmp_path / "file").update()
 
 
 def test_a_plan_without_a_page_hides_no_other(sqlite_url, tmp_path, monkeypatch, capsys):

@@ -2,12 +2,14 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from astra.config import settings
+from astra.config.profiles import choose_profile
 from astra.errors import SlurmError, SlurmRefused, SlurmUnknown
 from astra.slurm import client, command, limits, parse
 from astra.slurm.parse import parse_submission
@@ -276,6 +278,38 @@ class TestNoAnswer:
         assert client.elements([9]).of(9, 1).state is None
         calls = (tmp_path / "calls").read_text()
         assert calls.count("squeue ") == 2 and calls.count("sacct ") == 1
+
+    def test_what_lags_is_unknown_if_squeue_gives_no_second_answer(
+        self, commands: Commands, tmp_path: Path
+    ) -> None:
+        first = (
+            f"mkdir {tmp_path}/asked 2>/dev/null || {{ echo 'Connection refused' >&2; exit 1; }}"
+        )
+        commands(squeue=first, sacct="echo '9_1|RUNNING|0:0|n1|1|5|||astra'")
+        answer = client.elements([9])
+        assert not answer.queue and "no second answer" in answer.notes[0]
+        assert answer.of(9, 1).state is None and answer.of(9, 2).state is None
+
+    def test_a_job_is_not_gone_of_which_nobody_says_so(self, commands: Commands) -> None:
+        commands(squeue="true", sacct="exit 1", scontrol="kill -9 $$")
+        answer = client.elements([parse.JobId(9, name="ours")])
+        assert answer.queue and answer.of(9, 1).state is None
+
+    def test_a_command_that_cannot_be_run_has_submitted_nothing(
+        self, commands: Commands, tmp_path: Path
+    ) -> None:
+        commands(sbatch="")
+        (tmp_path / "bin" / "sbatch").write_text("#!/nonexistent/shell\n")
+        with pytest.raises(SlurmError, match="bin/sbatch cannot be run: No such file") as caught:
+            client.submit(tmp_path / "x.sh")
+        assert not isinstance(caught.value, SlurmUnknown)
+
+    def test_without_an_answer_the_time_of_a_partition_is_unknown(
+        self, commands: Commands, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(limits, "available", lambda: True)
+        commands(scontrol="exit 1")
+        assert limits.default_time(replace(choose_profile(None, None), options={})) is None
 
     def test_one_call_each_for_many_jobs_and_more_where_the_line_is_too_long(
         self, commands: Commands, tmp_path: Path

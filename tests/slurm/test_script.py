@@ -93,6 +93,8 @@ class TestText:
         with pytest.raises(ScriptError, match="pgpass") as caught:
             render(environment={"ASTRA_DATABASE_URL": "postgresql://me:geheim@h/db"})
         assert "geheim" not in str(caught.value)
+        with pytest.raises(ScriptError, match="the command that runs Python holds a password"):
+            render(python=["python", "postgresql://me:geheim@h/db"])
 
     def test_a_shipped_profile_fits(self) -> None:
         general = profiles.get("general", config.Config())
