@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from astra.cli import show
 from astra.config import settings
 from astra.config.profiles import choose_profile
 from astra.config.retry_rules import RULES
@@ -211,7 +212,7 @@ class TestOnSlurm:
         (more,) = create_plan(hungry, BossVisitSpectrum)
         assert "--exclude" not in submit(more.plan, dry_run=True).jobs[0].text
 
-    def test_retries_end_and_are_taken_again_on_purpose(self, slurm, tmp_path):
+    def test_retries_end_and_are_taken_again_on_purpose(self, slurm, tmp_path, capsys):
         (tmp_path / "astra.toml").write_text("[policy.CANCELLED]\nretries = 1\n")
         settings.reset()
         fill(4)
@@ -234,6 +235,11 @@ class TestOnSlurm:
         assert (left.pages, left.state) == ((1, 2), "CANCELLED")
         assert left.explanation == "1 of 1 retries used up"
         assert left.remedy == f"astra resume {plan} --only CANCELLED"
+        show.submitted(made)
+        assert capsys.readouterr().out == (
+            f"2 pages CANCELLED: 1 of 1 retries used up; {left.remedy}\n"
+            f"plan {plan}: nothing to submit\n  not touched: 2 given up\n"
+        )
         found = status(plan)
         assert found.state == "attention" and found.advice[0].startswith(left.remedy)
         assert not any(line.startswith(f"astra resume {plan}   ") for line in found.advice)

@@ -7,6 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from astra.api import run_here
+from astra.cli import show
 from astra.cli.group import main
 from astra.database.connection import connection, dialect
 from astra.database.threads import in_background
@@ -237,14 +238,17 @@ def test_elements_that_have_left_are_replaced(slurm: Slurm, tmp_path):
 
 @pytest.mark.slurm
 @pytest.mark.postgres
-def test_a_pool_that_a_limit_cut_grows_when_it_is_lifted(slurm: Slurm, job_limit, tmp_path):
+def test_a_pool_that_a_limit_cut_grows_when_it_is_lifted(slurm: Slurm, job_limit, tmp_path, capsys):
     """A resume at the limit takes no page from those that run, and one after it adds elements once."""
     fast = tmp_path / "fast"
     plan = plan_of(800, 100, row_s=0.1, slow_until=str(fast))
     job_limit(2)
     submit(plan.pk, options={"throttle": 6})
     running(2, 0)
-    assert (resume(plan.pk).pages, resume(plan.pk).unsubmitted) == (0, 4)
+    made = resume(plan.pk)
+    assert (made.pages, resume(plan.pk).unsubmitted) == (0, 4)
+    show.submitted(made)
+    assert f"\n  not submitted: 4 pages: {made.message}\n" in capsys.readouterr().out
     assert states(plan) == [PageState.RUNNING] * 2 + [PageState.WAITING] * 6
     job_limit(None)
     again = resume(plan.pk)
