@@ -113,6 +113,12 @@ def test_a_list_without_lines_says_whether_there_are_plans(url):
         assert "no plan matches these options" in astra(command, "--task", "other").output
 
 
+def test_without_an_attempt_sizes_are_those_of_the_profile(sqlite_url):
+    fill(4)
+    said = astra("estimate", TASK, "--input-model", "BossVisitSpectrum").output
+    assert "1,000: 4 rows pending in 1 page, 1 element\n  --time, --mem  as the profile has" in said
+
+
 def test_a_local_run_reports_the_state_of_the_plan(url):
     plan = a_plan()
     done = astra("submit", plan, "--local")

@@ -2,6 +2,7 @@
 
 import csv
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -111,6 +112,10 @@ def test_a_model_of_any_labels_is_trained_checked_and_drawn(tmp_path, npz):
     status, checked = astra("check", model)
     assert status == 0 and loaded.digest in checked
     assert checked in said.replace("picture ", "")  # both commands print the same about a model
+    model_file.save(replace(loaded, validation=None), model)
+    status, checked = astra("check", model)
+    assert status == 0 and "not cross-validated: errors have no floor" in checked
+    assert all(name in checked for name in NAMES) and "flagged as bad" not in checked
 
 
 def test_rows_without_labels_are_left_out_and_the_range_is_kept_to(tmp_path, stars):

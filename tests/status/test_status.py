@@ -1,13 +1,24 @@
 """What the status of a plan says that needs somebody, with the command to type."""
 
+import os
+from datetime import UTC, datetime, timedelta
+
+from click.testing import CliRunner
+
 from astra.api import run_here
+from astra.cli.group import main
+from astra.config.run_folder import run_folder
+from astra.config.units import written_moment
 from astra.models import BossVisitSpectrum
+from astra.models.attempts import Attempt
 from astra.models.plans import Page, Plan, Submission
 from astra.plan.lookup import get_plan
 from astra.plan.plan import create_plan
+from astra.processes import process_began
 from astra.resume.controls import pause, throttle
 from astra.states import PlanState
 from astra.status.headline import headline_of
+from astra.status.logs import logs
 from astra.status.status import status
 from astra.submit.intent import make_intent, new_submission
 from tests.sample_tasks import fill, measure
@@ -72,3 +83,29 @@ def test_a_throttle_and_a_pause_are_noted_until_all_is_done(sqlite_url):
         "the plan is paused",
         "at most 2 elements",
     ]
+
+
+def test_a_heartbeat_that_is_overdue_is_marked(sqlite_url):
+    plan = planned(20)
+    Page.update(n_done=9, outcomes=b"\1" * 9 + b"\0").where(Page.number == 2).execute()
+    earlier = datetime.now(UTC) - timedelta(hours=1)
+    alive = {"pid": os.getpid(), "pid_began": process_began(os.getpid())}
+    second = Attempt.page == Page.get(Page.number == 2).pk
+    Attempt.update(state="running", ended=None, began=earlier, seen=earlier, **alive).where(
+        second
+    ).execute()
+    done = CliRunner().invoke(main, ["status", str(plan)])
+    assert done.exit_code == 3 and f"{written_moment(earlier)} (overdue)" in done.output
+    assert f"astra cancel {plan} --page 2   ends its element if that hangs" in done.output
+
+
+def test_a_log_whose_path_was_not_recorded_is_in_the_folder_of_its_array(sqlite_url, tmp_path):
+    """As where an element's output goes through a program of the site."""
+    plan = planned(10)
+    Attempt.update(job_id=7, array_index=1, log=None).execute()
+    assert logs(plan)[0].path is None
+    folder = run_folder(get_plan(plan).folder) / "logs"
+    folder.mkdir(parents=True)
+    (folder / "7_1.log").write_text("what it said\n")
+    Submission.update(log_folder=str(folder)).execute()
+    assert CliRunner().invoke(main, ["logs", str(plan), "1"]).output == "what it said\n"

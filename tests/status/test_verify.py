@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from astra.api import run_here
+from astra.cli import show
 from astra.cli.group import main
 from astra.database.connection import connection, database, dialect, writing
 from astra.element.claiming import claim_page, this_process
@@ -79,6 +80,8 @@ def test_a_plan_before_and_after_its_run(url):
     plan = plan_of(35)
     assert_sound(plan, pending=35)
     run(plan)
+    assert_sound(plan, result=35)
+    Plan.update(task_path="tests.sample_tasks:gone").execute()  # since its function was renamed
     assert_sound(plan, result=35)
 
 
@@ -152,7 +155,7 @@ def test_a_cancelled_plan_whose_element_had_been_killed(url):
     assert not verify(plan).sound
 
 
-def test_rows_modified_since_and_computed_again(url):
+def test_rows_modified_since_and_computed_again(url, capsys):
     first = run(plan_of(30, raise_every=10))
     BossVisitSpectrum.update(snr=-1).where(BossVisitSpectrum.spectrum_pk << [3, 4, 10]).execute()
     assert assert_sound(first, result=27, failure=3).modified_since == 2
@@ -160,6 +163,10 @@ def test_rows_modified_since_and_computed_again(url):
     assert_sound(second, result=2, failure=1)
     found = assert_sound(first, result=27, failure=3)
     assert found.of_others == 2 and found.modified_since == 1
+    show.verdict(found)
+    said = capsys.readouterr().out
+    assert "\n  2 rows whose current result or failure comes from another plan" in said
+    assert "\n  1 row modified since the result, and pending again\n" in said
     third = run(plan_of(again=True))
     assert_sound(third, result=3)
     for plan in (first, second):
@@ -390,11 +397,14 @@ def test_a_second_attempt_wrote_rows_of_the_first(url):
     assert found["written-unseen"].page == 1 and str(second) in found["written-unseen"].problem
 
 
-def test_the_list_is_bounded_and_the_count_is_not(url):
+def test_the_list_is_bounded_and_the_count_is_not(url, capsys):
     plan = run(plan_of(50))
     Measured.delete().where(Measured.spectrum_pk > 7).execute()
     found = verify(plan, max_listed=5)
     assert found.n_breaches == found.checks["result-missing"] == 43 and len(found.breaches) == 5
+    show.verdict(found)
+    said = capsys.readouterr().out
+    assert "result-missing: 43 breaches" in said and "\n    ... and 38 more\n" in said
 
 
 def test_the_command_says_what_is_broken_and_exits_with_4(url):
