@@ -19,6 +19,7 @@ from astra.database.connection import bind, connection, database
 from astra.errors import DatabaseError, TaskError
 from astra.models import BossVisitSpectrum, PipelineOutputModel, Source
 from astra.models.schema import init_database
+from astra.models.table_checks import VERSION, Schema
 from astra.plan.pending import checked_ids
 from astra.plan.plan import create_plan
 from astra.status.verify import verify
@@ -368,3 +369,17 @@ def test_initdb_by_a_role_that_owns_nothing_names_the_owner(
     assert "belongs to the role 'astra'" in done.stderr and "Traceback" not in done.stderr
     postgres.sql("REASSIGN OWNED BY bob TO astra; DROP OWNED BY bob", name)
     postgres.sql("DROP ROLE bob")
+
+
+def test_tables_of_a_later_astra_and_names_that_postgresql_would_cut_are_refused(url):
+    with connection():
+        Schema.update(version=99).execute()
+    for words in (("plans",), ("initdb",)):
+        done = astra(*words)
+        assert done.returncode == 5 and "are of version 99" in done.stderr, done.stderr
+        assert "upgrade astra" in done.stderr
+    model(columns=f"    {'x' * 64} = FloatField(null=True)")
+    with connection():
+        Schema.update(version=VERSION).execute()
+    done = astra("initdb", "mine")
+    assert done.returncode == 5 and "exceeds 63 bytes: shorten it" in done.stderr, done.stderr

@@ -122,6 +122,11 @@ def test_the_day_of_a_visit_says_which_row_is_meant(tmp_path):
         read_pixels(path, Wanted("BOSS", "apo25m", 60_000))
     with pytest.raises(UsageError, match=r"the row has no MJD"):
         read_pixels(path, BOSS)
+    columns = [c for c in fits.getdata(path, "BOSS/APO").columns if c.name != "mjd"]
+    without = fits.BinTableHDU.from_columns(columns, name="BOSS/APO")
+    path = write(tmp_path / "mwmVisit-0.6.0-2.fits", without)
+    with pytest.raises(UsageError, match=r"3 spectra in BOSS/APO, and no column mjd"):
+        read_pixels(path, Wanted("BOSS", "apo25m", 59_001))
 
 
 def test_two_telescopes_and_none_that_is_meant(tmp_path):

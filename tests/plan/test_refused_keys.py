@@ -207,7 +207,12 @@ def of_taxa(rows: Iterable[Taxon]) -> Iterable[OfTaxon]:
     ],
 )
 def test_a_key_of_a_type_that_no_result_holds_is_refused(pg_url, refused, output, create, expected):
-    value = {of_tags: "'{a}'", of_slots: "'[1,3)', 1", of_rounded: "1.5", of_taxa: "'a.b'"}[refused]
+    value = {
+        of_tags: "'{a}'",
+        of_slots: "'[1,3)', 1), ('[5,7)', 2",
+        of_rounded: "1.5",
+        of_taxa: "'a.b'",
+    }[refused]
     (model,) = output.declared_links
     with connection():
         dialect().run("CREATE SCHEMA elsewhere; CREATE EXTENSION ltree SCHEMA elsewhere")

@@ -7,7 +7,16 @@ from functools import cached_property
 
 import numpy as np
 import pytest
-from peewee import BooleanField, DateField, DateTimeField, FixedCharField, FloatField, IntegerField
+from peewee import (
+    SQL,
+    BooleanField,
+    DateField,
+    DateTimeField,
+    Field,
+    FixedCharField,
+    FloatField,
+    IntegerField,
+)
 
 from astra import task
 from astra.api import run_here
@@ -21,7 +30,7 @@ from astra.plan.plan import create_plan
 from astra.status.status import status
 from astra.status.verify import verify
 from tests.forks import astra
-from tests.own_tables import LightCurve, Period
+from tests.own_tables import LightCurve, Period, periods
 from tests.sample_tasks import Measured, OfSource, fill, measure
 
 
@@ -287,3 +296,46 @@ def test_a_second_result_of_a_row_is_recorded_by_its_key_of_any_type(url):
         refused = {(f.key, f.exception, f.refused) for f in Failure.select()}
     assert refused == {(key, "DuplicateResult", True) for key in ("a'b", "10")}
     assert status(made.plan).rows == {"done": 2} and verify(made.plan).sound
+
+
+class FreeField(Field):
+    """Of a type that astra does not know."""
+
+    field_type = "TEXT COLLATE free"
+
+    def ddl_datatype(self, context: object) -> SQL:
+        return SQL("TEXT")
+
+
+class Free(PipelineOutputModel):
+    free = FreeField()
+
+    class Meta:
+        abstract = True
+
+
+@task
+def frees(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Free]:
+    for spectrum in spectra:
+        yield Free.from_spectrum(spectrum, free={} if spectrum.spectrum_pk == 2 else "a text")
+
+
+def test_a_value_that_no_parameter_can_hold_costs_its_row_alone(url):
+    fill(4)
+    with connection():
+        Free.create_table()
+    (planned,) = create_plan(frees)
+    run_here(planned.plan)
+    assert status(planned.plan).rows == {"done": 3, "failed": 1} and verify(planned.plan).sound
+    assert "dict" in Failure.get().message
+
+
+def test_rows_that_can_be_in_no_table_cost_no_other(url, caplog):
+    """A direct call may be given rows that a program has made."""
+    with connection():
+        LightCurve.create_table()
+        Period.create_table()
+        LightCurve.create(obj_id="a", mag=1.0)
+        rows = [LightCurve(obj_id=key, mag=1.0) for key in ("a", [1], None, "a\0")]
+    assert [result.light_curve_id for result in periods(rows)] == ["a"]
+    assert caplog.text.count("result refused") == 3
