@@ -333,9 +333,6 @@ class PostgreSQL(Keys):
         """Return the roles other than the owner that have a privilege on a table by name."""
         return self.fetch_column(queries.GRANTED_ROLES, (self.table(model), privilege))
 
-    def may(self, role: str, model: Any, privilege: str) -> bool:
-        return bool(self.fetch_value(queries.HAS_PRIVILEGE, (role, self.table(model), privilege)))
-
     def grant_schema(self, role: str, model: Any) -> None:
         """Grant the use of a table's schema, and reading tables that this role creates in it."""
         to = self._role(role)

@@ -263,8 +263,6 @@ GRANTED_ROLES = """
     WHERE pg_class.oid = %s::regclass AND pg_roles.oid = given.grantee
       AND given.grantee <> relowner AND privilege_type = %s ORDER BY rolname"""
 
-HAS_PRIVILEGE = "SELECT has_table_privilege(%s, %s, %s)"
-
 #: The places in two lists, of tables and privileges, of what this role lacks.
 LACKING = """
     SELECT place FROM unnest(%s::text[], %s::text[]) WITH ORDINALITY

@@ -37,9 +37,6 @@ class TimeField(peewee.DateTimeField):
         self.now = now
         super().__init__(*args, **options)
 
-    def clone(self) -> "TimeField":
-        return deepcopy(self)
-
     def ddl_datatype(self, ctx: object) -> SQL:
         return SQL(dialect().timestamp_type)
 

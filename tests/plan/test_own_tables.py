@@ -357,42 +357,6 @@ def test_a_number_or_a_time_of_day_says_not_when_a_row_was_modified(url, column,
         create_plan(of_epochs, sdss_ids=[1])
 
 
-class Stamped(peewee.Model):
-    written = peewee.TextField(null=True)
-
-    class Meta:
-        table_name = "others_stamped"
-        modified = "written"
-
-
-class OfStamped(OutputModel):
-    stamped = result_of(Stamped)
-
-
-@as_task
-def of_stamped(rows: Iterable[Stamped]) -> Iterable[OfStamped]:
-    for row in rows:
-        yield OfStamped.from_row(row)
-
-
-def test_texts_of_sqlite_may_say_when_a_row_was_modified(sqlite_url):
-    with connection():
-        bound_to_database(Stamped).create_table()
-        OfStamped.create_table()
-        Stamped.insert_many(
-            [("2024-01-02",), ("2024-01-02 03:04:05",), (None,)], ["written"]
-        ).execute()
-        rows = list(Stamped.select())
-    assert len(list(of_stamped(rows[:2]))) == 2
-    (planned,) = create_plan(of_stamped)
-    assert planned.rows == 1
-    run_here(planned.plan)
-    assert verify(planned.plan).sound and create_plan(of_stamped)[0].plan is None
-    with connection():
-        Stamped.update(written="2024-01-03").where(Stamped.id == 1).execute()
-    assert create_plan(of_stamped)[0].rows == 1
-
-
 class BySize(peewee.Model):
     size = peewee.DoubleField(primary_key=True)
 

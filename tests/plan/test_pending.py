@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Optional, Union
 
 import numpy as np
+import peewee
 import pytest
 from peewee import SQL
 
@@ -17,9 +18,12 @@ from astra.models import (
     BaseModel,
     BossCombinedSpectrum,
     BossVisitSpectrum,
+    OutputModel,
     Source,
     SpectrumMixin,
+    result_of,
 )
+from astra.models.keys import bound_to_database
 from astra.plan.plan import create_plan
 from astra.tasks.signature import find_task, input_models, output_model
 from tests.sample_tasks import Measured, OfSource, fill, measure, on_sources, per_source
@@ -237,3 +241,39 @@ def test_rows_of_astras_own_tables_at_infinity_are_processed_once(pg_url):
         run_here(planned.plan)
         assert status(planned.plan).rows == {"done": n} and verify(planned.plan).sound
         assert all(again.plan is None for again in create_plan(function))
+
+
+class Stamped(peewee.Model):
+    written = peewee.TextField(null=True)
+
+    class Meta:
+        table_name = "others_stamped"
+        modified = "written"
+
+
+class OfStamped(OutputModel):
+    stamped = result_of(Stamped)
+
+
+@task
+def of_stamped(rows: Iterable[Stamped]) -> Iterable[OfStamped]:
+    for row in rows:
+        yield OfStamped.from_row(row)
+
+
+def test_texts_of_sqlite_may_say_when_a_row_was_modified(sqlite_url):
+    with connection():
+        bound_to_database(Stamped).create_table()
+        OfStamped.create_table()
+        Stamped.insert_many(
+            [("2024-01-02",), ("2024-01-02 03:04:05",), (None,)], ["written"]
+        ).execute()
+        rows = list(Stamped.select())
+    assert len(list(of_stamped(rows[:2]))) == 2
+    (planned,) = create_plan(of_stamped)
+    assert planned.rows == 1
+    run_here(planned.plan)
+    assert verify(planned.plan).sound and create_plan(of_stamped)[0].plan is None
+    with connection():
+        Stamped.update(written="2024-01-03").where(Stamped.id == 1).execute()
+    assert create_plan(of_stamped)[0].rows == 1
