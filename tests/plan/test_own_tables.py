@@ -352,9 +352,6 @@ def test_a_number_or_a_time_of_day_says_not_when_a_row_was_modified(url, column,
     monkeypatch.setattr(Epoch._meta, "modified", "change")
     with pytest.raises(TaskError, match=r"'change' is not a column of the model\. Did you mean"):
         create_plan(of_epochs)
-    monkeypatch.delattr(Epoch._meta, "modified")
-    with pytest.raises(TaskError, match="rows of Epoch have no source; select rows by --keys"):
-        create_plan(of_epochs, sdss_ids=[1])
 
 
 class BySize(peewee.Model):

@@ -277,3 +277,5 @@ def test_texts_of_sqlite_may_say_when_a_row_was_modified(sqlite_url):
     with connection():
         Stamped.update(written="2024-01-03").where(Stamped.id == 1).execute()
     assert create_plan(of_stamped)[0].rows == 1
+    with pytest.raises(TaskError, match="rows of Stamped have no source; select rows by --keys"):
+        create_plan(of_stamped, sdss_ids=[1])
