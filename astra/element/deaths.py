@@ -46,8 +46,9 @@ def note_death(
         with writing():
             page = Page.get_or_none(Page.pk == board.page_pk)  # its plan may have been removed
             places = board.places()
+            subject = "a row" if places else "no row was in progress: the task"
             values = {
-                "message": clean(f"a row {death.cause}", 2000),
+                "message": clean(f"{subject} {death.cause}", 2000),
                 "n_handed": -1,
                 "max_rss_mb": peak_mb,
                 "t_start_s": board.start_s or None,
@@ -75,7 +76,7 @@ def give_up(board: ProgressBoard, death: Death, waiting: Any = None) -> None:
 
     The task itself is to blame then, and not a row. `waiting` is as for :func:`retrying`.
     """
-    message = f"its process crashed with no row in progress: it {death.cause}"
+    message = f"its process crashed with no row in progress: the task {death.cause}"
     log.error("%s; the page stays pending", message)
 
     def work() -> None:

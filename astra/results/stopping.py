@@ -68,7 +68,7 @@ class Tally:
     n_ended: int = 0
     n_failed: int = 0
     n_mistakes: int = 0  # failures that are mistakes of the task or of its table
-    mistake: str = ""  # the last of them: what was raised, and where
+    last: str = ""  # the last failure: what was raised, and where
     n_stored: int = 0  # rows of which a result, or the fact that they have none, is stored
 
     def count(self, failures: "Iterable[Refusal]") -> None:
@@ -77,9 +77,8 @@ class Tally:
             if failure.refused:
                 continue
             self.n_failed += 1
-            if failure.is_mistake:
-                self.n_mistakes += 1
-                self.mistake = failure.summary
+            self.n_mistakes += failure.is_mistake
+            self.last = failure.summary
 
     def check(self, task: str, refused: "Sequence[Refusal]" = ()) -> None:
         """Check the share of failures among the rows so far, with those about to fail.
@@ -91,12 +90,13 @@ class Tally:
         """
         refused = [failure for failure in refused if not failure.refused]
         n_failed = self.n_failed + len(refused)
+        last = refused[-1].summary if refused else self.last
         if self.n_ended >= self.after and n_failed > self.share * self.n_ended:
             raise BrokenElement(
                 f"{n_failed} of {self.n_ended} rows of this element failed, more than the "
                 f"share of {self.share:g} ([element] max_failures): {task} is considered broken, "
                 "not its rows; failures not yet stored are left out, and their rows stay pending"
-                + (f"; the last: {refused[-1].summary}" if refused else "")
+                + (f"; the last: {last}" if last else "")
             )
 
     def check_end(self, task: str) -> None:
@@ -109,7 +109,7 @@ class Tally:
         """
         if not self.n_stored and self.n_failed == self.n_mistakes > 1:
             raise BrokenElement(
-                f"{self.mistake}: all {self.n_failed} rows so far failed for a reason that is not "
+                f"{self.last}: all {self.n_failed} rows so far failed for a reason that is not "
                 f"in the rows, such as a mistake in {task} or a trigger of its table; the rows "
                 "stay pending"
             )

@@ -273,8 +273,6 @@ class Writer:
 
     def write(self) -> None:
         """Write all waiting rows as one checkpoint; keep them if that fails."""
-        if not self.settings.write_to_database:
-            return
         with self.writing:
             checkpoint = self.buffer.take()
             if not checkpoint:

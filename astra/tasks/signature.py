@@ -194,12 +194,8 @@ def task_name(function: Callable[..., object]) -> str:
 
 def signature_of(function: Callable[..., object]) -> str:
     """Return the first line of a function's definition, with names of classes as imported."""
-    name = getattr(function, "__name__", repr(function))
-    try:
-        signature = str(inspect.signature(function))
-        return f"def {name}{_MODULES_OF_CLASSES.sub('', signature)}"
-    except (TypeError, ValueError):  # it is not written in Python
-        return name
+    signature = str(inspect.signature(function))
+    return f"def {function.__name__}{_MODULES_OF_CLASSES.sub('', signature)}"
 
 
 def _declaration_error(function: Callable[..., object], message: str) -> TaskError:

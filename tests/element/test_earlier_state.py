@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from peewee import OperationalError
 
+from astra.config import settings
 from astra.database.connection import connection, database, dialect, writing
 from astra.element.claiming import claim_page, this_process
 from astra.element.deaths import give_up, note_death
@@ -101,6 +102,28 @@ def test_its_death_is_not_the_death_of_another(url):
     note_death(board, death, 1.0, alive=True)
     with connection():
         assert Attempt.get().state == "died" and Suspect.get().place == 3
+
+
+def test_a_process_that_crashes_with_no_row_in_progress_breaks_its_page(url, tmp_path, monkeypatch):
+    """As while its module is imported. The plan is paused, as at any broken page."""
+    (tmp_path / "astra.toml").write_text("[element]\nmax_broken = 1\n")
+    monkeypatch.setenv("ASTRA_CONFIG", str(tmp_path / "astra.toml"))
+    settings.reset()
+    plan = plan_of(10, 10)
+    with connection():
+        with writing():
+            claim = claim_page(plan, 1, pool_of(plan), 1, this_process("local", Path()))
+        board, death = ProgressBoard(), Death("KilledProcess", "killed its process")
+        board.begin_page(claim.page.pk, claim.attempt.pk, claim.attempt.token, 10)
+    assert note_death(board, death, 1.0, alive=True) is False
+    with connection():
+        assert Attempt.get().message == "no row was in progress: the task killed its process"
+    give_up(board, death)
+    with connection():
+        (attempt,) = Attempt.select()
+        assert attempt.state == "broken" and not Suspect.select().exists()
+        assert "with no row in progress: the task killed its process" in attempt.message
+        assert Plan.get().paused is not None
 
 
 def test_an_element_takes_no_page_of_another_plan(url):

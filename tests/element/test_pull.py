@@ -104,7 +104,9 @@ class TestClaims:
         lose_answer(monkeypatch, 1)
         with Element(plan, pool_of(plan), Stop()) as this:
             run = this.run_page(1, 1)
+            again = this.run_page(1, 1)
         assert run is not None and run.done == 10 and is_whole(plan)
+        assert again == run and elements() == {1: 2}  # the page had ended: no third attempt
 
     def test_a_page_that_is_released_as_its_element_returns_is_not_free_any_more(self, url):
         """A watcher released the page between the query for its number and the claim."""

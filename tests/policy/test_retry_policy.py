@@ -2,6 +2,7 @@
 
 import json
 from datetime import timedelta
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given
@@ -13,6 +14,7 @@ from astra.config.retry_rules import RULES, rules
 from astra.config.settings import use
 from astra.config.units import size_mb
 from astra.database.connection import connection, dialect
+from astra.errors import SlurmError
 from astra.models.attempts import Exclusion
 from astra.models.plans import Page, Submission
 from astra.policy import next_steps, retry_policy
@@ -227,3 +229,5 @@ class TestNodes:
             for node in ("n3", "n9", "n1,n2", "$(id)"):
                 Exclusion.insert(node=node, reason="", until=tomorrow).execute()
         assert nodes_to_exclude(choose_profile(None, {"exclude": own})) == excluded
+        monkeypatch.setattr(limits, "partition_limits", Mock(side_effect=SlurmError("no answer")))
+        assert nodes_to_exclude(choose_profile(None, {})) == ()

@@ -127,6 +127,17 @@ def test_a_claim_that_is_committed_as_the_plan_is_cancelled_is_released(url, mon
     assert create_plan(measure, BossVisitSpectrum)[0].rows == 20
 
 
+def test_an_element_of_an_earlier_submission_has_no_part_in_its_page(url):
+    plan = get_plan(planned())
+    earlier, later = (new_submission(plan, [1], 0, 1, "local") for _ in range(2))
+    for submission in (earlier, later):
+        make_intent(submission, [Page.get(Page.number == 1)])
+    with pytest.raises(Superseded, match=r"was given to submission 2 since .* \(1\) was submitted"):
+        claim_page(plan, 1, earlier, 1, somewhere())
+    assert not Attempt.select().exists()
+    assert claim_page(plan, 1, later, 1, somewhere()) is not None
+
+
 def test_an_element_that_stores_nothing_notices_that_its_plan_is_cancelled(url):
     plan, stop = planned(), Stop()
     claim = running_elsewhere(plan)

@@ -18,6 +18,7 @@ from astra.element import element
 from astra.errors import BrokenElement, DatabaseError, Interrupted, NotAllowed
 from astra.models import BossVisitSpectrum
 from astra.models.attempts import Attempt
+from astra.models.failures import Failure
 from astra.plan import spool
 from astra.results import writer
 from astra.results.rows import Checkpoint
@@ -272,6 +273,20 @@ def test_a_page_whose_last_row_failed_is_not_broken_by_a_task_that_needs_rows(ur
     states, found = ends_of_page(3, needs_a_row)
     assert states == ["done"]
     assert found.sound and found.rows["failure"] == 3
+
+
+def test_a_task_of_which_too_many_rows_fail_is_broken_and_costs_no_row(url, tmp_path, monkeypatch):
+    """What was raised last is named, as the failures themselves are not stored."""
+    (tmp_path / "astra.toml").write_text("[element]\nmax_failures = 0.2\nmax_failures_after = 4\n")
+    monkeypatch.setenv("ASTRA_CONFIG", str(tmp_path / "astra.toml"))
+    settings.reset()
+    states, found = ends_of_page(10, needs_a_row)
+    assert states == ["broken"] and found.sound and found.rows["pending"] == 10
+    with connection():
+        assert not Failure.select().exists()
+        message = Attempt.get().message
+    assert message.startswith("4 of 4 rows of this element failed, more than the share of 0.2 ")
+    assert "; the last: ValueError: row 7 is bad" in message
 
 
 def test_a_task_that_needs_rows_and_gets_none_after_a_request_to_stop_is_not_broken(url):
