@@ -137,6 +137,10 @@ def _longest_part(command: str) -> str:
     """Describe the longest part of a command that is too long, and how to shorten it."""
     values = {key: len(value) for key, value in re.findall(r"(\b[A-Z_]+)=('[^']*'|\S+)", command)}
     key = max(values, key=values.__getitem__)
+    if (folder := len(str(Path.cwd()))) > values[key]:
+        return (
+            f"{folder} of them are the current folder; call astra cron in one with a shorter path"
+        )
     if key == "PYTHONPATH":
         remedy = (
             "install what it names into the environment of astra (pip install -e), and unset it"

@@ -173,3 +173,24 @@ def test_an_entry_that_is_too_long_names_what_makes_it_so(night, monkeypatch):
         UsageError, match=rf"{len(folders)} of them are the value of PYTHONPATH; install"
     ):
         entry("survey", "@daily")
+
+
+def test_an_entry_that_its_folder_makes_too_long_names_the_folder(night, tmp_path, monkeypatch):
+    folder = tmp_path.joinpath(*["d" * 200] * 5)
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    with pytest.raises(
+        UsageError, match=f"{len(str(folder))} of them are the current folder; call"
+    ):
+        entry("survey", "@daily")
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("SLURM_CONF", "/" + "s" * 1000)
+    with pytest.raises(UsageError, match="the value of SLURM_CONF; set it in the system's"):
+        entry("survey", "@daily")
+    file = folder.parent / "astra.toml"
+    file.write_text(night.read_text().replace("runs 100%", str(tmp_path / "runs")))
+    monkeypatch.setenv("ASTRA_CONFIG", str(file))
+    monkeypatch.delenv("SLURM_CONF")
+    reset()
+    with pytest.raises(UsageError, match="the value of ASTRA_CONFIG; keep the configuration"):
+        entry("survey", "@daily")
