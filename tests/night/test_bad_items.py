@@ -206,3 +206,19 @@ def test_a_night_that_there_is_not_is_named_as_it_was_given(sqlite_url):
             night_of(name, which)
     with pytest.raises(UsageError, match="no night 'survy' has begun yet"):
         nights("survy")
+
+
+def test_a_finalizer_waits_by_the_clock_for_jobs_of_another_cluster():
+    near, far = JobId(5, home="here"), JobId(6, "there")
+    assert finalizer._waiting_options([far, near], "here", 30) == [
+        "--dependency=afterany:5", "--begin=now+300"
+    ]  # fmt: skip
+    assert finalizer._waiting_options([near], "here", 0) == ["--dependency=afterany:5"]
+
+
+def test_where_the_limits_of_its_partition_are_unknown_a_finalizer_keeps_its_time(monkeypatch):
+    def unknown(partition):
+        raise SlurmUnknown("scontrol gave no answer")
+
+    monkeypatch.setattr(finalizer.limits, "partition_limits", unknown)
+    assert finalizer._profile(settings_of_tasks("measure")).options["time"] == "12:00:00"

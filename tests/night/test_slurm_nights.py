@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import stat
@@ -10,6 +11,7 @@ import sys
 import time
 from collections import Counter
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -23,11 +25,13 @@ from astra.models.nights import Night, NightPlan
 from astra.models.plans import Page, Plan, Submission
 from astra.models.schema import init_database
 from astra.night import nightly
-from astra.night.plans import NightStep
+from astra.night.finalizer import is_alive
+from astra.night.plans import FIRST_CHECK_S, NightStep, queue_finalizer
 from astra.night.totals import entries_of, plan_pks
 from astra.plan.plan import create_plan
 from astra.resume.resume import resume
 from astra.slurm.limits import configuration
+from astra.slurm.parse import JobId
 from astra.status.failures import failures
 from astra.status.status import status
 from astra.submit.submit import submit
@@ -231,6 +235,32 @@ def test_the_answer_of_sbatch_is_lost(slurm, tmp_path, monkeypatch):
     assert [str(job.job_id) for job in done.jobs] == calls and len(calls) == 1
     run_out(slurm)
     assert status(plan).state == "whole"
+
+
+def test_a_finalizer_whose_array_slurm_has_forgotten_begins_by_itself(slurm, tmp_path, monkeypatch):
+    """As versions of Slurm do that refuse to let a job wait for one that they do not know."""
+    wrapper = tmp_path / "bin" / "sbatch"
+    wrapper.parent.mkdir()
+    refused = "sbatch: error: Batch job submission failed: Job dependency problem"
+    wrapper.write_text(
+        f'#!/bin/sh\ncase "$*" in *--dependency*) echo "{refused}" >&2; exit 1;; esac\n'
+        f'exec {shutil.which("sbatch")} "$@"\n'
+    )
+    wrapper.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{wrapper.parent}:{os.environ['PATH']}")
+    night, settings = a_night(), settings_of_tasks("measure")
+    queue_finalizer(night, settings, NightStep(jobs={JobId(99999, name="array")}))
+    assert slurm.run("squeue", "-h", "-o", "%i %T").split() == [
+        str(last().finalizer_job),
+        "PENDING",
+    ]
+    shown = slurm.run("scontrol", "show", "job", str(last().finalizer_job))
+    assert "Dependency=(null)" in shown and is_alive(last())
+    begins, submitted = (
+        datetime.fromisoformat(re.search(rf"{key}=(\S+)", shown)[1])
+        for key in ("EligibleTime", "SubmitTime")
+    )
+    assert (begins - submitted).total_seconds() >= FIRST_CHECK_S - 1
 
 
 def test_a_second_array_for_the_same_pages_does_nothing(slurm, tmp_path):
