@@ -17,7 +17,7 @@ from peewee import Model
 
 from astra.config.units import written_moment
 from astra.database.connection import connection, dialect
-from astra.errors import AstraError, TaskError
+from astra.errors import AstraError, ConfigError, TaskError
 from astra.models.attempts import excluded_nodes
 from astra.models.failures import Failure
 from astra.models.importing import load
@@ -208,7 +208,10 @@ def _next_steps(plan: Plan, pages: Pages) -> tuple[list[NextStep], list[str]]:
     try:
         steps = [step for step in grouped(next_steps(plan, ended)) if step.state is not None]
     except AstraError as error:
-        return [], [f"the next step of the unfinished pages is unknown: {error}"]
+        note = f"the next step of the unfinished pages is unknown: {error}"
+        if isinstance(error, ConfigError):
+            note += f"; to submit them with another profile: astra resume {plan.pk} --profile NAME"
+        return [], [note]
     notes = [
         f"node {e.node} is excluded until {written_moment(e.until)}: {e.reason}"
         for e in excluded_nodes().values()

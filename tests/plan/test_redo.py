@@ -1,5 +1,6 @@
 """Rows are processed again on purpose, and each result says what made it."""
 
+import hashlib
 import json
 import tomllib
 from collections.abc import Iterable
@@ -13,6 +14,7 @@ from peewee import FloatField
 
 from astra import task
 from astra.api import run_here
+from astra.cli import show_rows
 from astra.cli.group import main
 from astra.config.nights import checked
 from astra.database.connection import connection, dialect
@@ -146,8 +148,11 @@ def test_a_revision_counts_and_a_commit_does_not(labels, monkeypatch):
         object.__setattr__(relabel.__astra__, "revision", 1)
 
 
-def test_why_says_what_has_changed_since_a_result(labels, tmp_path_factory, monkeypatch):
+def test_why_says_what_has_changed_since_a_result(labels, tmp_path_factory, monkeypatch, capsys):
     run()
+    digest = hashlib.sha256(labels.read_bytes()).hexdigest()
+    show_rows.row_history(history_of(relabel, "1"))
+    assert f"; model: model.txt (SHA-256 {digest[:12]}); revision 1" in capsys.readouterr().out
     monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))  # relative paths are the plan's
     assert history_of(relabel, "1").why == "it has a result that is up to date"
     labels.write_text("2")

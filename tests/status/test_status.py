@@ -1,5 +1,6 @@
 """What the status of a plan says that needs somebody, with the command to type."""
 
+import json
 import os
 from datetime import UTC, datetime, timedelta
 
@@ -14,9 +15,11 @@ from astra.models.attempts import Attempt
 from astra.models.plans import Page, Plan, Submission
 from astra.plan.lookup import get_plan
 from astra.plan.plan import create_plan
+from astra.policy.next_steps import next_steps
 from astra.processes import process_began
 from astra.resume.controls import pause, throttle
-from astra.states import PlanState
+from astra.slurm.parse import Answer, Execution
+from astra.states import PlanState, SlurmState
 from astra.status.headline import headline_of
 from astra.status.logs import logs
 from astra.status.status import status
@@ -109,3 +112,22 @@ def test_a_log_whose_path_was_not_recorded_is_in_the_folder_of_its_array(sqlite_
     (folder / "7_1.log").write_text("what it said\n")
     Submission.update(log_folder=str(folder)).execute()
     assert CliRunner().invoke(main, ["logs", str(plan), "1"]).output == "what it said\n"
+
+
+def test_a_profile_that_is_no_longer_valid_hides_no_status(sqlite_url, monkeypatch):
+    """As one with an option that another version of astra accepted."""
+    plan = planned()
+    profile = json.dumps({"given": {"time": "long"}, "options": {}})
+    Submission.update(kind="slurm", job_id=7, profile=profile).execute()
+    Page.update(n_done=0, outcomes=bytes(10)).where(Page.number == 2).execute()
+    Attempt.update(state="running", job_id=7, array_index=2).execute()
+    monkeypatch.setattr(
+        "astra.status.status.query_slurm",
+        lambda jobs, _: Answer({(jobs[0].key, 2): Execution(SlurmState.TIMEOUT, "n1")}),
+    )
+    found = status(plan)
+    assert found.pages == {"done": 3, "lost": 1} and found.steps == ()
+    (note,) = found.notes
+    assert "next step of the unfinished pages is unknown: profile 'general'" in note
+    assert len(next_steps(get_plan(plan), [found.elements[1]], "general")) == 1
+    assert note.endswith(f"with another profile: astra resume {plan} --profile NAME")
