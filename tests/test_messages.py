@@ -22,6 +22,7 @@ from astra.models.schema import init_database
 from astra.models.table_checks import VERSION, Schema
 from astra.plan.pending import checked_ids
 from astra.plan.plan import create_plan
+from astra.resume.cancel import cancel
 from astra.status.verify import verify
 from astra.tasks.signature import find_task, input_models, output_model
 from tests import forks
@@ -119,6 +120,8 @@ def test_sqlite_in_memory_is_still_understood(url):
         (planned,) = create_plan(measure, BossVisitSpectrum)
         run_here(planned.plan)
         assert Measured.select().count() == 1 and verify(planned.plan).sound
+        (again,) = create_plan(measure, BossVisitSpectrum, redo="all")
+        cancel(again.plan)
 
 
 def test_a_refused_login_is_not_a_server_that_does_not_run(postgres):

@@ -119,10 +119,10 @@ class PostgreSQL(Keys):
             "keepalives_count": 3,
             "tcp_user_timeout": 60_000,
             "application_name": f"astra {process_label()}",
-            "client_encoding": "UTF8",
         }
         # statement_timeout.py limits how long a server, or a proxy in front of it, may be silent.
-        options: dict[str, Any] = {"cursor_factory": PatientCursor}
+        # Texts are sent in UTF-8, whatever encoding the URL names: the server converts them.
+        options: dict[str, Any] = {"cursor_factory": PatientCursor, "client_encoding": "UTF8"}
         options |= {key: value for key, value in defaults.items() if key not in parameters}
         self.database: PostgresqlDatabase = PostgresqlDatabase(url, **options)
         self._types: dict[str, dict[str, str]] = {}

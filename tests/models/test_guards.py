@@ -10,6 +10,7 @@ from astra.api import run_here
 from astra.cli.group import main
 from astra.config import settings
 from astra.database.connection import bind, connection, database, dialect
+from astra.database.constraints import lost_constraints
 from astra.doctor.database import database as check_database
 from astra.errors import DatabaseError
 from astra.models import (
@@ -127,6 +128,9 @@ def test_a_sequence_that_was_lost_is_named(pg_url):
         with connection():
             database.execute_sql(statement)
         assert said in CliRunner().invoke(main, ["verify"]).output
+    with connection():
+        Zenith.create_table()  # a key without a sequence
+        assert not list(lost_constraints(Zenith))
 
 
 def test_a_lost_index_is_noticed_and_made_again(url):

@@ -169,6 +169,8 @@ def test_a_moment_with_a_zone_is_found_as_a_key(pg_url):
     with connection():
         for key in (given, str(given), "2024-01-01T03:00:00Z", "2024-01-01 03:00:00"):
             assert find_keys(Moment, [key]) == (["2024-01-01 03:00:00"], [])
+        early = "0001-01-01T00:00:00+14:00"  # in UTC, Python does not know it
+        assert find_keys(Moment, [early]) == ([], [early])
 
 
 def test_a_date_that_python_does_not_know_is_found_as_a_key(pg_url):

@@ -3,10 +3,11 @@
 from collections.abc import Iterable
 
 import pytest
+from psycopg2.sql import SQL
 
 from astra import task
 from astra.api import run_here
-from astra.database.connection import bind, connection
+from astra.database.connection import bind, connection, database
 from astra.models import BossVisitSpectrum
 from astra.models.failures import Failure
 from astra.models.schema import init_database
@@ -58,3 +59,15 @@ def test_a_letter_costs_its_row_at_most(postgres, monkeypatch, encoding, n_store
     assert len(failures) == 60 - n_stored and verify(planned.plan).sound
     if encoding == "LATIN1":
         assert "LATIN1" in failures["5"]
+
+
+def test_every_letter_is_stored_whatever_encoding_the_url_asks_for(pg_url):
+    fill(60)
+    bind(f"{pg_url}&client_encoding=LATIN1")
+    (planned,) = create_plan(greek, BossVisitSpectrum, limit=60)
+    assert planned.plan is not None
+    run_here(planned.plan)
+    with connection():
+        assert Failure.get().message == "no \u03bb at 6563"
+        assert Measured.select().count() == 59 and verify(planned.plan).sound
+        assert database.execute_sql(SQL("SELECT 1")).fetchone() == (1,)  # of psycopg2

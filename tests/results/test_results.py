@@ -41,6 +41,11 @@ def test_a_result_has_the_times_of_the_database(url):
         for result in results:
             stored = Measured.get_by_id(result.task_pk)
             assert (result.created, result.modified) == (stored.created, stored.modified)
+        assert [result.source for result in results] == [
+            spectrum.source
+            for spectrum in BossVisitSpectrum.select().order_by(BossVisitSpectrum.pk)
+        ]
+        assert Measured().source is None
         first = results[0].created
         (again,) = measure(BossVisitSpectrum.select().where(BossVisitSpectrum.pk == 1))
         assert again.created <= again.modified

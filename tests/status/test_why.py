@@ -182,6 +182,13 @@ def test_what_to_type_plans_a_row_with_any_text_as_its_key(stones, key):
     assert keys_of(words[words.index("--keys") + 1]) == [key]
 
 
+def test_a_list_that_can_be_the_name_of_no_file_is_a_list(stones):
+    assert len(keys_of(",".join(map(str, range(3000))))) == 3000
+    assert keys_of("a,b\0") == ["a", "b\0"]
+    with pytest.raises(TaskError, match="it is empty, or holds a NUL"):
+        history_of(weigh, "b\0")
+
+
 def test_a_negative_number_is_a_key_and_no_option(stones):
     done = CliRunner().invoke(main, ["why", NAME, "-5", "--json"])
     assert "has no row with the key -5" in done.output
