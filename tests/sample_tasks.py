@@ -150,8 +150,9 @@ def close_and_print(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
 
 @task
 def close_output(spectra: Iterable[BossVisitSpectrum], begun: str = "") -> Iterable[Measured]:
-    """Closes its standard output, and takes very long for a row."""
+    """Closes its standard output and all descriptors, and takes very long for a row."""
     sys.stdout.close()
+    os.closerange(3, 256)  # with the one that signals are written to
     for row in spectra:
         Path(begun).touch()
         time.sleep(600)

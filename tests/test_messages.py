@@ -5,8 +5,9 @@ import os
 import subprocess
 import sys
 import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
+from typing import Annotated
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -16,7 +17,8 @@ from peewee import FloatField
 from astra import generate_queries_for_task, task
 from astra.api import run_here
 from astra.database.connection import bind, connection, database
-from astra.errors import DatabaseError, TaskError
+from astra.element.loaded_task import load_outer_exceptions
+from astra.errors import DatabaseError, TaskError, UsageError
 from astra.models import BossVisitSpectrum, PipelineOutputModel, Source
 from astra.models.schema import init_database
 from astra.models.table_checks import VERSION, Schema
@@ -217,6 +219,18 @@ def test_keywords_that_only_the_decorator_takes(keyword, expected):
         task(**keyword)(measure.__wrapped__)
 
 
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("nowhere.Error", "No module named 'nowhere'"), ("os.Error", "no attribute 'Error'"),
+        ("os.path", "is not an exception class"), ("int", "is not an exception class"),
+    ],
+)  # fmt: skip
+def test_an_outer_exception_that_does_not_exist_is_named(path, said):
+    with pytest.raises(UsageError, match=rf"\[element\] outer_exceptions: {path}.*{said}"):
+        load_outer_exceptions(["OSError", path])
+
+
 @pytest.mark.parametrize("rows", [3, "abc", b"abc"])
 def test_what_are_no_rows(sqlite_url, rows):
     with pytest.raises(TaskError, match=f"rows={rows!r}: give a query, a list, or any other"):
@@ -233,6 +247,18 @@ def test_a_task_without_a_parameter_for_rows():
     for function in (of_several, by_name):
         with pytest.raises(TaskError, match=rf"{function.__name__}\(\*.* no parameter for rows"):
             task(function)
+
+
+@pytest.mark.parametrize(
+    "results", [Generator[Measured, None, None], Generator[Measured, int, str], Iterator[Measured]]
+)
+def test_a_task_may_be_annotated_as_a_generator(results):
+    def generates(spectra: Annotated[Iterable[BossVisitSpectrum], "of a night"]):
+        yield from ()
+
+    generates.__annotations__["return"] = results
+    assert output_model(task(generates)) is Measured
+    assert input_models(task(generates)) == [BossVisitSpectrum]
 
 
 def test_an_ellipsis_in_annotations_is_understood(sqlite_url):

@@ -60,6 +60,23 @@ def test_rows_of_a_customised_model_are_built_by_peewee(spectra, monkeypatch):
         reader._is_plain.cache_clear()
 
 
+@pytest.mark.parametrize("name", ["__init__", "__setattr__"])
+def test_a_model_with_a_constructor_of_its_own_builds_its_rows(spectra, monkeypatch, name):
+    called, inherited = [], getattr(BossVisitSpectrum, name)
+
+    def counted(row, *values, **named):
+        called.append(name)
+        inherited(row, *values, **named)
+
+    monkeypatch.setattr(BossVisitSpectrum, name, counted)
+    reader._is_plain.cache_clear()
+    try:
+        ((row, _),) = read_rows(all_rows(BossVisitSpectrum).where(BossVisitSpectrum.pk == 1))
+        assert row.pk == 1 and called and not row.dirty_fields
+    finally:
+        reader._is_plain.cache_clear()
+
+
 def test_rows_that_have_a_result_do_not_make_each_row_after_them_costly(url, monkeypatch):
     """How far the task will get is recorded for several rows at once."""
     plan = plan_of(100, 100, measure, row_s=0.2)

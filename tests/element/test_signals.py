@@ -7,9 +7,11 @@ import sys
 import threading
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from astra.api import run_here
 from astra.config import settings
 from astra.database.connection import LAST_WAIT_S, connection, database
 from astra.element.signals import stop_on_signals
@@ -153,6 +155,13 @@ def test_an_element_whose_task_closed_its_output_is_asked_to_stop(url, tmp_path,
     assert element.returncode == 75
     with connection():
         assert [attempt.state for attempt in Attempt.select()] == ["interrupted"]
+
+
+def test_a_plan_is_run_in_a_thread_which_hears_no_signals(sqlite_url):
+    plan = plan_of(5, 5)
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(run_here, plan.pk).result()
+    assert verify(plan.pk).whole
 
 
 @pytest.mark.parametrize("then", ["goes on", "raises", "yields"])
