@@ -3,6 +3,7 @@
 import socket
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypedDict, cast
 
@@ -164,7 +165,7 @@ def _plan(
     limit = whole_number("limit", limit, bits=MAX_PAGE_ROWS.bit_length())
     known = in_background(lambda: code_version(function))  # git runs while tables are checked
     check_version()
-    with connection():
+    with connection(), _readable(models):
         check_archive()
         check_tables(*models, output)
         check_guards(*models, output)
@@ -183,6 +184,19 @@ def _plan(
             raise TaskError(
                 f"--where {where!r} cannot be computed for every row: {reason}"
             ) from error
+
+
+@contextmanager
+def _readable(models: Iterable[type[Model]]) -> Iterator[None]:
+    """Explain that the database cannot compute a row, as of a view with a failing expression."""
+    try:
+        yield
+    except peewee.DataError as error:
+        tables = " or ".join(map(table_name, models))
+        raise TaskError(
+            f"a row of {tables} cannot be read: {dialect().message(error)}; correct the row, or "
+            "the view that computes it"
+        ) from error
 
 
 def _checked_task(

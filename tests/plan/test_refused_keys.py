@@ -297,3 +297,32 @@ def test_rows_that_have_one_key_since_they_were_planned_are_not_skipped(url):
         dialect().run("INSERT INTO others_entry VALUES ('Vega')")
     resume_local(planned.plan)
     assert status(planned.plan).rows == {"done": 2} and verify(planned.plan).sound
+
+
+class Computed(peewee.Model):
+    number = peewee.IntegerField(primary_key=True)
+
+    class Meta:
+        table_name = "others_computed"
+
+
+class OfComputed(OutputModel):
+    computed = result_of(Computed)
+
+
+@task
+def of_computed(rows: Iterable[Computed]) -> Iterable[OfComputed]:
+    for row in rows:
+        yield OfComputed.from_row(row)
+
+
+@pytest.mark.parametrize("options", [{}, {"where": "number > 0"}])
+def test_a_view_that_cannot_be_computed_is_named(pg_url, options):
+    bound_to_database(Computed)
+    with connection():
+        dialect().run("CREATE TABLE others_text (text TEXT)")
+        dialect().run("CREATE VIEW others_computed AS SELECT text::int AS number FROM others_text")
+        OfComputed.create_table()
+        dialect().run("INSERT INTO others_text VALUES ('1'), ('x')")
+    with pytest.raises(TaskError, match=r'others_computed cannot be read: .*integer: "x"; correct'):
+        create_plan(of_computed, **options)
