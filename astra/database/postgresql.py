@@ -241,6 +241,8 @@ class PostgreSQL(Keys):
                 "the owner of the tables has to do this; if there are none yet, the owner of this "
                 f"{kind} can allow it: GRANT CREATE ON {kind.upper()} {on} TO {to}"
             )
+        elif found := re.search(r"must be owner of ((?!table|relation).+)$", message):
+            remedy = f"the owner of the {found[1]} has to do this, or drop it"
         place = f"of the database {hide(self.url)}"
         return f"the role {role!r} may not do this: {message}, {place}; {remedy}"
 

@@ -239,6 +239,17 @@ def test_only_the_owner_of_the_tables_renames_a_task(of: Url) -> None:
         assert done.returncode == 5 and "have astra run this command" in done.stderr, done.stderr
 
 
+def test_a_view_of_another_role_is_its_owners(of: Url, postgres: Postgres) -> None:
+    as_role(of, "owner")
+    init_database(("tests.sample_tasks",), views=True)
+    name = database.execute_sql("SELECT current_database()").fetchone()[0]
+    postgres.sql("CREATE ROLE viewer")
+    postgres.sql("ALTER VIEW measured_current OWNER TO viewer", name)
+    done = astra(of, "owner", "initdb", "tests.sample_tasks", "--views")
+    assert done.returncode == 5, done.stdout + done.stderr
+    assert "the owner of the view measured_current has to do this, or drop it" in done.stderr
+
+
 def test_tables_made_later_are_given_too(of: Url) -> None:
     as_role(of, "owner")
     database.execute_sql("CREATE TABLE made_by_hand (x int)")
