@@ -63,8 +63,8 @@ def _commands(night: NightStatus, kind: Kind, of_plans: Headline) -> list[str]:
         first = [f"{which}   shows its details"]
     else:
         first = []
-    if kind is Kind.WHOLE and not night.failures:
-        return first
+    if kind is Kind.NOT_BEGUN or (kind is Kind.WHOLE and not night.failures):
+        return first  # a night that runs submits its plans itself
     return [*first, *of_plans.commands]
 
 

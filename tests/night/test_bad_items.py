@@ -5,6 +5,7 @@ from click.testing import CliRunner
 
 from astra.api import run_here
 from astra.cli.group import main
+from astra.config import settings
 from astra.database.connection import connection, database
 from astra.errors import SlurmUnknown, UsageError
 from astra.models import BossVisitSpectrum
@@ -13,15 +14,18 @@ from astra.models.plans import Plan
 from astra.night import finalizer
 from astra.night import nightly as nightly_module
 from astra.night.history import night_of, nights
-from astra.night.lock import night_lock
+from astra.night.lock import call_when_released, night_lock
 from astra.night.nightly import heal_all
+from astra.night.notify import notify
 from astra.night.plans import NightStep, assess_plans, begin_tasks
+from astra.night.report import night_headline, report_of_night
 from astra.plan.lookup import get_plan
 from astra.plan.plan import create_plan
 from astra.report.earlier import earlier_of
 from astra.slurm import client
 from astra.slurm.parse import Answer, Execution, JobId
 from astra.states import SlurmState as S
+from astra.status.headline import Kind
 from astra.submit.intent import plan_lock
 from tests.nights import a_night, settings_of_tasks
 from tests.sample_tasks import fill, measure
@@ -222,3 +226,47 @@ def test_where_the_limits_of_its_partition_are_unknown_a_finalizer_keeps_its_tim
 
     monkeypatch.setattr(finalizer.limits, "partition_limits", unknown)
     assert finalizer._profile(settings_of_tasks("measure")).options["time"] == "12:00:00"
+
+
+def test_the_report_of_a_night_that_waits_leaves_its_plans_to_it(sqlite_url, monkeypatch):
+    """It is compared with the night before. Where it cannot be written, only this is logged."""
+    for n in (4, 3):
+        fill(n)
+        (made,) = create_plan(measure, BossVisitSpectrum)
+        if n == 4:
+            run_here(made.plan)
+        with connection():
+            night = a_night()
+            NightPlan.create(night=night.pk, task="t", plan_pk=made.plan, has_ended=n == 4)
+            Night.update(finalizer="token", finalizer_job=7).execute()
+            Night.update(ended="2026-01-03 05:00:00", whole=True).where(Night.pk == 1).execute()
+    silent = Answer(queue=False, accounting=False)
+    monkeypatch.setattr(client, "elements", lambda jobs, **_: silent)
+    _, report = report_of_night("survey")
+    assert report.kind is Kind.NOT_BEGUN and [e.title for e in report.earlier] == ["2026-01-02"]
+    shown = night_headline(night_of("survey"), report.plans)
+    assert shown.commands == ("astra nights survey 2   shows its progress",)
+
+
+def test_a_night_ends_though_its_report_cannot_be_written(
+    sqlite_url, tmp_path, monkeypatch, caplog
+):
+    night = a_night()
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("ASTRA_RUN_DIR", str(tmp_path / "file"))
+    settings.reset()
+    nightly_module._report(night)
+    assert "the report of the night 1 could not be written" in caplog.text
+    assert notify(Night(pk=9, name="gone"), settings_of_tasks("measure")) == {}
+    assert "nobody was notified of the night 9" in caplog.text
+
+
+def test_a_night_tries_again_after_its_connection_broke(pg_url, monkeypatch):
+    monkeypatch.setattr("astra.night.lock.time.sleep", lambda pause_s: None)
+    calls = iter(("pg_terminate_backend(pg_backend_pid())", "3"))
+
+    def work() -> int:
+        with connection():
+            return database.execute_sql(f"SELECT {next(calls)}").fetchone()[0]
+
+    assert call_when_released(work, 60, wait_for_all=True) == 3
