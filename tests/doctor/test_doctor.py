@@ -209,6 +209,11 @@ BROKEN = {
         lambda patch, **_: patch.setenv("SBATCH_ACCOUNT", "mine"),
         "warning slurm: SBATCH_ACCOUNT is set", "unset SBATCH_ACCOUNT",
     ),
+    "a time": (
+        toml('[profiles.mine]\nextends = "debug"\npartition = "short"\ntime = "00:20:00"\n'),
+        "warning slurm: profile mine", "partition short",
+    ),
+    "a controller": (failing("scontrol"), "failed slurm: ", "Connection refused"),
     "accounting": (failing("sacct"), "warning slurm: ", "no accounting"),
     "no run directory": (file_for_a_folder, "failed run directory: ", "set [run] dir"),
     "no crontab": (failing("crontab"), "warning night survey: ", "it is unknown whether cron starts it"),

@@ -127,7 +127,10 @@ def test_lines_in_another_encoding_stay_as_they_are(night, tmp_path, monkeypatch
     assert not has_entry("survey")
     install("survey", entry("survey", "@daily"))
     assert table.read_bytes().startswith(others) and has_entry("survey")
-    assert remove("survey") and table.read_bytes() == others
+    assert remove("survey") and table.read_bytes() == others and not remove("survey")
+    program.write_text("#!/bin/sh\n[ $1 = -l ] || { echo 'not allowed' >&2; exit 1; }\n")
+    with pytest.raises(UsageError, match="refused the entry, and nothing was changed: not allowed"):
+        install("survey", entry("survey", "@daily"))
 
 
 _BEFORE = """

@@ -108,6 +108,7 @@ def test_each_channel_is_notified_once_and_again_on_change(url, inbox, tmp_path)
         night = a_night(whole=False)
         assert notify(night, ways) == dict.fromkeys(("mail", "webhook", "command"), NOTIFIED)
         notify(night, ways)
+        assert {f.state for f in _notified("night survey", ways)} == {"ok"} and len(hooks) == 1
         ((to, mail),) = kept.mails
         assert to == ["a@example.org", "b@example.org"]
         assert mail["Subject"] == "astra: night survey of 2026-01-02 is not whole"
