@@ -141,8 +141,7 @@ def _end_jobs(plan: Plan) -> list[int]:
             kind = SlurmUnknown if isinstance(error, SlurmUnknown) else SlurmError
             raise kind(f"{error}. {marked}") from error
     if unknown:
-        names = ", ".join(submission.job_name for submission in unknown)
-        raise SlurmUnknown(f"job {names} may or may not exist: Slurm does not answer. {marked}")
+        raise SlurmUnknown(f"{'; '.join(unknown)}. {marked}")
     return [job.job_id for job in alive]
 
 

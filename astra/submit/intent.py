@@ -284,10 +284,10 @@ def withdraw(submission: Submission, state: str, message: str | None = None) -> 
     retrying(work, bound_s=30)
 
 
-def recover_intents(plan: Plan) -> list[Submission]:
+def recover_intents(plan: Plan) -> list[str]:
     """Resolve submissions whose process died or whose answer was lost; the plan is locked.
 
-    Return the submissions whose job may or may not exist.
+    Return which jobs may or may not exist, and why that is not known.
     """
     with connection():
         intents = list(
@@ -301,8 +301,8 @@ def recover_intents(plan: Plan) -> list[Submission]:
     for submission in intents:
         try:
             jobs = client.find(submission.job)
-        except SlurmUnknown:
-            unknown.append(submission)
+        except SlurmUnknown as error:
+            unknown.append(f"job {submission.job_name} may or may not exist: {error}")
             continue
         if jobs:
             bind_job(submission, keep_one_job(submission, jobs))

@@ -351,7 +351,10 @@ _ASKS_AGAIN = "plan 1 is cancelled: no further element begins, .* astra cancel 1
 
 @pytest.mark.parametrize(
     ("state", "message"),
-    [("submitted", "scancel: Unable to contact"), ("intent", "^job j may or may not exist")],
+    [
+        ("submitted", "scancel: Unable to contact"),
+        ("intent", "^job j may or may not exist: squeue: Unable"),
+    ],
 )
 def test_a_plan_is_cancelled_although_slurm_does_not_answer(url, slurm_says, state, message):
     plan = plan_of(20, 10)
