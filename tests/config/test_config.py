@@ -178,6 +178,7 @@ class TestErrors:
             ("[plan]\ntrusted_roots = ['code']", ["'code'", "absolute path"]),
             ("[element]\nlease_s = '60'", ["lease_s", "number, without quotes"]),
             ("nights = 3", ["[nights.NAME] should be a section"]),
+            ("[nights.'a b']\ntasks = ['a']", ["[nights.a b]", "letters, digits, - and _"]),
         ],
     )
     def test_names_file_key_and_the_right_one(

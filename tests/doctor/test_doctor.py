@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,11 +20,15 @@ from astra.cli.group import main
 from astra.config import settings
 from astra.config.profiles import choose_profile
 from astra.database import connection
+from astra.database.connection import connection as database_connection
 from astra.database.connection import database
+from astra.database.inspection import server
 from astra.doctor import environment
+from astra.doctor.database import _settings
 from astra.doctor.database import database as database_check
 from astra.doctor.finding import Finding
 from astra.doctor.job import from_a_node
+from astra.doctor.slurm import slurm as slurm_check
 from astra.errors import DatabaseError
 from astra.models.schema import init_database
 from astra.night.doctor import examine
@@ -406,3 +411,21 @@ def test_a_task_whose_module_is_gone(place):
     (found,) = [f for f in database_check() if "gone" in f.message]
     assert found.message.startswith("tests.sample_tasks.measure, of plan 1: ")
     assert found.state == "warning" and "call this in the folder of its module" in str(found.remedy)
+
+
+def test_a_server_that_is_too_old_or_a_standby_is_named(place):
+    with database_connection():
+        facts = replace(server(), least="PostgreSQL 13", is_standby=True)
+        found = found_by(lambda: _settings(facts))
+    assert "use PostgreSQL 13 or later" in found.values()
+    assert "name the primary" in found["the server is a standby, which stores nothing"]
+
+
+def test_without_slurm_and_without_a_usable_configuration_slurm_is_missing(tmp_path, monkeypatch):
+    (tmp_path / "astra.toml").write_text("[plan]\nlimt = 3\n")
+    monkeypatch.setenv("ASTRA_CONFIG", str(tmp_path / "astra.toml"))
+    monkeypatch.delenv("ASTRA_DATABASE_URL", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    connection.reset()
+    (found,) = slurm_check(())
+    assert found.state == "failed" and "sbatch, squeue" in found.message
