@@ -4,6 +4,7 @@ Elements read them from the database before each page. Slurm's own throttle woul
 how many elements start, not how many continue.
 """
 
+import logging
 from datetime import timedelta
 
 from peewee import SQL, ColumnBase, Query, Value
@@ -16,6 +17,8 @@ from astra.models.attempts import Attempt
 from astra.models.plans import Page, Plan, Submission
 from astra.plan.lookup import paused_message
 from astra.states import AttemptState
+
+log = logging.getLogger(__name__)
 
 
 def check_controls(plan: Plan, submission: Submission, element: int) -> None:
@@ -100,15 +103,18 @@ def all_break(plan_pk: int) -> bool:
     return len(states) == max_broken and AttemptState.DONE.value not in states
 
 
-def pause_if_all_break(plan_pk: int) -> str | None:
-    """Pause a plan whose last pages all broke, inside a transaction; return the reason, or None.
+def pause_if_all_break(plan_pk: int) -> None:
+    """Pause a plan whose last pages all broke, inside a transaction.
 
     Otherwise a node or a task that breaks every page would continue until all pages are broken.
     """
     if not all_break(plan_pk):
-        return None
-    reason = f"the last {settings.current().element.max_broken} pages that ended are all broken"
+        return
+    n = settings.current().element.max_broken
+    which = "page that ended is" if n == 1 else f"{n} pages that ended are all"
+    reason = f"the last {which} broken"
     paused = Plan.update(paused=SQL(dialect().now_sql), pause_reason=reason).where(
         (Plan.pk == plan_pk) & Plan.paused.is_null()
     )
-    return reason if paused.execute() else None
+    if paused.execute():
+        log.error("plan %d is paused: %s", plan_pk, reason)

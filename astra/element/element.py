@@ -406,10 +406,8 @@ class Element:
                 ).execute()
                 if gives_back and state is AttemptState.INTERRUPTED:
                     give_back(claim.page)
-                if state is AttemptState.BROKEN and (
-                    reason := pause_if_all_break(claim.page.plan_pk)
-                ):
-                    log.error("plan %d is paused: %s", claim.page.plan_pk, reason)
+                if state is AttemptState.BROKEN:
+                    pause_if_all_break(claim.page.plan_pk)
 
         try:
             self.stop.retrying(work, 5 if state is AttemptState.INTERRUPTED else None)

@@ -104,7 +104,9 @@ def test_its_death_is_not_the_death_of_another(url):
         assert Attempt.get().state == "died" and Suspect.get().place == 3
 
 
-def test_a_process_that_crashes_with_no_row_in_progress_breaks_its_page(url, tmp_path, monkeypatch):
+def test_a_process_that_crashes_with_no_row_in_progress_breaks_its_page(
+    url, tmp_path, monkeypatch, caplog
+):
     """As while its module is imported. The plan is paused, as at any broken page."""
     (tmp_path / "astra.toml").write_text("[element]\nmax_broken = 1\n")
     monkeypatch.setenv("ASTRA_CONFIG", str(tmp_path / "astra.toml"))
@@ -124,6 +126,7 @@ def test_a_process_that_crashes_with_no_row_in_progress_breaks_its_page(url, tmp
         assert attempt.state == "broken" and not Suspect.select().exists()
         assert "with no row in progress: the task killed its process" in attempt.message
         assert Plan.get().paused is not None
+    assert f"plan {plan.pk} is paused: the last page that ended is broken" in caplog.text
 
 
 def test_an_element_takes_no_page_of_another_plan(url):
