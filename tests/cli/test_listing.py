@@ -75,7 +75,7 @@ def test_plans_are_filtered(plans):
     assert listed("--since", "1h", "--mine", "--task", "measure") == [3]
     wrong = astra("plans", "--state", "whoel")
     assert wrong.exit_code == 2 and "Did you mean 'whole'" in wrong.output
-    assert "12h or 3d" in astra("plans", "--since", "yesterday").output
+    assert "12h, 3d" in astra("plans", "--since", "yesterday").output
     several = astra("status", "--task", "measure")
     assert several.exit_code == 4 and re.findall(r"^plan (\d):", several.stdout, re.M) == ["3", "1"]
     assert astra("status", "2", "--mine").exit_code == 2
