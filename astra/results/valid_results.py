@@ -7,6 +7,7 @@ is, is identified by its own key.
 
 from collections import defaultdict
 from collections.abc import Container, Iterable, Sequence
+from gc import get_referents
 from itertools import chain
 
 from astra.database.connection import dialect
@@ -220,14 +221,24 @@ def _check_model(yielded: YieldedResult, output: type[OutputModel] | None) -> No
         raise ResultRefused(yielded, "WrongVersion", message)
 
 
+#: What an object with peewee's attributes alone refers to: their values, and its class. One whose
+#: attributes are in a dictionary refers to two objects.
+_N_REFERENTS = 1 + len(("__data__", "_dirty", "__rel__"))
+
+
 def _unknown_attributes(results: Sequence[YieldedResult]) -> list[str]:
     """Return the attributes of results, all of one model, that are no columns and would be lost.
 
     Attributes that the class of the user's model defines, or that begin with an underscore, are
     not meant as columns.
     """
-    own_classes = set(type(results[0].result).__mro__).difference(OutputModel.__mro__)
-    names = set(chain.from_iterable(vars(yielded.result) for yielded in results))
+    objects = [yielded.result for yielded in results]
+    # Python makes the dictionary of an object's attributes when it is first asked for, and is
+    # slower with it from then on. Most results have no other attributes than peewee's.
+    if len(get_referents(*objects)) == _N_REFERENTS * len(objects):
+        return []
+    own_classes = set(type(objects[0]).__mro__).difference(OutputModel.__mro__)
+    names = set(chain.from_iterable(map(vars, objects)))
     return [
         name
         for name in names
