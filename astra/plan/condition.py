@@ -25,6 +25,7 @@ from astra.models.keys import Key
 
 #: Bounds on the text and on its nesting, which no text that a person writes reaches.
 MAX_CHARACTERS, MAX_LEVELS = 20_000, 40
+_TOO_DEEP = f"it has more than {MAX_LEVELS} levels"
 
 _KINDS = {
     "FLOAT": "number", "DOUBLE": "number", "DECIMAL": "number",
@@ -92,8 +93,10 @@ def _parse(text: object) -> ast.expr:
         at = error.offset or 1
         hint = "; to compare, write ==" if text[at - 1 : at] == "=" else ""
         raise _Refused(f"it cannot be read, from character {at}: {error.msg}{hint}") from None
-    except (ValueError, RecursionError, MemoryError):
+    except ValueError:
         raise _Refused(f"it cannot be read; {_ALLOWED}") from None
+    except (RecursionError, MemoryError):  # later versions of Python read more levels
+        raise _Refused(_TOO_DEEP) from None
 
 
 class _Translator:
@@ -127,7 +130,7 @@ class _Translator:
 
     def _check_level(self, level: int) -> None:
         if level > MAX_LEVELS:
-            raise _Refused(f"it has more than {MAX_LEVELS} levels")
+            raise _Refused(_TOO_DEEP)
 
     def _comparison(
         self, left: ast.expr, how: ast.cmpop, right: ast.expr, level: int
