@@ -1,26 +1,16 @@
 """Plans and nights on a real cluster: how tests begin them, and wait for their ends."""
 
 import time
-from pathlib import Path
 
 from click.testing import CliRunner
 
 from astra.cli.group import main
-from astra.config import settings
 from astra.config.nights import NightSettings, checked
 from astra.database.connection import connection
 from astra.models.nights import Night
 from astra.plan.plan import create_plan
 from tests.sample_tasks import Measured, fill, measure
 from tests.servers import Slurm, wait_for
-
-
-def write(folder: Path, text: str, monkeypatch) -> Path:
-    file = folder / "astra.toml"
-    file.write_text(text)
-    monkeypatch.setenv("ASTRA_CONFIG", str(file))
-    settings.reset()
-    return file
 
 
 def astra(*words: str, status: int = 0) -> str:

@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 from peewee import OperationalError
 
-from astra.config import settings
 from astra.database.connection import connection, database, dialect, writing
 from astra.element.claiming import claim_page, this_process
 from astra.element.deaths import give_up, note_death
@@ -35,6 +34,7 @@ from astra.slurm.parse import JobId
 from astra.submit import intent
 from astra.submit.intent import bind_job, withdraw
 from tests.claims import somewhere
+from tests.configuration import configure
 from tests.conftest import ROOT
 from tests.pools import plan_of, pool_of
 from tests.sample_tasks import measure
@@ -108,9 +108,7 @@ def test_a_process_that_crashes_with_no_row_in_progress_breaks_its_page(
     url, tmp_path, monkeypatch, caplog
 ):
     """As while its module is imported. The plan is paused, as at any broken page."""
-    (tmp_path / "astra.toml").write_text("[element]\nmax_broken = 1\n")
-    monkeypatch.setenv("ASTRA_CONFIG", str(tmp_path / "astra.toml"))
-    settings.reset()
+    configure(tmp_path, "[element]\nmax_broken = 1\n", monkeypatch)
     plan = plan_of(10, 10)
     with connection():
         with writing():

@@ -25,6 +25,7 @@ from astra.resume.resume import resume_local
 from astra.status.failures import failures
 from astra.status.status import status
 from astra.status.verify import verify
+from tests.configuration import configure
 from tests.pools import plan_of, pool_of
 from tests.sample_tasks import (
     Measured,
@@ -43,9 +44,7 @@ from tests.sample_tasks import (
 @pytest.fixture(autouse=True)
 def _short_grace(tmp_path, monkeypatch):
     """A row that hangs is not waited for long after it was asked to stop."""
-    (tmp_path / "astra.toml").write_text("[element]\ngrace_s = 0.3\n")
-    monkeypatch.setenv("ASTRA_CONFIG", str(tmp_path / "astra.toml"))
-    settings.reset()
+    configure(tmp_path, "[element]\ngrace_s = 0.3\n", monkeypatch)
 
 
 @pytest.mark.parametrize("n, limit", [(2000, 250)])

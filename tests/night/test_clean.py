@@ -26,6 +26,7 @@ from astra.plan.plan import create_plan
 from astra.resume.resume import _reset
 from astra.status.status import status
 from astra.submit.intent import plan_lock
+from tests.configuration import configure
 from tests.forks import astra
 from tests.sample_tasks import Measured, fill, measure
 
@@ -112,9 +113,7 @@ def test_two_may_clean_at_once(sqlite_url, monkeypatch):
 @pytest.mark.parametrize("removes", [True, False])
 def test_a_plan_that_is_retried_meanwhile_stays(url, tmp_path, monkeypatch, removes):
     """It is chosen, and its rows are made pending again before it is locked."""
-    (tmp_path / "astra.toml").write_text("[clean]\ncompress_days = 10\n")
-    monkeypatch.setenv("ASTRA_CONFIG", str(tmp_path / "astra.toml"))
-    settings.reset()
+    configure(tmp_path, "[clean]\ncompress_days = 10\n", monkeypatch)
     fill(30)
     plan = get_plan(plan_of(raise_every=7))
     run_here(plan.pk)

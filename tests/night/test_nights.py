@@ -20,8 +20,9 @@ from astra.night.history import night_of, nights
 from astra.night.lock import night_lock
 from astra.night.nightly import heal_all, nightly
 from tests import forks
+from tests.configuration import configure
 from tests.conftest import ROOT
-from tests.nights import astra, closed, last, write
+from tests.nights import astra, closed, last
 from tests.pages import blocks, commands
 from tests.sample_tasks import Measured, OfSource, fill
 from tests.servers import wait_for
@@ -47,7 +48,7 @@ retries = 2
 
 def test_a_night_is_seen_to_its_end(slurm, tmp_path, monkeypatch):
     """Two tasks run one after the other and an element is killed, without intervention."""
-    write(tmp_path, TWO.format(more="set = { row_s = 0.02 }"), monkeypatch)
+    configure(tmp_path, TWO.format(more="set = { row_s = 0.02 }"), monkeypatch)
     fill(300)
     begun = json.loads(astra("nightly", "survey", "--json"))
     assert begun["state"] == "begun" and begun["rows"] == 300 and begun["finalizer"]
@@ -83,7 +84,7 @@ def test_a_night_is_seen_to_its_end(slurm, tmp_path, monkeypatch):
 
 
 def test_two_at_once_are_one_night_and_a_dead_finalizer_is_replaced(slurm, tmp_path, monkeypatch):
-    write(tmp_path, TWO.format(more="set = { row_s = 0.05 }"), monkeypatch)
+    configure(tmp_path, TWO.format(more="set = { row_s = 0.05 }"), monkeypatch)
     fill(400)
     words = [sys.executable, "-m", "astra", "nightly", "survey", "--json"]
     both = [
@@ -106,7 +107,7 @@ def test_two_at_once_are_one_night_and_a_dead_finalizer_is_replaced(slurm, tmp_p
 
 
 def test_a_held_finalizer_is_replaced_and_leaves_the_queue(slurm, tmp_path, monkeypatch):
-    write(tmp_path, TWO.format(more="set = { row_s = 0.05 }"), monkeypatch)
+    configure(tmp_path, TWO.format(more="set = { row_s = 0.05 }"), monkeypatch)
     fill(200)
     astra("nightly", "survey")
     held = str(last().finalizer_job)
@@ -119,7 +120,7 @@ def test_a_held_finalizer_is_replaced_and_leaves_the_queue(slurm, tmp_path, monk
 
 def test_the_holder_is_named_and_its_death_frees_the_night(slurm, tmp_path, monkeypatch):
     """The holder is stopped in the middle of sbatch; killed, it leaves an intent to be cleared."""
-    write(tmp_path, TWO.format(more=""), monkeypatch)
+    configure(tmp_path, TWO.format(more=""), monkeypatch)
     fill(60)
     stuck = tmp_path / "bin" / "sbatch"
     stuck.parent.mkdir()
@@ -142,7 +143,7 @@ def test_the_holder_is_named_and_its_death_frees_the_night(slurm, tmp_path, monk
 
 def test_a_finalizers_step_is_waited_for(slurm, tmp_path, monkeypatch):
     """Cron may start a night while people are being notified of the last one."""
-    write(tmp_path, TWO.format(more=""), monkeypatch)
+    configure(tmp_path, TWO.format(more=""), monkeypatch)
     words = [sys.executable, "-m", "astra", "nightly", "survey"]
     with night_lock("survey", step=True):
         waits = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True)
@@ -162,13 +163,13 @@ retry_pause_s = 0
 extends = "debug"
 setup = ["{setup}"]
 """
-    write(tmp_path, text.format(rounds=1, setup="exit 3"), monkeypatch)
+    configure(tmp_path, text.format(rounds=1, setup="exit 3"), monkeypatch)
     fill(40)
     astra("nightly", "survey")
     night = closed(slurm)
     assert not night.whole and night.round == 1 and "astra status 1" in night.message
     assert night_of("survey").exit_status == 4 and night.n_retries == 1
-    write(tmp_path, text.format(rounds=5, setup="true"), monkeypatch)
+    configure(tmp_path, text.format(rounds=5, setup="true"), monkeypatch)
     assert json.loads(astra("nightly", "survey", "--json"))["plans"] == [1]
     night = closed(slurm)
     assert night.pk == 2 and night.whole and Plan.select().count() == 1
@@ -192,7 +193,7 @@ def test_pages_that_their_elements_left_unbegun_are_submitted_again(slurm, tmp_p
     """As where an element's time is over after some pages: it ends well, and the rest is free."""
     marker = tmp_path / "ready"
     text = IDLE.format(marker=marker).replace("|| exit 0", "|| { echo not ready; exit 0; }")
-    write(tmp_path, text, monkeypatch)
+    configure(tmp_path, text, monkeypatch)
     fill(60)
     astra("nightly", "survey")
     night = closed(slurm)
@@ -217,7 +218,7 @@ def test_an_element_without_time_for_a_further_page_costs_no_round(slurm, tmp_pa
     )
     text = IDLE.format(marker=tmp_path).replace("rounds = 2", "rounds = 1")
     shorten = f'setup = ["export PYTHONPATH={tmp_path}:$PYTHONPATH", '
-    write(tmp_path, text.replace("setup = [", shorten), monkeypatch)
+    configure(tmp_path, text.replace("setup = [", shorten), monkeypatch)
     fill(60)
     astra("nightly", "survey")
     night = closed(slurm)
@@ -230,7 +231,7 @@ def test_a_plan_whose_pages_all_break_does_not_keep_its_night_open(slurm, tmp_pa
     text = (
         IDLE.format(marker=tmp_path).replace("measure", "broken").replace("limit = 20", "limit = 1")
     )
-    write(tmp_path, text.replace("max_elements = 1", "throttle = 4"), monkeypatch)
+    configure(tmp_path, text.replace("max_elements = 1", "throttle = 4"), monkeypatch)
     fill(15)
     astra("nightly", "survey")
     night = closed(slurm)
@@ -246,7 +247,7 @@ def test_a_node_on_which_no_element_can_begin(slurm, tmp_path, monkeypatch, setu
     """Slurm fills it first, again and again, as its elements end at once. Others are tried, too."""
     text = IDLE.format(marker=tmp_path).replace("rounds = 2", "rounds = 5")
     text = text.replace("max_elements = 1", "throttle = 3")
-    write(tmp_path, text.replace("setup = [", f'setup = ["{setup}", '), monkeypatch)
+    configure(tmp_path, text.replace("setup = [", f'setup = ["{setup}", '), monkeypatch)
     fill(60)
     astra("nightly", "survey")
     night = closed(slurm)
@@ -260,7 +261,7 @@ def test_what_ends_all_elements_for_some_seconds_uses_up_no_more_than_a_retry(
     """As a file system that is away: without a pause, no retry would be left when it is back."""
     marker = tmp_path / "ready"
     text = IDLE.format(marker=marker).replace("|| exit 0", "")
-    write(tmp_path, text.replace("retry_pause_s = 0", "retry_pause_s = 12"), monkeypatch)
+    configure(tmp_path, text.replace("retry_pause_s = 0", "retry_pause_s = 12"), monkeypatch)
     fill(60)
     astra("nightly", "survey")
     first = last().finalizer
@@ -274,7 +275,7 @@ def test_what_ends_all_elements_for_some_seconds_uses_up_no_more_than_a_retry(
 def test_a_night_that_only_a_person_can_continue_says_so(slurm, tmp_path, monkeypatch):
     """Its elements ask for more time than their partition allows, and so wait for ever."""
     text = IDLE.format(marker=tmp_path).replace("extends =", 'partition = "short"\nextends =')
-    write(tmp_path, text, monkeypatch)
+    configure(tmp_path, text, monkeypatch)
     fill(40)
     astra("nightly", "survey")
     wait_for(lambda: "PartitionTimeLimit" in slurm.run("squeue"), "the reason", 60)
@@ -284,7 +285,7 @@ def test_a_night_that_only_a_person_can_continue_says_so(slurm, tmp_path, monkey
     assert "astra status 1   shows its pages" in astra("nights", "survey", shown.date, status=3)
     assert "holds 2 of its pages back (PartitionTimeLimit): astra status 1" in shown.message
     assert shown.message in astra("nightly", "survey", status=6)  # cron mails it
-    write(tmp_path, text.replace("rounds = 2", 'running = "leave"'), monkeypatch)
+    configure(tmp_path, text.replace("rounds = 2", 'running = "leave"'), monkeypatch)
     held, _ = last().finalizer_job, fill(1)
     slurm.run("scontrol", "hold", str(held))
     said = astra("nightly", "survey", status=6)
@@ -298,7 +299,7 @@ def test_a_finalizer_whose_node_cannot_run_it_goes_to_another(slurm, tmp_path, m
     """Slurm sends it where elements end at once, too, when the set-up of all jobs fails there."""
     text = IDLE.format(marker=tmp_path).replace(', profile = "p"', "")
     text = text.replace("rounds = 2", 'profile = "p"').replace("max_elements = 1", "throttle = 3")
-    write(
+    configure(
         tmp_path, text.replace("setup = [", 'setup = ["test $SLURMD_NODENAME != n1", '), monkeypatch
     )
     fill(60)
@@ -314,7 +315,7 @@ def test_a_finalizer_that_no_node_can_run_comes_again_later(slurm, tmp_path, mon
     """As where the file system that the set-up needs is away from all nodes."""
     marker = tmp_path / "ready"
     text = IDLE.format(marker=marker).replace(', profile = "p"', "").replace("|| exit 0", "")
-    write(tmp_path, text.replace("rounds = 2", 'profile = "p"'), monkeypatch)
+    configure(tmp_path, text.replace("rounds = 2", 'profile = "p"'), monkeypatch)
     fill(40)
     astra("nightly", "survey")
     finalizers = ["-h", "-n", job_name(last()), "-o", "%i %r"]
@@ -332,7 +333,7 @@ def test_a_night_waits_until_its_partition_is_open_again(slurm, tmp_path, monkey
     text = IDLE.format(marker=tmp_path).replace(
         "extends =", 'partition = "short"\ntime = 5\nextends ='
     )
-    write(tmp_path, text.replace("rounds = 2", 'finalizer_profile = "general"'), monkeypatch)
+    configure(tmp_path, text.replace("rounds = 2", 'finalizer_profile = "general"'), monkeypatch)
     fill(40)
     slurm.run("scontrol", "update", "PartitionName=short", "State=DRAIN")
     try:
@@ -350,7 +351,7 @@ def test_a_night_waits_until_its_partition_is_open_again(slurm, tmp_path, monkey
 def test_a_night_whose_finalizer_is_refused_says_how_to_continue(slurm, tmp_path, monkeypatch):
     text = IDLE.format(marker=tmp_path).replace("extends =", 'partition = "short"\nextends =')
     text = text.replace("rounds = 2", 'finalizer_profile = "p"')
-    write(tmp_path, text.replace('extends = "debug"', "time = 5"), monkeypatch)
+    configure(tmp_path, text.replace('extends = "debug"', "time = 5"), monkeypatch)
     fill(40)
     slurm.run("scontrol", "update", "PartitionName=short", "State=DRAIN")
     try:
@@ -363,7 +364,7 @@ def test_a_night_whose_finalizer_is_refused_says_how_to_continue(slurm, tmp_path
 
 
 def test_a_night_whose_run_directory_is_unusable_says_how_to_continue(slurm, tmp_path, monkeypatch):
-    write(tmp_path, IDLE.format(marker=tmp_path), monkeypatch)
+    configure(tmp_path, IDLE.format(marker=tmp_path), monkeypatch)
     fill(40)
     folder = tmp_path / "no folder"
     folder.touch()
@@ -384,7 +385,7 @@ def test_what_cannot_be_is_refused_before_anything_is_stored(slurm, tmp_path, mo
         ('tasks = ["tests.sample_tasks.measure"]\nprofile = "gen"', "general"),
         ('tasks = [{ task = "tests.sample_tasks.measure", set = { rows = 1 } }]', "row_s"),
     ):
-        write(tmp_path, f"[nights.survey]\n{text}", monkeypatch)
+        configure(tmp_path, f"[nights.survey]\n{text}", monkeypatch)
         assert words in astra("nightly", "survey", status=2)
     assert "'survey'" in astra("nightly", "survei", status=2)
     assert Night.select().count() == Plan.select().count() == 0
@@ -418,7 +419,7 @@ def test_the_page_about_nights_runs_from_top_to_bottom(slurm, tmp_path, monkeypa
     page = ROOT / "docs" / "nights.md"
     (module,), (toml,) = blocks(page, "python"), blocks(page, "toml")
     (tmp_path / "mytasks.py").write_text(module)
-    write(tmp_path, toml, monkeypatch)
+    configure(tmp_path, toml, monkeypatch)
     fill(20)
     run = [words for program, *words in commands(page) if program == "astra"]
     evening = run.index(["nights", "survey", "--heal"]) + 1
@@ -446,7 +447,7 @@ def test_failures_beyond_what_a_night_accepts_keep_it_from_being_whole(
         '[{ task = "tests.sample_tasks.measure", input_model = "BossVisitSpectrum", '
         "set = { raise_every = 7 } }]\n"
     )
-    write(tmp_path, text % accepted, monkeypatch)
+    configure(tmp_path, text % accepted, monkeypatch)
     fill(30)
     astra("nightly", "survey")
     night = closed(slurm)
@@ -470,13 +471,13 @@ def test_a_night_that_left_the_configuration_is_closed_and_blocks_no_other(
         "[nights.%s]\nlimit = 30\ntasks = "
         '[{ task = "tests.sample_tasks.measure", input_model = "BossVisitSpectrum" }]\n'
     )
-    write(tmp_path, text % "old", monkeypatch)
+    configure(tmp_path, text % "old", monkeypatch)
     fill(30)
     astra("nightly", "old")
     with connection():  # its finalizer, and that of another night, died
         Night.update(finalizer=None, finalizer_job=None).execute()
         Night.create(name="other", date="2026-01-01", cwd="/", host="h", created_by="u")
-    write(tmp_path, text % "other", monkeypatch)
+    configure(tmp_path, text % "other", monkeypatch)
     reset()
     healed = {night.name: night.state for night in heal_all()}
     assert healed == {"old": "running", "other": "running"}

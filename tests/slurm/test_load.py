@@ -21,8 +21,9 @@ from astra.plan.lookup import get_plan
 from astra.plan.plan import create_plan
 from astra.slurm import command, query_cache
 from astra.submit.intent import make_intent, new_submission
+from tests.configuration import configure
 from tests.conftest import ROOT
-from tests.nights import astra, closed, write
+from tests.nights import astra, closed
 from tests.sample_tasks import Measured, fill, measure
 
 _NAMES = ("sbatch", "squeue", "sacct", "scontrol", "sinfo", "scancel")
@@ -116,7 +117,7 @@ def twenty_tasks(folder: Path, monkeypatch) -> str:
 @pytest.mark.postgres
 def test_a_night_of_20_tasks_calls_slurm_rarely(slurm, tmp_path, monkeypatch, calls):
     """40 elements, of which 30 run at once; each command is called a bounded number of times."""
-    write(tmp_path, twenty_tasks(tmp_path, monkeypatch), monkeypatch)
+    configure(tmp_path, twenty_tasks(tmp_path, monkeypatch), monkeypatch)
     fill(20)
     assert json.loads(astra("nightly", "survey", "--json"))["rows"] == 400
     begun = calls.count()
@@ -137,7 +138,7 @@ def test_a_night_of_20_tasks_calls_slurm_rarely(slurm, tmp_path, monkeypatch, ca
 def test_a_submit_limit_and_no_slurmdbd_delay_a_night(slurm, tmp_path, monkeypatch):
     """No more than three jobs at once, and the accounting gone as soon as it has begun."""
     text = '[nights.survey]\nlimit = 5\ntasks = [{ task = "tests.sample_tasks.measure", %s }]\n'
-    write(tmp_path, text % 'input_model = "BossVisitSpectrum"', monkeypatch)
+    configure(tmp_path, text % 'input_model = "BossVisitSpectrum"', monkeypatch)
     fill(30)
     slurm.set_max_submit(3)
     begun = json.loads(astra("nightly", "survey", "--json"))

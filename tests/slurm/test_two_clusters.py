@@ -16,7 +16,8 @@ from astra.slurm.parse import JobId
 from astra.status.status import status
 from astra.status.verify import verify
 from astra.submit.submit import submit
-from tests.nights import a_night, write
+from tests.configuration import configure
+from tests.nights import a_night
 from tests.sample_tasks import fill, measure
 from tests.servers import wait_for
 
@@ -90,7 +91,9 @@ def test_a_finalizer_goes_to_the_cluster_that_took_its_arrays(
     slurm, other_cluster, at_login, tmp_path, monkeypatch
 ):
     """A job can depend only on jobs of its own cluster."""
-    write(tmp_path, '[profiles.both]\nextends = "general"\nclusters = "test,other"\n', monkeypatch)
+    configure(
+        tmp_path, '[profiles.both]\nextends = "general"\nclusters = "test,other"\n', monkeypatch
+    )
     at_login(slurm)
     with connection():
         night = a_night("n")

@@ -22,8 +22,9 @@ from astra.plan.plan import create_plan
 from astra.resume.resume import resume
 from astra.status.status import status
 from astra.submit.submit import submit
+from tests.configuration import configure
 from tests.conftest import ROOT
-from tests.nights import counts, plan_of, run_out, write
+from tests.nights import counts, plan_of, run_out
 from tests.sample_tasks import fill, measure
 from tests.servers import wait_for
 
@@ -122,7 +123,7 @@ def test_slurm_without_an_answer_is_queried_once_and_the_plans_are_named(
     calls = tmp_path / "calls"
     silent = f"echo >>{calls}; echo Unable to contact slurm controller >&2; exit 1"
     wrap(tmp_path / "bin", monkeypatch, scontrol=silent)
-    write(tmp_path, "[slurm]\nretries = 0\n", monkeypatch)
+    configure(tmp_path, "[slurm]\nretries = 0\n", monkeypatch)
     for model in (BossVisitSpectrum, BossCombinedSpectrum):
         fill(1, model)
     with pytest.raises(SlurmUnknown):

@@ -12,7 +12,6 @@ from peewee import OperationalError
 
 from astra import task
 from astra.api import run_here
-from astra.config import settings
 from astra.database.connection import connection
 from astra.element import element
 from astra.errors import BrokenElement, DatabaseError, Interrupted, NotAllowed
@@ -25,6 +24,7 @@ from astra.results.rows import Checkpoint
 from astra.results.stopping import ActiveRuns, Stop
 from astra.status.verdict import Verdict
 from astra.status.verify import verify
+from tests.configuration import configure
 from tests.conftest import ROOT
 from tests.pools import plan_of, pool_of, read_only_once
 from tests.sample_tasks import Costs, Measured, costly, fill, measure
@@ -155,9 +155,7 @@ def test_a_fork_that_goes_on_after_the_clean_up_is_ended(url, monkeypatch, raise
 
 
 def test_a_clean_up_that_takes_too_long_is_interrupted_like_a_row(url, tmp_path, monkeypatch):
-    (tmp_path / "astra.toml").write_text("[element]\ngrace_s = 0.5\n")
-    monkeypatch.setenv("ASTRA_CONFIG", str(tmp_path / "astra.toml"))
-    settings.reset()
+    configure(tmp_path, "[element]\ngrace_s = 0.5\n", monkeypatch)
     plan = plan_of(5, 5, cleans_up, for_s=30)
     began = time.monotonic()
     with pytest.raises(Interrupted):
@@ -185,9 +183,7 @@ def loops_over_another(
 def test_a_task_that_works_on_the_result_of_another_is_interrupted_all_the_same(
     url, tmp_path, monkeypatch, passes
 ):
-    (tmp_path / "astra.toml").write_text("[element]\ngrace_s = 0.5\n")
-    monkeypatch.setenv("ASTRA_CONFIG", str(tmp_path / "astra.toml"))
-    settings.reset()
+    configure(tmp_path, "[element]\ngrace_s = 0.5\n", monkeypatch)
     plan = plan_of(5, 5, loops_over_another, passes=passes, for_s=30)
     began = time.monotonic()
     with pytest.raises(Interrupted):
@@ -217,9 +213,7 @@ def test_the_task_within_a_task_does_not_wait_for_a_database_that_is_away(
     url, tmp_path, monkeypatch, function, arguments
 ):
     """The results of the outer one are stored or spooled once the inner one has ended."""
-    (tmp_path / "astra.toml").write_text("[database]\nretry_for_s = 20\n")
-    monkeypatch.setenv("ASTRA_CONFIG", str(tmp_path / "astra.toml"))
-    settings.reset()
+    configure(tmp_path, "[database]\nretry_for_s = 20\n", monkeypatch)
     plan, write = plan_of(5, 5, function, **arguments), writer.write
 
     def is_away(checkpoint, target, claim, judge):
@@ -277,9 +271,7 @@ def test_a_page_whose_last_row_failed_is_not_broken_by_a_task_that_needs_rows(ur
 
 def test_a_task_of_which_too_many_rows_fail_is_broken_and_costs_no_row(url, tmp_path, monkeypatch):
     """What was raised last is named, as the failures themselves are not stored."""
-    (tmp_path / "astra.toml").write_text("[element]\nmax_failures = 0.2\nmax_failures_after = 4\n")
-    monkeypatch.setenv("ASTRA_CONFIG", str(tmp_path / "astra.toml"))
-    settings.reset()
+    configure(tmp_path, "[element]\nmax_failures = 0.2\nmax_failures_after = 4\n", monkeypatch)
     states, found = ends_of_page(10, needs_a_row)
     assert states == ["broken"] and found.sound and found.rows["pending"] == 10
     with connection():
@@ -302,9 +294,7 @@ def test_a_task_that_needs_rows_and_gets_none_after_a_request_to_stop_is_not_bro
 def test_an_element_that_has_to_stop_does_not_wait_for_a_database_that_is_away(
     url, tmp_path, monkeypatch, where
 ):
-    (tmp_path / "astra.toml").write_text("[database]\nretry_for_s = 20\n")
-    monkeypatch.setenv("ASTRA_CONFIG", str(tmp_path / "astra.toml"))
-    settings.reset()
+    configure(tmp_path, "[database]\nretry_for_s = 20\n", monkeypatch)
     plan, stop = plan_of(3, 3), Stop()
     pool = pool_of(plan)
 
@@ -329,9 +319,7 @@ def test_an_element_that_has_to_stop_does_not_wait_for_a_database_that_is_away(
 def test_results_that_neither_the_database_nor_the_disk_takes_are_computed_again(
     url, tmp_path, monkeypatch, away
 ):
-    (tmp_path / "astra.toml").write_text("[database]\nretry_for_s = 0.1\n")
-    monkeypatch.setenv("ASTRA_CONFIG", str(tmp_path / "astra.toml"))
-    settings.reset()
+    configure(tmp_path, "[database]\nretry_for_s = 0.1\n", monkeypatch)
     plan = plan_of(3, 3)
 
     def is_away(*_: object) -> None:
@@ -365,9 +353,7 @@ def mistaken(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
 def test_the_end_of_a_page_does_not_wait_for_a_database_that_is_away(
     url, tmp_path, monkeypatch, where, function, state
 ):
-    (tmp_path / "astra.toml").write_text("[database]\nretry_for_s = 20\n")
-    monkeypatch.setenv("ASTRA_CONFIG", str(tmp_path / "astra.toml"))
-    settings.reset()
+    configure(tmp_path, "[database]\nretry_for_s = 20\n", monkeypatch)
     plan, stop = plan_of(3, 3, function), Stop()
 
     def is_away(*_: object) -> None:
