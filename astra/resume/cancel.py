@@ -9,7 +9,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -236,9 +236,8 @@ def _may_signal(pid: int) -> bool:
 
 def _wait_for_ends(plan: Plan, numbers: Iterable[int] | None = None) -> None:
     """Wait for elements to store their results and end, within the time allowed."""
-    deadline = time.monotonic() + settings.current().element.grace_s + _STOPPING_S
-    while _running(plan, numbers) and time.monotonic() < deadline:
-        time.sleep(0.2)
+    longest_s = settings.current().element.grace_s + _STOPPING_S
+    _wait_until(lambda: not _running(plan, numbers), longest_s)
 
 
 def _kill_hanging(
@@ -246,23 +245,24 @@ def _kill_hanging(
 ) -> None:
     """Kill those of the processes of this machine that do not end, as Slurm does with its jobs."""
     signalled = set(processes)
-    hanging = _wait_for_processes(plan, signalled, _STORING_S, numbers)
-    for pid in _end_processes(hanging, signal.SIGKILL):
-        log.warning("process %d hangs, and is killed: rows it did not store are left", pid)
-    if hanging:
-        _wait_for_processes(plan, signalled, _KILLED_S, numbers)
+
+    def have_ended() -> bool:
+        return signalled.isdisjoint(_processes(_running(plan, numbers)))
+
+    if not _wait_until(have_ended, _STORING_S):
+        for pid in _end_processes(_running(plan, numbers), signal.SIGKILL):
+            log.warning("process %d hangs, and is killed: rows it did not store are left", pid)
+        _wait_until(have_ended, _KILLED_S)
 
 
-def _wait_for_processes(
-    plan: Plan, processes: set[int], longest_s: float, numbers: Iterable[int] | None
-) -> list[Attempt]:
-    """Wait until the processes have ended; return the attempts that still run if they have not."""
+def _wait_until(is_over: Callable[[], bool], longest_s: float) -> bool:
+    """Wait until a condition holds, but not for longer; return whether it does."""
     deadline = time.monotonic() + longest_s
-    while processes & set(_processes(running := _running(plan, numbers))):
+    while not is_over():
         if time.monotonic() > deadline:
-            return running
+            return False
         time.sleep(0.2)
-    return []
+    return True
 
 
 def _release_dead(plan: Plan) -> None:
