@@ -52,20 +52,27 @@ class ArrayField(BlobField):
     """A numpy array in the row itself, in numpy's own ``.npy`` form; no pickles."""
 
     def db_value(self, value: object) -> object:
-        if value is None:
-            return None
-        import numpy as np  # here, as few commands touch an array
-
-        buffer = BytesIO()
-        np.save(buffer, np.asarray(value), allow_pickle=False)
-        return super().db_value(buffer.getvalue())
+        return None if value is None else super().db_value(packed_array(value))
 
     def python_value(self, value: bytes | memoryview | None) -> "np.ndarray | None":
-        if value is None:
-            return None
-        import numpy as np
+        return None if value is None else unpacked_array(bytes(value))
 
-        return np.load(BytesIO(bytes(value)), allow_pickle=False)
+
+def packed_array(value: object) -> bytes:
+    """Return an array in numpy's ``.npy`` form, which keeps its type and its shape; no pickles."""
+    import numpy as np  # here, as few commands touch an array
+
+    buffer = BytesIO()
+    np.save(buffer, np.asarray(value), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def unpacked_array(packed: bytes) -> "np.ndarray":
+    """Return the array of :func:`packed_array`."""
+    import numpy as np
+
+    array: np.ndarray = np.load(BytesIO(packed), allow_pickle=False)
+    return array
 
 
 class PixelArray(ArrayField):

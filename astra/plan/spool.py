@@ -19,7 +19,6 @@ from dataclasses import asdict, dataclass
 from datetime import date, datetime
 from decimal import Decimal
 from functools import partial
-from io import BytesIO
 from pathlib import Path
 from uuid import UUID
 
@@ -30,6 +29,7 @@ from astra.config import settings as config
 from astra.config.run_folder import check_folder, spool_files, spool_folder, write_whole
 from astra.database.connection import database, dialect, writing
 from astra.errors import AstraError, BrokenElement, Superseded
+from astra.fields import packed_array, unpacked_array
 from astra.models.attempts import Attempt
 from astra.models.importing import load
 from astra.models.keys import RowKey, all_rows, key_of, moment_of
@@ -152,12 +152,10 @@ def _plain(value: object) -> object:
         return float(value)
     if isinstance(value, np.generic) and not isinstance(value, np.clongdouble):
         return _plain(value.item())
-    if isinstance(value, np.ndarray) and value.dtype.hasobject:
-        return _plain(value.tolist())
-    if isinstance(value, np.ndarray):  # as ArrayField stores it, with its type and its shape
-        buffer = BytesIO()
-        np.save(buffer, np.asarray(value), allow_pickle=False)
-        return {"array": base64.b64encode(buffer.getvalue()).decode()}
+    if isinstance(value, np.ndarray):
+        if value.dtype.hasobject:
+            return _plain(value.tolist())
+        return {"array": base64.b64encode(packed_array(value)).decode()}
     if isinstance(value, datetime):
         return {"datetime": value.isoformat()}
     if isinstance(value, date):
@@ -173,14 +171,8 @@ def _plain(value: object) -> object:
     raise TypeError(f"{type(value).__name__} cannot be written to a spool file")
 
 
-def _array(text: str) -> object:
-    import numpy as np
-
-    return np.load(BytesIO(base64.b64decode(text)), allow_pickle=False)
-
-
 _READERS: dict[str, Callable[[str], object]] = {
-    "array": _array,
+    "array": lambda text: unpacked_array(base64.b64decode(text)),
     "datetime": datetime.fromisoformat,
     "date": date.fromisoformat,
     "bytes": base64.b64decode,
