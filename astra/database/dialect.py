@@ -1,7 +1,7 @@
 """What both dialects share: quoting, batches of results, and statements in common."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, reduce
 from operator import and_
@@ -179,9 +179,12 @@ class Common:
         """
         raise NotImplementedError
 
+    #: Writes a list as one value.
+    list_text: Callable[[list[Any]], str]
+
     def pack_list(self, keys: Iterable[Any], item: str) -> str:
         """Return a list of keys, of the type of a model's list, as one value."""
-        raise NotImplementedError
+        return self.list_text(list(map(int if item == "integer" else str, keys)))
 
     def wanted_values(self, fields: Sequence[Any]) -> list[str]:
         """Return the expressions for the values in a key's text, in the types of its columns."""

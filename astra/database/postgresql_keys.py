@@ -50,8 +50,7 @@ class Keys(Writing):
         has_lz4 = self.fetch_value(queries.SERVER_HAS_LZ4)
         return f"{_LISTS[item]} COMPRESSION lz4" if has_lz4 else _LISTS[item]
 
-    def pack_list(self, keys: Iterable[Any], item: str) -> str:
-        return array_literal(list(map(int if item == "integer" else str, keys)))
+    list_text = staticmethod(array_literal)
 
     def _kind_of(self, field: Any) -> str:
         """Return the type of a column in the database."""

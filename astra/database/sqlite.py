@@ -247,8 +247,7 @@ class SQLite(Writing):
     def type_of_lists(self, item: str) -> str:
         return "TEXT"
 
-    def pack_list(self, keys: Iterable[Any], item: str) -> str:
-        return json.dumps(list(map(int if item == "integer" else str, keys)))
+    list_text = staticmethod(json.dumps)
 
     def key_text(self, fields: Sequence[Any]) -> Any:
         one = fields[0] if len(fields) == 1 else fn.json_array(*fields)
