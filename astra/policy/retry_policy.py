@@ -68,8 +68,8 @@ def end_of(
 ) -> End | None:
     """Return how the last element of a page ended; None if it had none.
 
-    An interrupted element was warned of its time limit, unless Slurm reports another state: by its
-    signal it cannot be told, as the script warns by SIGTERM. A process of `--local` has no limit.
+    An interrupted element was warned of its time limit, unless Slurm reports another state: its
+    signal does not show it, as the script warns by SIGTERM. A process of `--local` has no limit.
     One that ended with status 75 and no record in the database could not reach the database; one
     with status 74 was outside of its night's hours.
     """
@@ -232,9 +232,8 @@ def bad_nodes(
         others = [other for other in seen if other != node]
         n_others = sum(len(seen[other] - own_fault) for other in others)
         share = guilty / max(len(seen[node] - own_fault), 1)
-        elsewhere = sum(len(failed.get(other, set()) - own_fault) for other in others) / max(
-            n_others, 1
-        )
+        n_failed = sum(len(failed[other] - own_fault) for other in failed if other != node)
+        elsewhere = n_failed / max(n_others, 1)
         if not min_failed or guilty < min_failed or share < 0.5:
             continue
         if n_others and elsewhere < share / 2:
