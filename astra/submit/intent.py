@@ -21,7 +21,7 @@ from peewee import fn
 from astra.config.profiles import Profile
 from astra.config.secrets import hide, hide_secret
 from astra.database.connection import connection, dialect, retrying, writing
-from astra.errors import BusyError, DatabaseError, SlurmUnknown, UsageError
+from astra.errors import BusyError, DatabaseError, SlurmError, SlurmUnknown, UsageError
 from astra.models.locks import hold
 from astra.models.plans import Page, Plan, Submission
 from astra.plan import spool
@@ -244,14 +244,24 @@ def _look_up(job: parse.JobId) -> list[parse.JobId]:
 
 
 def keep_one_job(submission: Submission, jobs: list[parse.JobId]) -> parse.JobId:
-    """Return the first array of a name; cancel further ones, whose elements could do nothing."""
+    """Return the first array of a name; cancel further ones, whose elements could do nothing.
+
+    If Slurm does not cancel one, nothing else has to wait for it.
+    """
     with connection():
         is_same = Submission.token == submission.token
         bound = Submission.select(Submission.job_id).where(is_same).scalar()
     kept = next((job for job in jobs if job.job_id == bound), min(jobs, key=lambda j: j.job_id))
     for job in jobs:
         if job != kept:
-            client.cancel(job)
+            try:
+                client.cancel(job)
+            except SlurmError as error:
+                log.warning(
+                    "job %d is a second array for the pages of job %d: %s; its elements will start "
+                    "and do nothing: scancel %d",
+                    job.job_id, kept.job_id, error, job.job_id,
+                )  # fmt: skip
     return kept
 
 

@@ -395,6 +395,20 @@ def test_of_two_jobs_of_an_intent_the_second_is_cancelled(url, slurm_says):
         assert (Submission.get().state, Submission.get().job_id) == ("submitted", 17)
 
 
+@pytest.mark.parametrize("reason", ["Access/permission denied", "Unable to contact slurm"])
+def test_a_second_job_that_slurm_does_not_cancel_keeps_nothing_from_going_on(
+    url, slurm_says, caplog, reason
+):
+    """Its elements do nothing: the submission is bound to the first."""
+    plan = plan_of(20, 10)
+    array_of(plan, [1, 2], {}, state="intent", job_id=None)
+    slurm_says(squeue="echo '18|j|c|'; echo '17|j|c|'", scancel=f"echo '{reason}' >&2; exit 1")
+    assert recover_intents(plan) == []
+    with connection():
+        assert (Submission.get().state, Submission.get().job_id) == ("submitted", 17)
+    assert f"{reason}; its elements will start and do nothing: scancel 18" in caplog.text
+
+
 def test_a_plan_is_cancelled_although_it_is_being_submitted(url, monkeypatch):
     plan = plan_of(20, 10)
     monkeypatch.setattr("astra.resume.cancel._LOCK_S", 0.0)
