@@ -293,18 +293,21 @@ def _cancel_page(plan: Plan, number: int) -> Cancelled:
             f"page {number} of plan {plan.pk} is run by a process of another user: nothing was "
             f"cancelled; the user who ran astra resume {plan.pk} --local can"
         )
+    jobs: list[str] = []
+    if statuses.element_in_set_up(statuses.stored.rows[number - 1]):
+        jobs = _cancel_element(plan, page)
     of_page = (Page.plan == plan.pk) & (Page.number == number)
     with connection():
         waited = Page.update(submission_pk=None, free=None).where(of_page & Page.free).execute()
         # Prevents the element from giving the page back when it stops.
         pulled = Page.update(free=None).where(of_page & ~Page.free).execute()
     if waited:
-        return Cancelled(plan.pk, (), (), (number,))
+        return Cancelled(plan.pk, tuple(jobs), (), (number,))
     # An element may have been assigned several pages: they end together.
     numbers = [s.page for s in statuses if s.job == page.job and s.element == page.element]
     if pulled:
         numbers = [number]
-    jobs, processes = [], []
+    processes = []
     if page.is_local:
         processes = _end_processes(_running(plan, numbers))
     else:

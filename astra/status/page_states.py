@@ -187,6 +187,20 @@ class Pages(Sequence[PageStatus]):
             return is_unbegun or bool(row.free)
         return is_unbegun and (row.submission_pk, self._element(row)) in self._workers
 
+    def element_in_set_up(self, row: StoredPage) -> parse.Execution | None:
+        """Return Slurm's state of the element that begins with a free page, if that runs and has
+        begun none yet: its set-up may hang. A watcher waits for pages."""
+        array = self._arrays.get(row.submission_pk)
+        if not row.free or array is None or self._attempt(row) is not None:
+            return None
+        name, _, offset = array
+        element = self._element(row)
+        own = self.answer.executions.get((name, element - offset))
+        if own is None or own.state is not SlurmState.RUNNING or own.is_completing:
+            return None
+        watches = self.stored.submissions[row.submission_pk].watcher == element
+        return None if watches or (row.submission_pk, element) in self._workers else own
+
     def any_local(self) -> bool:
         """Return whether a page was last assigned to local processes."""
         local = {pk for pk, s in self.stored.submissions.items() if s.kind == "local" and s.job_id}
@@ -297,7 +311,7 @@ class Pages(Sequence[PageStatus]):
         """Return the status of a page with its element, from the database and Slurm."""
         attempt, present = self.stored.attempts.get(row.attempt_pk), self._attempt(row)
         submission = self.stored.submissions.get(row.submission_pk)
-        execution = self._execution(row)
+        execution = self.element_in_set_up(row) or self._execution(row)
         element = self._element(row) if submission is not None else None
         runs = present is not None and present.state == AttemptState.RUNNING
         is_silent = present is not None and self._is_silent(present.seen)

@@ -17,12 +17,17 @@ from astra.element.element import Element, run_element
 from astra.element.page_pool import end_of_element, give_back, take_page
 from astra.models.attempts import Attempt, Suspect
 from astra.models.plans import Page, Submission
+from astra.plan.pages import PageStatus
 from astra.processes import process_start_s
 from astra.results.stopping import Stop
 from astra.resume.cancel import cancel
 from astra.resume.resume import resume, resume_local
+from astra.slurm import client
+from astra.slurm.parse import JobId
 from astra.states import PageState
+from astra.status.page_states import current_pages
 from astra.submit.submit import submit
+from tests.configuration import configure
 from tests.nights import run_out
 from tests.pools import elements, is_whole, plan_of, pool_of, running, states
 from tests.sample_tasks import broken
@@ -265,6 +270,36 @@ class TestSlurm:
         assert states(plan) == [PageState.WAITING, PageState.UNSUBMITTED, PageState.WAITING]
         assert resume(plan.pk).pages == 1
         cancel(plan.pk)
+
+    def test_an_element_that_hangs_before_its_first_page_is_seen_and_cancelled(
+        self, slurm: Slurm, tmp_path, monkeypatch
+    ):
+        going_on = tmp_path / "going_on"
+        wait = f"[ $SLURM_ARRAY_TASK_ID = 1 ] || until [ -e {going_on} ]; do sleep 0.1; done"
+        configure(tmp_path, f"[profiles.general]\nsetup = ['{wait}']\n", monkeypatch)
+        plan = plan_of(60, 20, row_s=0.1, slow_until=str(going_on))
+        (job,) = submit(plan.pk).jobs
+
+        def second() -> PageStatus:
+            return current_pages(plan)[1]
+
+        running(1, 0)
+        wait_for(lambda: second().slurm_state == "RUNNING", "the set-up of the element", 60)
+        assert (second().state, second().job) == (PageState.WAITING, f"{job.job_id}_2")
+        assert second().node is not None
+        done = cancel(plan.pk, 2)
+        assert (done.jobs, done.pages) == ((f"{job.job_id}_2",), (2,))
+        element = JobId(job.job_id or 0)
+        wait_for(
+            lambda: client.elements([element]).of(job.job_id, 2).state == "CANCELLED",
+            "the end of the element",
+            60,
+        )
+        assert states(plan)[1] is PageState.UNSUBMITTED
+        going_on.touch()
+        assert resume(plan.pk).pages == 1
+        run_out(slurm)
+        assert is_whole(plan)
 
     def test_cancelling_a_page_ends_the_element_that_took_it(self, slurm: Slurm):
         """No other element takes the page."""
