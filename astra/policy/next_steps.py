@@ -1,6 +1,7 @@
 """Apply the retry policy to a plan: read how its pages ended, and choose the next step of each."""
 
 import json
+import logging
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +25,8 @@ from astra.policy.retry_policy import Decision, End
 from astra.slurm import limits, parse
 from astra.slurm.limits import PartitionLimits
 from astra.states import ALIVE, PageState, SlurmState
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -167,15 +170,35 @@ def _profile(
     """Return the profile of a submission, with the options that are given now."""
     if name is not None or submission is None or submission.kind != "slurm":
         return choose_profile(name, overrides)
-    if not is_trusted(submission.role, submission.plan.token):
-        return choose_profile(None, overrides)  # options may name files and folders
     previous = submission.stored_profile
+    if not is_trusted(submission.role, submission.plan.token):  # options name files and folders
+        return _default_profile(submission, "its role is not trusted", overrides)
     overrides = {**previous.get("given", {}), **overrides}
     try:
         profiles.get(previous.get("name"), config.current())
-    except ConfigError:
-        return choose_profile(None, overrides)  # it was renamed, or is somebody else's
+    except ConfigError as error:  # it was renamed, or is somebody else's
+        return _default_profile(submission, str(error).rstrip("."), overrides)
     return choose_profile(previous.get("name"), overrides)
+
+
+def _default_profile(
+    submission: Submission, reason: str, overrides: Mapping[str, object]
+) -> Profile:
+    """Return the default profile for pages whose own cannot be used, and say so."""
+    profile = choose_profile(None, overrides)
+    name = str(submission.stored_profile.get("name"))
+    _warn_once(submission.plan_pk, submission.plan.token, name, reason, profile.name)
+    return profile
+
+
+@cache
+def _warn_once(pk: int, token: str, name: str, reason: str, default: str) -> None:
+    """Warn once for each plan, whose status may be read again and again."""
+    log.warning(
+        "plan %d was submitted with profile %r, which is not used: %s; pages are submitted again "
+        "with profile %r; for another: astra resume %d --profile NAME",
+        pk, name, reason, default, pk,
+    )  # fmt: skip
 
 
 def _grown(base: Profile, options: Mapping[str, str]) -> Profile:

@@ -278,7 +278,7 @@ class TestOnSlurm:
 
 @pytest.mark.parametrize("why", ["its profile was renamed", "it is another role's"])
 def test_a_submission_whose_profile_cannot_be_used_is_repeated_with_the_default_one(
-    sqlite_url, monkeypatch, why
+    sqlite_url, monkeypatch, caplog, why
 ):
     plan = plan_of(10, 10)
     name = "gone" if why == "its profile was renamed" else "debug"
@@ -294,3 +294,13 @@ def test_a_submission_whose_profile_cannot_be_used_is_repeated_with_the_default_
         "123M" if is_own else choose_profile(None, None).options.get("mem")
     )
     assert (chosen.template == "x.sh.j2") == is_own
+    next_steps._profile(submission, None, {})
+    (said,) = caplog.messages  # once for a plan
+    reason = "no profile 'gone'" if is_own else "its role is not trusted"
+    assert said.startswith(
+        f"plan 1 was submitted with profile '{name}', which is not used: {reason}"
+    )
+    assert "submitted again with profile 'general'; for another: " in said
+    assert said.endswith("astra resume 1 --profile NAME")
+    next_steps._profile(submission, "debug", {})  # chosen on purpose
+    assert caplog.messages == [said]
