@@ -165,6 +165,8 @@ def submitted(submission: Submitted) -> None:
             "  Slurm does not say whether the elements of pages that are unknown have ended: "
             f"astra resume {submission.plan}   again, when it answers"
         )
+    if "held" in submission.skipped:
+        line(f"  Slurm holds back the held pages: astra status {submission.plan}   says why")
     if submission.unsubmitted:
         line(f"  not submitted: {count(submission.unsubmitted, 'page')}: {submission.message}")
 

@@ -94,7 +94,7 @@ def resume(
         on_request = bool(wanted) or failed
         steps = _steps(frozen, pages, refills, statuses, profile_name, options, on_request)
         submitted = _take_steps(frozen, pages, steps, refills, statuses, dry_run, hours)
-    return _with_other_pages(submitted, skipped, steps, len(pages))
+    return _with_other_pages(submitted, skipped, steps, len(pages), len(statuses.held))
 
 
 def _steps(
@@ -166,12 +166,18 @@ def _take_steps(
 
 
 def _with_other_pages(
-    submitted: Submitted, skipped: Counter[str], steps: list[PageStep], n_chosen: int
+    submitted: Submitted,
+    skipped: Counter[str],
+    steps: list[PageStep],
+    n_chosen: int,
+    n_held: int,
 ) -> Submitted:
-    """Add the pages that were skipped and those that were given up."""
+    """Add the pages that were skipped, that Slurm holds back, and that were given up."""
     left = [step for step in steps if not step.decision.retry]
     # Free pages of a pool that lacks elements are submitted after all.
     skipped[PageState.WAITING.value] -= len(steps) - n_chosen
+    skipped[PageState.WAITING.value] -= n_held
+    skipped["held"] = n_held
     skipped["given up"] = len(left)
     remedy = f"astra resume {submitted.plan}"
     given_up = tuple(

@@ -89,7 +89,7 @@ class Submitted:
             return 0
         if self.skipped.get(PageState.UNKNOWN.value):
             return SlurmUnknown.exit_status
-        is_left = self.left or self.unsubmitted
+        is_left = self.left or self.unsubmitted or self.skipped.get("held")
         return PlanState.ATTENTION.exit_status if is_left else 0
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import astra.resume.resume as resume_module
+from astra.cli import show
 from astra.database.connection import connection, dialect
 from astra.element.claiming import ElementProcess, claim_page, this_process
 from astra.errors import BusyError, SlurmError, UsageError
@@ -149,6 +150,27 @@ def test_a_command_that_submits_no_page_ends_with_another_status(pg_url, monkeyp
         done = astra(verb, plan.pk)
         assert done.returncode == 6 and "3 unknown" in done.stdout, done.stdout
         assert f"astra resume {plan.pk}   again" in done.stdout
+
+
+@pytest.mark.parametrize(("n_held", "exit_status"), [(3, 4), (1, 4), (0, 0)])
+def test_a_resume_of_pages_that_slurm_holds_back_says_so(
+    pg_url, monkeypatch, capsys, n_held, exit_status
+):
+    plan = plan_of(30, 10)
+    array_of(plan, [1, 2, 3], {})
+    with connection():
+        Submission.update(pulls=False).execute()
+        Page.update(free=None).execute()
+    held = Execution(SlurmState.PENDING, reason="JobHeldUser")
+    queued = Execution(SlurmState.PENDING, reason="Priority")
+    elements = {("j", n): held if n <= n_held else queued for n in (1, 2, 3)}
+    done = resume(plan.pk, slurm_answer=Answer(executions=elements))
+    show.submitted(done)
+    said = capsys.readouterr().out
+    assert (done.pages, done.exit_status) == (0, exit_status), said
+    assert (f"astra status {plan.pk}   says why" in said) == bool(n_held)
+    assert (f"not touched: {n_held} held" in said) == bool(n_held)
+    assert ("waiting" in said) == (n_held < 3)
 
 
 def test_a_page_that_a_requeued_element_claimed_is_not_submitted(slurm: Slurm, monkeypatch):
