@@ -18,8 +18,8 @@ def lost_constraints(model: Any) -> Iterator[str]:
     engine, name = dialect(), (dialect().catalogue_name(model),)
     columns = engine.run(engine.queries.COLUMNS, name).fetchall()
     references = set(engine.run(engine.queries.CASCADING_KEYS, name).fetchall())
-    not_null = {column for column, is_not_null, _ in columns if is_not_null}
-    generated = {column for column, _, is_generated in columns if is_generated}
+    not_null = {column for column, _, is_not_null, _ in columns if is_not_null}
+    generated = {column for column, _, _, is_generated in columns if is_generated}
     fields = [field for field in model._meta.sorted_fields if _is_astras(model, field)]
     primary = [field.column_name for field in model._meta.get_primary_keys()]
     if not engine.keeps_unique(model, primary):

@@ -147,10 +147,10 @@ class Common:
         """Return the name by which queries of the catalogue find a model's table."""
         return self.table(model)
 
-    def columns(self, model: Any) -> set[str]:
-        """Return the names of a table's columns; none where there is no such table."""
+    def columns(self, model: Any) -> dict[str, str]:
+        """Return the types of a table's columns by name; none where there is no such table."""
         rows = self.run(self.queries.COLUMNS, (self.catalogue_name(model),)).fetchall()
-        return {name for name, *_ in rows}
+        return {name: kind for name, kind, *_ in rows}
 
     def has_unique(self, model: Any, columns: Sequence[str], where_clause: str) -> bool:
         """Return whether a valid index of any name keeps these columns unique.

@@ -87,8 +87,7 @@ class Keys(Writing):
         interval of months and no infinite date, and a type may have fewer digits.
         """
         names = [field.column_name for field in stored]
-        table = self.table(stored[0].model)
-        types = dict(self.run(queries.EXACT_TYPES, (table, array_literal(names))).fetchall())
+        types = self.columns(stored[0].model)
         types = {name: kind.replace("%", "%%") for name, kind in types.items()}
         differ = " OR ".join(
             f"{wanted} IS DISTINCT FROM CAST(value_{n} AS {types[name]})"

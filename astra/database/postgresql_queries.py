@@ -77,9 +77,10 @@ RELATIONS = """
 
 HAS_SCHEMA = "SELECT EXISTS (SELECT 1 FROM pg_namespace WHERE nspname = %s)"
 
-#: Of each column, whether it is NOT NULL, and whether it is computed.
+#: Of each column, its type with its precision, whether it is NOT NULL, and whether it is computed.
 COLUMNS = """
-    SELECT attname::text, attnotnull, attgenerated = 's' FROM pg_attribute
+    SELECT attname::text, format_type(atttypid, atttypmod), attnotnull, attgenerated = 's'
+    FROM pg_attribute
     WHERE attrelid = to_regclass(%s) AND attnum > 0 AND NOT attisdropped"""
 
 #: The type of each column, with its schema; of a domain, the type that it is based on. Names of the
@@ -305,11 +306,6 @@ VIEW_COLUMNS = """
     JOIN pg_class ON pg_class.oid = attrelid JOIN pg_namespace ON pg_namespace.oid = relnamespace
     WHERE relkind = 'm' AND relname = %s AND nspname = COALESCE(%s, current_schema())
     AND attnum > 0 AND NOT attisdropped ORDER BY attnum"""
-
-#: The types of columns, with their precisions.
-EXACT_TYPES = """
-    SELECT attname, format_type(atttypid, atttypmod) FROM pg_attribute
-    WHERE attrelid = %s::regclass AND attname = ANY(%s)"""
 
 #: The rest of a clause that begins with a key: its row has not ended in one of some pages. The
 #: subquery does not refer to the key, so that its result is hashed; PostgreSQL does not estimate

@@ -17,11 +17,8 @@ READ_SCHEMA = "SELECT count(*) FROM sqlite_master"
 #: The names of all tables, indexes and views.
 RELATIONS = "SELECT name FROM sqlite_master"
 
-#: Of each column, whether it is NOT NULL, and whether it is computed.
-COLUMNS = 'SELECT name, "notnull", hidden IN (2, 3) FROM pragma_table_xinfo(?)'
-
-#: Of each column that is not computed.
-COLUMN_TYPES = "SELECT name, type FROM pragma_table_xinfo(?) WHERE hidden = 0"
+#: Of each column, its type, whether it is NOT NULL, and whether it is computed.
+COLUMNS = 'SELECT name, type, "notnull", hidden IN (2, 3) FROM pragma_table_xinfo(?)'
 
 KEY_COLUMNS = 'SELECT name, type, "notnull", pk FROM pragma_table_info(?)'
 

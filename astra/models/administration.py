@@ -58,7 +58,7 @@ def index_while_in_use(models: Iterable[type[BaseModel]]) -> None:
         if not have or engine.other_owner(model):
             continue
         for name, columns, sql, parameters in missing_indexes(model):
-            if set(columns) <= have and not parameters:
+            if have.keys() >= set(columns) and not parameters:
                 # An earlier attempt may have left an invalid index.
                 index = _name_beside(model, stored_name(name))
                 engine.run(postgresql_queries.DROP_INDEX, index=index)

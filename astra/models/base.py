@@ -1,7 +1,7 @@
 """The base of every table: its database, names in snake case, times by the database's clock."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from datetime import UTC, datetime
 from typing import TypeVar, cast
@@ -247,17 +247,17 @@ def _add_columns(model: type[Model]) -> None:
         dialect().add_column(model, field, None if by_database else field.db_value(default))
 
 
-def columns_gone(model: type[Model], have: set[str]) -> list[str]:
+def columns_gone(model: type[Model], have: Iterable[str]) -> list[str]:
     """Return the columns of a table that its model does not have."""
-    return sorted(have - {field.column_name for field in model._meta.sorted_fields})
+    return sorted({*have} - {field.column_name for field in model._meta.sorted_fields})
 
 
-def missing_columns(model: type[Model], have: set[str]) -> list[str]:
+def missing_columns(model: type[Model], have: Container[str]) -> list[str]:
     """Return the columns of a model that its table does not have."""
     return [f.column_name for f in model._meta.sorted_fields if f.column_name not in have]
 
 
-def _if_renamed(model: type[Model], field: Field, have: set[str]) -> str:
+def _if_renamed(model: type[Model], field: Field, have: Iterable[str]) -> str:
     """Describe what to type if the column had another name before."""
     if not (dropped := columns_gone(model, have)):
         return ""

@@ -1,6 +1,6 @@
 """Create and complete the tables of a database."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -213,7 +213,7 @@ def _shared_tables() -> Iterator[str]:
             )
 
 
-def _differences(model: type[Model], have: set[str]) -> list[str]:
+def _differences(model: type[Model], have: dict[str, str]) -> list[str]:
     """Describe the differences between a table and its model."""
     table, model_name = model._meta.table_name, import_path(model)
     notes = [f"{table}: added the column {name}" for name in missing_columns(model, have)]
@@ -223,9 +223,8 @@ def _differences(model: type[Model], have: set[str]) -> list[str]:
             f"{table}: the column {name} is no longer in {model_name}; it is kept. "
             f"To drop it: {drop}"
         )
-    kinds = {c.name: c.data_type for c in database.get_columns(table, model._meta.schema)}
     for field in model._meta.sorted_fields:
-        kind = kinds.get(field.column_name, "").lower()
+        kind = have.get(field.column_name, "").lower()
         other = _OTHERS.get(field.field_type)
         if other and kind.startswith(other):
             notes.append(
@@ -246,7 +245,7 @@ _OTHERS = {
 
 
 def _check_others_table(
-    model: type[Model], have: set[str], owner: str, version: int | None
+    model: type[Model], have: Container[str], owner: str, version: int | None
 ) -> None:
     """Refuse a table of another role that is incomplete: only its owner can complete it."""
     missing = missing_columns(model, have)
