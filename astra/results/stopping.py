@@ -213,11 +213,37 @@ def _forget_runs() -> None:
     if ActiveRuns.runs:
         ActiveRuns.runs, ActiveRuns.status = [], 1
     # multiprocessing ends its workers by SIGTERM, which must not run the parent's handlers.
-    for caught in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-        if str(getattr(signal.getsignal(caught), "__module__", "")).startswith("astra."):
-            default = signal.default_int_handler if caught == signal.SIGINT else signal.SIG_DFL
-            signal.signal(caught, default)
-            signal.set_wakeup_fd(-1)
+    for caught in _handled_signals():
+        default = signal.default_int_handler if caught == signal.SIGINT else signal.SIG_DFL
+        signal.signal(caught, default)
+        signal.set_wakeup_fd(-1)
+    _deliver_signals()
+
+
+def _handled_signals() -> list[signal.Signals]:
+    """Return the signals that have a handler of astra's."""
+    caught = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    modules = [str(getattr(signal.getsignal(number), "__module__", "")) for number in caught]
+    return [n for n, module in zip(caught, modules, strict=True) if module.startswith("astra.")]
+
+
+class _MaskAtFork(threading.local):
+    """The signal mask of this thread before it forked."""
+
+    mask: Iterable[int] = ()
+
+
+_at_fork = _MaskAtFork()
+
+
+def _hold_signals() -> None:
+    """Hold signals while a process forks: one that is sent to the new process at once, as a pool
+    ends its workers, would run the parent's handlers there, and ask the parent to stop."""
+    _at_fork.mask = signal.pthread_sigmask(signal.SIG_BLOCK, _handled_signals())
+
+
+def _deliver_signals() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _at_fork.mask)
 
 
 def end_forked(error: BaseException) -> NoReturn:
@@ -231,4 +257,6 @@ def end_forked(error: BaseException) -> NoReturn:
     os._exit(code if isinstance(code, int) else int(code is not None))
 
 
-os.register_at_fork(after_in_child=_forget_runs)
+os.register_at_fork(
+    before=_hold_signals, after_in_parent=_deliver_signals, after_in_child=_forget_runs
+)

@@ -1,6 +1,7 @@
 """Told to end: by signals, at any moment."""
 
 import multiprocessing
+import os
 import signal
 import subprocess
 import sys
@@ -116,6 +117,23 @@ def test_a_process_that_is_forked_at_import_does_not_have_the_handlers():
         ended = other.exitcode
         other.kill()
     assert (ended, stop.is_wanted) == (-signal.SIGTERM, False)
+
+
+def test_a_process_that_is_ended_as_soon_as_it_is_forked_does_not_stop_the_element():
+    """As a pool ends workers that have not begun: the signal is for them alone."""
+    stop, ends = Stop(), set()
+    with stop_on_signals(stop):
+        for _ in range(100):
+            with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+                pid = os.fork()  # Python 3.12 warns of a fork beside threads
+            if pid == 0:
+                time.sleep(2)
+                os._exit(0)
+            os.kill(pid, signal.SIGTERM)
+            ends.add(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+            if stop.is_wanted or ends != {-signal.SIGTERM}:
+                break
+    assert (ends, stop.is_wanted) == ({-signal.SIGTERM}, False)
 
 
 @pytest.mark.parametrize("pending_s", [0, 600])
