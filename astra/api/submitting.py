@@ -140,7 +140,7 @@ def submit_task(
     With `element_time_s`, rows per page, memory and time limits are chosen from earlier attempts,
     such that an element takes about this time; given memory and time limits stay as they are.
 
-    A dry run stores nothing: the plan that it makes is deleted.
+    A dry run stores nothing: the plan that it makes is cancelled from the beginning, and deleted.
     """
     execution.check()  # errors come before anything is stored
     if is_number(task_or_plan):
@@ -155,6 +155,8 @@ def submit_task(
     profile = None
     if not execution.local:
         profile = choose_profile(execution.profile_name, execution.options)
+    if execution.dry_run:
+        planning = {**planning, "dry_run": True}
     if profile is None or execution.dry_run:
         return _submit_each(plan_sized(task_or_plan, planning, element_time_s, profile), execution)
     check_shared_database(f"astra submit {task_or_plan}")

@@ -74,6 +74,11 @@ class Plan(BaseModel):
         return f"plan-{self.pk}-{self.token}"
 
     @property
+    def is_of_dry_run(self) -> bool:
+        """Return whether the plan was cancelled from the beginning, so that it takes no row."""
+        return bool(self.cancelled == self.created)
+
+    @property
     def version(self) -> Version:
         """Return the version of astra that made the plan."""
         return Version(self.v_astra)

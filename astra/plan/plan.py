@@ -91,6 +91,7 @@ class Planning(TypedDict, total=False):
     keys: Iterable[object] | None
     where: str | None
     redo: str | None
+    dry_run: bool
 
 
 def create_plan(
@@ -105,6 +106,7 @@ def create_plan(
     keys: Iterable[object] | None = None,
     where: str | None = None,
     redo: str | None = None,
+    dry_run: bool = False,
 ) -> list[Planned]:
     """Freeze the pending rows of a task: one plan for each of its input models that has any.
 
@@ -129,6 +131,8 @@ def create_plan(
         Only rows that meet this condition, such as ``"snr > 10 and release in ['dr19', 'dr20']"``.
     redo : str, optional
         Also take rows that have ended: ``all``, ``changed``, ``failed`` or ``older-than DATE``.
+    dry_run : bool
+        Make a plan that is cancelled from the beginning, so that it takes no row from another.
 
     Returns
     -------
@@ -148,7 +152,7 @@ def create_plan(
     (4, 2)
     """
     selection = Selection(sdss_ids, keys, where, redo, again, new_first, max_rows)
-    return _plan(task, input_model, limit, arguments or {}, selection)
+    return _plan(task, input_model, limit, arguments or {}, selection, dry_run)
 
 
 def _plan(
@@ -157,6 +161,7 @@ def _plan(
     limit: int | None,
     arguments: Mapping[str, object],
     selection: Selection,
+    dry_run: bool,
 ) -> list[Planned]:
     """Check the task, its tables and its arguments, and freeze a plan for each input model."""
     function, models, output = _checked_task(task, input_model)
@@ -176,7 +181,7 @@ def _plan(
         provenance = provenance_of(function, arguments_of(function, values), output)
         choices = [Choice(selection, function, model, output, provenance) for model in models]
         try:
-            return [_freeze(choice, values, limit) for choice in choices]
+            return [_freeze(choice, values, limit, dry_run) for choice in choices]
         except (peewee.DataError, peewee.ProgrammingError) as error:
             if (where := selection.where) is None:
                 raise
@@ -237,7 +242,7 @@ def plan_at_most(task: Callable[..., object] | str, planning: Planning) -> list[
     return plans
 
 
-def _freeze(choice: Choice, arguments: dict[str, object], limit: int) -> Planned:
+def _freeze(choice: Choice, arguments: dict[str, object], limit: int, dry_run: bool) -> Planned:
     """Freeze the rows of one input model, in one transaction that no other planning overlaps."""
     name, table, model, output = choice.task, choice.table, choice.model, choice.output
     provenance = choice.provenance
@@ -249,7 +254,7 @@ def _freeze(choice: Choice, arguments: dict[str, object], limit: int) -> Planned
         query = live_pages.select(Page.plan).distinct().order_by(Page.plan)
         live = [pk for (pk,) in tuples(query)]
         pending, left_out = _without_left_out(choice, live_pages if live else None)
-        plan = _record(choice, arguments, limit)
+        plan = _record(choice, arguments, limit, dry_run)
         pages, rows = _write_pages(plan, pending, choice)
         if not rows:
             plan.delete_instance()
@@ -335,7 +340,7 @@ def _live_pages(name: str, table: str) -> "ModelSelect[Page]":
     )
 
 
-def _record(choice: Choice, arguments: dict[str, object], limit: int) -> Plan:
+def _record(choice: Choice, arguments: dict[str, object], limit: int, dry_run: bool) -> Plan:
     """Store a plan without pages."""
     selection, function, stored = choice.selection, choice.function, as_stored(arguments)
     return Plan.create(
@@ -357,4 +362,5 @@ def _record(choice: Choice, arguments: dict[str, object], limit: int) -> Plan:
         created_by=user_name(),
         created_on=socket.gethostname(),
         cwd=current_folder(),
+        **(dict.fromkeys(("created", "cancelled"), dialect().now()) if dry_run else {}),
     )

@@ -19,6 +19,7 @@ from astra.models import BossCombinedSpectrum, BossVisitSpectrum
 from astra.models.plans import MadeBy, Page, Plan, Submission
 from astra.night.cron import command_of
 from astra.plan.plan import create_plan
+from astra.resume.cancel import cancel
 from astra.resume.resume import resume
 from astra.status.status import status
 from astra.submit.submit import submit
@@ -135,6 +136,30 @@ def test_slurm_without_an_answer_is_queried_once_and_the_plans_are_named(
     for plan in Plan.select():
         assert f"; plan {plan.pk} is kept: astra submit {plan.pk}" in str(raised.value)
     assert Plan.select().count() == 2 and len(calls.read_text().splitlines()) == 1
+
+
+def test_a_dry_run_takes_no_row_from_another_plan(slurm, monkeypatch):
+    """Nor does one that is killed, and cannot delete its plan."""
+    fill(4)
+    plans = []
+
+    def killed(number, *arguments):
+        made = submit(number, *arguments)
+        with pytest.raises(UsageError, match=f"plan {number} was cancelled"):
+            submit(number)
+        plans.append((status(number).state, create_plan(measure, BossVisitSpectrum)[0]))
+        return made
+
+    monkeypatch.setattr("astra.api.submitting.submit_plan", killed)
+    ((_, made),) = submit_task(
+        "tests.sample_tasks.measure", {"input_model": "BossVisitSpectrum"}, Execution(dry_run=True)
+    )
+    ((state, meanwhile),) = plans
+    assert made.pages == 1 and state == "cancelled"
+    assert (meanwhile.rows, meanwhile.held) == (4, 0)
+    cancel(meanwhile.plan)
+    with pytest.raises(UsageError, match="was cancelled"):
+        submit(meanwhile.plan, dry_run=True)
 
 
 def test_a_limit_is_reached_with_the_next_intent_made(slurm, small_arrays, job_limit):
