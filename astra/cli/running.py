@@ -176,7 +176,8 @@ def try_command(
 ) -> None:  # fmt: skip
     """Run the task on the rows with these KEYs, print results or tracebacks, and store nothing.
 
-    With a PLAN, its arguments are used. Exit status: 0, or 8 if a row raised.
+    With a PLAN, its arguments are used. Exit status: 0, or 8 if a row fails: the task raised, or
+    its result cannot be stored.
     """
     import faulthandler
 

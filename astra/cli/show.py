@@ -108,6 +108,8 @@ def planned(plans: Iterable[Planned]) -> None:
         if plan.plan is None:
             why = ", which has no rows" if plan.is_empty else ""
             line(f"{plan.task}: nothing is pending in {plan.input_model}{why}; no plan was made")
+            if not plan.is_empty:
+                line("  --redo all also takes rows with an up-to-date result")
         else:
             line(
                 f"plan {plan.plan}: {plan.task} on {plan.input_model}, "
@@ -359,11 +361,12 @@ def logs(listed: Iterable[Log], as_csv: bool = False) -> None:
 
 def tried(row: Tried) -> None:
     """Print what a task yielded or raised for one row."""
-    if row.exception:
+    if row.traceback:
         line(f"{row.key}: {row.exception}: {row.message}")
-        line((row.traceback or "").rstrip())
+        line(row.traceback.rstrip())
         return
-    line(f"{row.key}: {count(len(row.results), 'result') if row.results else 'no result'}")
+    why = f", refused: {row.exception}: {row.message}" if row.exception else ""
+    line(f"{row.key}: {count(len(row.results), 'result') if row.results else 'no result'}{why}")
     for result in row.results:
         for name, value in result.items():
             line(f"  {name} = {value:.6g}" if isinstance(value, float) else f"  {name} = {value}")

@@ -52,7 +52,7 @@ from astra.processes import collect_garbage_normally, now_s
 from astra.results.background import Heartbeat
 from astra.results.checkpoint import take_back_failures
 from astra.results.claim import Claim, check_nothing_lost
-from astra.results.rows import clean, error_text, target_of
+from astra.results.rows import clean, described, target_of
 from astra.results.schedule import Schedule
 from astra.results.stopping import Stop, Tally, Terminated
 from astra.results.writer import Writer
@@ -228,7 +228,7 @@ class Element:
         except AstraError as error:
             state, message, status = _state_after(error), str(error), error.exit_status
         except BaseException as error:
-            message = f"{type(error).__name__}: {error_text(error)}"
+            message = described(error)
             self._record_end(claim, AttemptState.BROKEN, message)
             raise
         else:
@@ -309,7 +309,7 @@ class Element:
             self._record_end(claim, _state_after(error), str(error), self.gives_back)
             raise
         except Exception as error:
-            message = f"{type(error).__name__}: {error_text(error)}"
+            message = described(error)
             raise self._end_broken(claim, message) from error
         if Outcome.PENDING.value in claim.outcomes:
             reason = stop.reason or "the task stopped early"

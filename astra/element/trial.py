@@ -1,27 +1,34 @@
 """Run a task here on some rows without storing anything, to see its results or why it fails."""
 
+import logging
 import traceback as tracebacks
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-from peewee import Model
+from peewee import Model, PeeweeException
 
 from astra.config import secrets
-from astra.database.connection import connection
+from astra.database.connection import connection, dialect, writing
 from astra.element.loaded_task import planned_arguments
 from astra.element.reader import read_rows
-from astra.errors import UsageError
+from astra.errors import BrokenElement, DatabaseError, UsageError
 from astra.models.given_keys import find_keys, keys_as_text
 from astra.models.importing import load
 from astra.models.keys import RowKey, all_rows, bound_to_database, key_of
 from astra.models.pipeline import BASES
 from astra.plan.lookup import get_plan, task_of
-from astra.results.rows import error_text
+from astra.results.row_results import write_rows
+from astra.results.rows import Refusal, YieldedResult, error_text
 from astra.results.stopping import INTERRUPTIONS
 from astra.tasks.arguments import parse_arguments
+from astra.tasks.decorator import target_of_call
+from astra.tasks.rows_in_progress import RowsInProgress
 from astra.tasks.signature import choose_model, find_task
+
+log = logging.getLogger(__name__)
 
 #: Keywords of @task, whatever the arguments say: nothing is stored, and exceptions are seen.
 _KEYWORDS = {"write_to_database": False, "re_raise_exceptions": True}
@@ -29,7 +36,7 @@ _KEYWORDS = {"write_to_database": False, "re_raise_exceptions": True}
 
 @dataclass(frozen=True)
 class Tried:
-    """What a task computed from one row, or the exception that it raised."""
+    """What a task computed from one row, and why it would fail if it does."""
 
     key: RowKey
     results: tuple[dict[str, object], ...] = ()  # the columns of each that have a value
@@ -50,8 +57,10 @@ class Trial:
         """Compute one row after the other; yield each outcome with its traceback, if it raised."""
         for key, row in self.rows.items():
             try:
-                results = self.function([row], **{**self.arguments, **_KEYWORDS})
-                yield Tried(key, tuple(_values(result) for result in results)), None
+                results = list(self.function([row], **{**self.arguments, **_KEYWORDS}))
+                values = tuple(_values(result) for result in results)
+                kind, message = _refused(self.function, row, results) or (None, None)
+                yield Tried(key, values, kind, message), None
             except INTERRUPTIONS:
                 raise
             except BaseException as error:
@@ -102,6 +111,29 @@ def _rows(model: type[Model], keys: Sequence[str]) -> dict[RowKey, object]:
         query = key.narrowed(all_rows(model), existing)
         rows = {k: row for row, (k,) in read_rows(query, [key.given])}
     return {k: rows[k] for k in existing}
+
+
+class _Undo(Exception):
+    """Nothing that a trial has written is kept."""
+
+
+def _refused(function: Any, row: object, results: list[object]) -> tuple[str, str] | None:
+    """Return why results would not be stored: they are written, and the transaction is undone."""
+    target = target_of_call(function, [row])
+    in_progress = RowsInProgress(target, keeps_rows=False, is_page=False, board=None)
+    refused: list[Refusal] = []
+    try:
+        with suppress(_Undo), connection(), writing():
+            in_progress.read = dialect().now()
+            handed = in_progress.wrap(row)
+            yielded = [YieldedResult(result, handed) for result in results]
+            refused += write_rows(yielded, target, None)[1]
+            raise _Undo
+    except BrokenElement as error:  # the table takes no result
+        return type(error).__name__, secrets.hide(str(error))
+    except (DatabaseError, PeeweeException) as error:
+        log.warning("whether the results can be stored was not tried: %s", secrets.hide(str(error)))
+    return (refused[0].exception, secrets.hide(refused[0].message)) if refused else None
 
 
 def _values(result: object) -> dict[str, object]:

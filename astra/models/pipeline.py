@@ -265,7 +265,7 @@ class OutputModel(BaseModel, metaclass=OutputMeta):
         Raises
         ------
         UsageError
-            If a name in `values` is no column of this table.
+            If a name in `values` is no column of this table, or `row` is no row.
         TaskError
             If the results of this table do not point to such rows.
         """
@@ -305,6 +305,11 @@ def _maker(
     Columns that have no setter of their own are set all at once, which takes a third of the time.
     For a column that points to the row, `values` may only hold the same value.
     """
+    if not issubclass(row_model, Model):
+        given = f"an object of type {row_model.__name__!r}"
+        raise UsageError(
+            f"{model.__name__}: a result is made from its row itself, not from {given}"
+        )
     link, copied = model.copied_from(row_model)
     is_plain = _plainly_set(model).difference(link.result).issuperset
     new, default_values = model.__new__, model._meta.get_default_dict

@@ -104,7 +104,8 @@ class Refusal:
         place = f" ({self.place})" if self.place else ""
         hint = "; create results with from_spectrum() or from_row() of that model"
         message = shorten(self.message, 300, placeholder="...")
-        return f"{self.exception}: {message}{place}{hint if self.exception == 'WrongModel' else ''}"
+        text = ": ".join(filter(None, (self.exception, message)))
+        return f"{text}{place}{hint if self.exception == 'WrongModel' else ''}"
 
 
 @dataclass
@@ -226,6 +227,10 @@ def changed_key_message(values: Sequence[object], output: type[Model]) -> str:
 def place_of(error: BaseException) -> str | None:
     """Return the line of the task, or of the user's code that it calls, that raised."""
     frame = own_frame(error)
+    if frame is None and isinstance(
+        error.__cause__, StopIteration
+    ):  # generator raised StopIteration
+        frame = own_frame(error.__cause__)
     return f"{frame.filename}:{frame.lineno} in {frame.name}" if frame else None
 
 
@@ -247,6 +252,11 @@ def error_text(error: BaseException) -> str:
         return str(error)
     except Exception as another:
         return f"(its text cannot be had: {type(another).__name__} in __str__)"
+
+
+def described(error: BaseException) -> str:
+    """Return the name of an exception, and its text if it has any."""
+    return ": ".join(filter(None, (type(error).__name__, error_text(error))))
 
 
 def clean(text: str, limit: int) -> str:

@@ -230,6 +230,12 @@ def _summary(plan: Plan, pages: Pages, notes: list[str], steps: list[NextStep]) 
     by_page = {at.value: n for at, (n, _) in pages.tally.items()}
     with connection():
         refused = Failure.select().where((Failure.plan_pk == plan.pk) & Failure.refused).count()
+    if rows["no result"] == plan.n_rows:
+        notes = [
+            *notes,
+            "the task yielded nothing for any row; it can loop over its rows only once, unless it "
+            f"begins with rows = list(rows). After a change of it: astra plan {plan.task} --again",
+        ]
     state = plan_state(pages.tally.keys(), bool(pages.held), pages.cancelled, rows["failed"] > 0)
     if sum(rows.values()) != plan.n_rows:
         sums = f"the rows add up to {sum(rows.values()):,}, not {plan.n_rows:,}"

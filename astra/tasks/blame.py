@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 from astra.errors import BrokenElement, DatabaseError, MissingExtra, OutOfMemory
 from astra.models.keys import RowKey
-from astra.results.rows import HandedRow, error_text, place_of
+from astra.results.rows import HandedRow, described, error_text, place_of
 
 log = logging.getLogger(__name__)
 
@@ -63,9 +63,10 @@ class Blame:
         BrokenElement
             If it was not.
         """
-        text = f"{type(error).__name__}: {error_text(error)}"
+        text = described(error)
         which = f" at row {rows[0].key}" if len(rows) == 1 and rows[0].key is not None else ""
-        place = f" ({place_of(error)})"
+        line = place_of(error)
+        place = f" ({line})" if line else ""
         log.error("%s raised%s: %s%s", self.task, which, text, place, exc_info=error)
         if not began:
             if "'generator'" in text:
@@ -96,7 +97,7 @@ class Blame:
             return
         if isinstance(error, MissingExtra):
             raise BrokenElement(f"{error}; the rows stay pending") from error
-        text = f"{type(error).__name__}: {error_text(error)}"
+        text = described(error)
         if isinstance(error, MemoryError):
             raise OutOfMemory(f"{self.task} ran out of memory ({text})") from error
         raise BrokenElement(

@@ -236,7 +236,7 @@ def _direct(
     settings: Settings,
 ) -> Iterator[object]:
     """Run a task for a program that calls it, outside of any plan."""
-    target = _target(call, rows)
+    target = target_of_call(call, rows)
     n_rows = len(rows) if isinstance(rows, list | tuple) else None
     if settings.write_to_database:
         if (output := target.output) is not None:
@@ -278,7 +278,7 @@ def _rows_of(rows: object, settings: Settings) -> Iterator[object]:
     return iter(rows)
 
 
-def _target(call: Callable[..., object], rows: object) -> Target:
+def target_of_call(call: Callable[..., object], rows: object) -> Target:
     """Return the task and its tables, as far as the annotations or the rows define them."""
     try:
         output = output_model(call)

@@ -312,3 +312,50 @@ def test_a_folder_in_another_encoding_than_utf8_cannot_hold_the_database(tmp_pat
     settings.reset()
     done = astra("plans")
     assert done.exit_code == 2 and r"caf\udce9/astra.db', is not UTF-8" in done.output
+
+
+def test_a_result_of_what_is_no_row_is_refused_at_its_line(module, sqlite_url):
+    fill(2)
+    text = "@task\ndef f(rows: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:\n"
+    name = module(text + "    for r in rows:\n        yield Measured.from_row(r.pk, value=1.0)\n")
+    done = astra("run", f"{name}.f")
+    assert (
+        "Measured: a result is made from its row itself, not from an object of type 'int'"
+        in done.output
+    )
+    assert f"{name}.py:10 in f" in done.output and "_meta" not in done.output
+
+
+@pytest.mark.parametrize(
+    ("raises", "shown"),
+    [("next(iter([]))", "StopIteration ("), ("raise KeyError", "raised at row 1: KeyError (")],
+)
+def test_exceptions_without_text_or_place_are_shown_with_their_line(
+    module, sqlite_url, raises, shown
+):
+    fill(1)
+    text = "@task\ndef f(rows: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:\n"
+    name = module(f"{text}    for row in rows:\n        {raises}\n        yield\n")
+    done = in_a_process("run", f"{name}.f")
+    (line,) = (line for line in done.stderr.splitlines() if "raised at row" in line)
+    assert shown in line and line.endswith(f"{name}.py:10 in f)")
+
+
+def test_a_task_that_loops_twice_over_its_rows_is_told_why_no_row_has_a_result(module, url):
+    fill(3)
+    text = "@task\ndef f(rows: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:\n"
+    text += "    mean = sum(r.snr for r in rows)\n    for r in rows:\n"
+    name = module(text + "        yield Measured.from_row(r, value=mean)\n")
+    done = astra("run", f"{name}.f")
+    said = " ".join(done.output.split())
+    assert "the task yielded nothing for any row" in said and "rows = list(rows)" in said
+    assert f"astra plan {name}.f --again" in said
+
+
+def test_rows_that_all_have_results_can_be_taken_again(module, url):
+    fill(1)
+    text = "@task\ndef f(rows: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:\n"
+    name = module(text + "    for r in rows:\n        yield Measured.from_row(r, value=1.0)\n")
+    assert astra("run", f"{name}.f").exit_code == 0
+    assert "--redo all also takes rows" in astra("run", f"{name}.f").output
+    assert "1 row in 1 page" in astra("run", f"{name}.f", "--redo", "all").output

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from astra import task
 from astra.cli.group import main
-from astra.database.connection import connection
+from astra.database.connection import connection, database
 from astra.models import BossVisitSpectrum
 from astra.models.attempts import Attempt
 from astra.models.failures import Failure
@@ -124,3 +124,55 @@ def test_damaged_arguments_are_a_clear_error_and_nothing_is_computed_with_others
         assert Measured.select().count() == 0
     done = astra("try", "1", "5")
     assert done.exit_code == 2 and "are damaged" in done.output
+
+
+@task
+def refused(spectra: Iterable[BossVisitSpectrum], how: str = "") -> Iterable[Measured]:
+    for spectrum in spectra:
+        result = Measured.from_spectrum(spectrum, value=1.0)
+        match how:
+            case "model":
+                yield {"value": 1.0}
+                continue
+            case "column":
+                result.valeu = 1.0
+            case "number":
+                result.value = [1.0]
+            case "missing":
+                result.value = None
+            case "second":
+                yield Measured.from_spectrum(spectrum, value=2.0)
+            case "row":
+                result.spectrum_pk += 1
+        yield result
+
+
+@pytest.mark.parametrize(
+    ("how", "shown"),
+    [
+        ("", "1: 1 result\n"),
+        ("model", "WrongModel: dict was yielded"),
+        ("column", "NoColumn: Measured has no column 'valeu'"),
+        ("number", "refused: "),
+        ("missing", "IntegrityError: "),
+        ("second", "DuplicateResult: a second result"),
+        ("row", "ForeignRow: a result was yielded for 2"),
+    ],
+)
+def test_a_result_that_would_not_be_stored_is_a_failure(url, how, shown):
+    fill(2)
+    words = ["tests.element.test_trial.refused", "--set", f"how={how}"]
+    done = astra("try", words[0], "1", *words[1:])
+    assert shown in done.stdout, done.output
+    assert done.exit_code == (8 if how else 0)
+    found = json.loads(astra("try", words[0], "1", *words[1:], "--json").stdout)
+    assert bool(found[0]["exception"]) == bool(how) and len(found[0]["results"]) >= 1
+    assert n_stored() == 0
+
+
+def test_results_are_shown_where_they_cannot_be_stored(url):
+    fill(1)
+    with connection():
+        database.execute_sql("ALTER TABLE measured RENAME TO gone")
+    done = astra("try", "tests.element.test_trial.refused", "1")
+    assert done.exit_code == 0 and "1: 1 result\n" in done.stdout and "value = 1" in done.stdout
