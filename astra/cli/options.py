@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 import click
 
 from astra import api
+from astra.cli import json_output
 from astra.cli.completion import MODEL, PLAN, PLAN_STATE, PROFILE, TASK
 from astra.cli.output import show
 from astra.config.units import is_number
@@ -220,7 +221,9 @@ def one(items: Sequence[T]) -> T | Sequence[T]:
     return items[0] if len(items) == 1 else items
 
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+json_option = click.option(
+    "--json", "as_json", is_flag=True, callback=json_output.apart, help="Print JSON."
+)
 csv_option = click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
 
 #: PLAN of a command that only reads: the last one if it is left out.

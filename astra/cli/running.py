@@ -20,7 +20,7 @@ from astra.cli.options import (
     slurm_options,
     trust_option,
 )
-from astra.cli.output import show
+from astra.cli.output import show, show_rows
 from astra.config.startup import one_line_for_each_error
 from astra.config.units import is_number
 from astra.errors import UsageError
@@ -197,7 +197,7 @@ def try_command(
     for row, trace in trial:
         tried.append(row)
         if not as_json:
-            show.tried(row)
+            show_rows.tried(row)
         if pdb and trace is not None:
             from pdb import post_mortem
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from rich.markup import escape as escape_markup
 
 from astra import api
+from astra.cli import json_output
 from astra.cli.listing import COLOURS, Listing, Terminal
 from astra.config.secrets import hide
 from astra.config.startup import printable
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from astra.config.settings import Config
     from astra.doctor.finding import Finding
     from astra.element.page_outcome import PageOutcome
-    from astra.element.trial import Tried
     from astra.plan.pages import PageStatus
     from astra.plan.plan import Planned
     from astra.plan.sizes import Estimate
@@ -52,7 +52,7 @@ _errors = Terminal(soft_wrap=True, stderr=True)
 
 def as_json(value: object) -> None:
     """Print a dataclass, or a list of them, as JSON on standard output."""
-    print(json.dumps(_plain(value), default=str, indent=2))
+    json_output.write(json.dumps(_plain(value), default=str, indent=2))
 
 
 def _plain(value: object) -> object:
@@ -357,19 +357,6 @@ def logs(listed: Iterable[Log], as_csv: bool = False) -> None:
     for log in listed:
         table.add(str(log.page), str(log.attempt), log.state, log.job, log.host, log.path)
     table.print(console, as_csv)
-
-
-def tried(row: Tried) -> None:
-    """Print what a task yielded or raised for one row."""
-    if row.traceback:
-        line(f"{row.key}: {row.exception}: {row.message}")
-        line(row.traceback.rstrip())
-        return
-    why = f", refused: {row.exception}: {row.message}" if row.exception else ""
-    line(f"{row.key}: {count(len(row.results), 'result') if row.results else 'no result'}{why}")
-    for result in row.results:
-        for name, value in result.items():
-            line(f"  {name} = {value:.6g}" if isinstance(value, float) else f"  {name} = {value}")
 
 
 def _first_line(text: str) -> str:

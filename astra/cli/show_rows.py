@@ -12,12 +12,13 @@ from textwrap import indent
 from typing import TYPE_CHECKING
 
 from astra.api import json_value
-from astra.cli import show
+from astra.cli import json_output, show
 from astra.cli.listing import Listing
 from astra.config.secrets import hide
 from astra.config.units import written_moment
 
 if TYPE_CHECKING:
+    from astra.element.trial import Tried
     from astra.status.results import StoredResults
     from astra.status.row_history import PlanOfRow, Provenance, RecordedEnd, RowHistory
 
@@ -29,9 +30,10 @@ def as_json(stored: StoredResults) -> None:
     """Print results as a JSON array, one a line, as they are read."""
     mark = "["
     for row in stored:
-        print(mark + json.dumps({name: json_value(value) for name, value in row.items()}))
+        values = {name: json_value(value) for name, value in row.items()}
+        json_output.write(mark + json.dumps(values))
         mark = ","
-    print("]" if mark == "," else "[]")
+    json_output.write("]" if mark == "," else "[]")
 
 
 def as_csv(stored: StoredResults) -> None:
@@ -153,3 +155,20 @@ def _of_end(end: RecordedEnd) -> tuple[str, ...]:
     times = f", {end.times} times" if end.times and end.times > 1 else ""
     text = f"{end.what} ({origin}{times}): {end.exception}: {hide(end.message or '')}"
     return (text, hide(end.traceback)) if end.traceback else (text,)
+
+
+def tried(row: Tried) -> None:
+    """Print what a task yielded or raised for one row."""
+    if row.traceback:
+        show.line(f"{row.key}: {row.exception}: {row.message}")
+        show.line(row.traceback.rstrip())
+        return
+    why = f", refused: {row.exception}: {row.message}" if row.exception else ""
+    show.line(
+        f"{row.key}: {show.count(len(row.results), 'result') if row.results else 'no result'}{why}"
+    )
+    for result in row.results:
+        for name, value in result.items():
+            show.line(
+                f"  {name} = {value:.6g}" if isinstance(value, float) else f"  {name} = {value}"
+            )

@@ -1,10 +1,12 @@
 """Commands that only look, with hostile texts in the database and streams that take nothing."""
 
 import io
+import json
 import os
 import pwd
 import resource
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterable
 
@@ -24,6 +26,7 @@ from astra.models.plans import Plan
 from astra.models.schema import init_database
 from astra.plan.plan import create_plan
 from astra.resume.resume import resume_local
+from tests import forks
 from tests.sample_tasks import Measured, fill
 
 HOSTILE = "\u03bb \U0001f52d \x1b[31m\x07\x00 \ud800 \u202e"
@@ -232,3 +235,31 @@ def test_output_that_nobody_takes(archive, words, arrange):
     status, _, _ = outcome(words, _as_usual)
     found, _, errors = outcome(words, arrange)
     assert not errors and found in (status, 1)
+
+
+@task
+def talks(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
+    for spectrum in spectra:
+        print("from the task", flush=True)
+        subprocess.run(["echo", "from a program"], check=True)
+        yield Measured.from_spectrum(spectrum, value=1.0)
+
+
+@pytest.mark.parametrize(
+    "words", [("try", "{}", "1"), ("run", "{}"), ("submit", "{}", "--local", "-j", "2")]
+)
+def test_what_a_task_prints_is_not_in_the_json(sqlite_url, words):
+    fill(1)
+    name = "tests.cli.test_streams.talks"
+    done = forks.astra(*(word.format(name) for word in words), "--json")
+    assert done.returncode == 0 and json.loads(done.stdout), done.stderr
+    in_terminal = forks.astra("try", name, "1")
+    assert "from the task\nfrom a program\n1: 1 result\n" in in_terminal.stdout
+
+
+def test_a_program_that_calls_a_command_gets_json_alone(sqlite_url):
+    fill(1)
+    words = ["try", "tests.cli.test_streams.talks", "1"]
+    done = CliRunner().invoke(main, [*words, "--json"])
+    assert json.loads(done.stdout)[0]["key"] == 1 and "from the task" in done.stderr
+    assert "1: 1 result" in CliRunner().invoke(main, words).stdout
