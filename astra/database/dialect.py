@@ -110,10 +110,9 @@ class Common:
         return [value for (value,) in self.run(sql, parameters, **parts).fetchall()]
 
     def quote(self, name: str) -> str:
-        """Quote the name of a table or column, whatever characters it holds.
+        """Quote the name of a table, schema or column.
 
-        peewee writes names into its statements as they are: characters that would end a name
-        there, or mark a parameter for the driver, are refused.
+        Characters that would end a name, or mark a parameter for the driver, are refused.
         """
         return _quoted(name)
 
@@ -215,7 +214,10 @@ def is_condition(condition: str | None, clause: str) -> bool:
 @lru_cache(maxsize=4096)  # each checkpoint names every column several times
 def _quoted(name: str) -> str:
     if not re.fullmatch(r'[^\0"%\ud800-\udfff]{1,255}', name, re.DOTALL):
-        raise DatabaseError(f"{name[:300]!r} cannot be the name of a table, column or schema")
+        raise DatabaseError(
+            f"astra cannot use the name {name[:300]!r} of a table, column or schema: it is empty, "
+            'longer than 255 characters, or holds one of " and %; read the table through a view'
+        )
     return f'"{name}"'
 
 

@@ -40,7 +40,17 @@ _NEAREST = (
 )
 
 
+class _Context(peewee.Context):
+    """Writes names of columns so that the driver takes no percent sign in one for a parameter."""
+
+    def sql(self, obj: Any) -> Any:
+        if isinstance(obj, peewee.Entity) and any("%" in part for part in obj._path):
+            obj = peewee.Entity(*(part.replace("%", "%%") for part in obj._path))
+        return super().sql(obj)
+
+
 class PostgresqlDatabase(peewee.PostgresqlDatabase):
+    context_class = _Context
     dialect: Any
     schema: str | None = None  # that holds the tables; by default, that of the search_path
     was_open = False  # a login succeeded once: a later refusal may be temporary

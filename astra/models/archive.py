@@ -11,7 +11,7 @@ from peewee import SQL, TextField
 
 from astra.config.secrets import hide_password
 from astra.database.connection import connection, database, dialect, schema, url, writing
-from astra.database.inspection import lacking
+from astra.database.inspection import lacking, server
 from astra.errors import DatabaseError, UsageError
 from astra.models.attempts import Attempt
 from astra.models.base import BaseModel, TimeField
@@ -52,7 +52,7 @@ def new_place() -> str | None:
     Raises
     ------
     DatabaseError
-        If it is a copy of that place.
+        If it is a copy of that place, or a standby of the server there.
     """
     with connection():
         known = Archive.select().first()
@@ -63,6 +63,11 @@ def new_place() -> str | None:
             "cannot be told apart from a copy of it: astra initdb"
         )
     if not dialect().is_same_location(known.made_in, place):
+        if _is_standby():
+            raise DatabaseError(
+                f"the database {hide_password(url())} is a standby, on which nothing can be "
+                "written: name the primary in ASTRA_DATABASE_URL"
+            )
         raise DatabaseError(
             f"the archive {known.identifier} was made in {known.made_in}, and the database "
             f"{hide_password(url())} is {place}. If the other one is still in use, this is a copy, "
@@ -70,6 +75,11 @@ def new_place() -> str | None:
             "taken its place: astra initdb --moved. Until then nothing is written"
         )
     return place if place != known.made_in else None
+
+
+def _is_standby() -> bool:
+    with connection():
+        return server().is_standby
 
 
 def identify_archive(copied: bool, moved: bool) -> str | None:

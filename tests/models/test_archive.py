@@ -197,6 +197,14 @@ def test_a_standby_that_has_taken_over_is_no_copy(pg_url, postgres):
             assert Archive.get().made_in == dialect().location()
 
 
+def test_a_standby_is_no_copy(pg_url, postgres):
+    plan_of(10)
+    with Standby(postgres) as server:
+        bind(server.url(urlsplit(pg_url).path.strip("/")))
+        with pytest.raises(DatabaseError, match="is a standby.*: name the primary"):
+            check_archive()
+
+
 def test_a_backup_that_was_recovered_beside_its_original_may_be_said_to_be_a_copy(pg_url, postgres):
     """It looks like a standby that has taken over."""
     plan = plan_of(10)
