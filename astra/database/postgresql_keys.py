@@ -13,6 +13,7 @@ from astra.database import postgresql_queries as queries
 from astra.database.array_text import array_literal
 from astra.database.dialect import no_moment
 from astra.database.postgresql_writing import Writing
+from astra.errors import TaskError
 
 _ZONED = "pg_catalog.timestamptz"
 
@@ -32,6 +33,9 @@ _STORED_FROM = {
 #: than others. The second is of an extension, which may be in any schema.
 _UNLIKE_OTHERS = frozenset({"bpchar", "citext", "float4"})
 
+
+#: The most bytes of a key as text: an entry of an index may have 2,704, with the task's name.
+_MAX_KEY_BYTES = 2000
 
 #: The types of lists of keys, by that of their items.
 _LISTS = {"integer": "BIGINT[]", "text": "TEXT[]"}
@@ -118,8 +122,11 @@ class Keys(Writing):
     def differing_types(self, one: Any, other: Any) -> tuple[str, str] | None:
         """Return the types of two columns if a value of one, stored in the other, may differ.
 
-        The server may also have no operator, or go by the time zone of the session.
+        The server may also have no operator, or go by the time zone of the session. The types are
+        those of the tables now, which somebody may have altered.
         """
+        for field in (one, other):
+            self._types.pop(self.table(field.model), None)
         first, second = self._kind_of(one), self._kind_of(other)
         is_like = (first == second and first in _EXACT) or self._has_operator(first, second)
         if first != second:
@@ -177,12 +184,24 @@ class Keys(Writing):
 
         Return the numbers of pages and rows. The order is total, so that the same keys always give
         the same pages; `column` of a page holds its keys.
+
+        Raises
+        ------
+        TaskError
+            If a key is too long to be recorded with how its row ended.
         """
         sql, parameters = query.sql()
         cut = queries.CUT_INTO_PAGES.format(order=order, pending=sql)
         with self._evaluated(cut, (limit, *parameters)) as (pages, values):
             parts = {"page": self.table(page), "keys": column, "cut": pages}
             n_pages, n_rows = self.run(queries.FREEZE, (plan_pk, *values), **parts).fetchone()
+        limits = (plan_pk, _MAX_KEY_BYTES)
+        for (text,) in self.run(queries.LONG_KEY, limits, page=self.table(page)).fetchall():
+            raise TaskError(
+                f"a row has a key of {len(text.encode()):,} bytes, {text[:60]!r}...: no index of "
+                f"PostgreSQL could hold it, and keys of more than {_MAX_KEY_BYTES:,} bytes cannot "
+                "be planned: declare another unique column as the primary key of the model"
+            )
         return int(n_pages), int(n_rows)
 
     @contextmanager

@@ -333,6 +333,11 @@ FREEZE = """
         RETURNING n_rows)
     SELECT count(*), coalesce(sum(n_rows), 0) FROM frozen"""
 
+#: A key that would be too long for the indexes in which it would be recorded how its row ended.
+LONG_KEY = """
+    SELECT key FROM {page}, unnest(key_texts) AS key
+    WHERE plan_pk = %s AND octet_length(key) > %s LIMIT 1"""
+
 MAY_MAKE_TEMPORARY_TABLES = "SELECT has_database_privilege(current_database(), 'TEMPORARY')"
 
 #: A list that was compressed in a temporary table is copied from it as it is.

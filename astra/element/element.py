@@ -258,7 +258,8 @@ class Element:
     def _load(self) -> LoadedTask:
         """Import the task and its tables, and bind the arguments of the plan.
 
-        The first time, check, as planning did, the indexes and triggers that results rely on.
+        The first time, check, as planning did, the indexes and triggers that results rely on, and
+        the types of keys.
         """
         if not self.has_loaded:  # imports may take long, and thousands of elements begin at once
             self._disconnect()
@@ -267,12 +268,13 @@ class Element:
         if not self.has_loaded:
             self._connect()
             # Here, as it needs the models of the task.
-            from astra.models.table_checks import lacking_guard
+            from astra.models.table_checks import check_key_columns, lacking_guard
 
             for model in (task.model, task.output):
                 lacks = self.stop.retrying(lambda m=model: lacking_guard(m))  # type: ignore[misc]
                 if lacks:
                     raise BrokenElement(f"the table {model._meta.table_name!r} {lacks}")
+            self.stop.retrying(lambda: check_key_columns(task.output, task.model))
             self.has_loaded = True
             collect_garbage_normally()
         return task

@@ -78,7 +78,7 @@ def check_tables(*models: type[Model]) -> None:
 
 
 def check_key_types(output: type[OutputModel], *models: type[Model]) -> None:
-    """Refuse results whose key is of another type than that of their rows.
+    """Refuse results whose key is of another type than that of their rows, or holds other values.
 
     Raises
     ------
@@ -87,34 +87,39 @@ def check_key_types(output: type[OutputModel], *models: type[Model]) -> None:
         results would hold other keys.
     """
     for model in models:
-        link = link_of(output, model)
-        for name, pointer in zip(link.row, link.result, strict=True):
-            fields = model._meta.fields[name], output._meta.fields[pointer]
-            if not link.is_whole:
-                _check_collations(output, *fields)
-            if (kinds := dialect().differing_types(*fields)) is None:
-                continue
-            kind, stored = kinds
-            if kind.startswith("_"):
-                raise TaskError(
-                    f"the key {model.__name__}.{name} is a column of arrays, which no page can "
-                    "hold: declare another unique column as the primary key of the model"
-                )
-            if kind == stored:
-                raise TaskError(
-                    f"the key {model.__name__}.{name} is a column of the type {kind}, for which "
-                    "the database finds no operator =: declare another unique column as the "
-                    "primary key of the model, or, if its schema has the operator, set the role's "
-                    "search_path to include it (ALTER ROLE ... SET search_path)"
-                )
-            own = f'class OwnField(peewee.TextField): field_type = "{kind}"'
-            raise TaskError(
-                f"the key {model.__name__}.{name} is a column of the type {kind}, and its results "
-                f"have {output.__name__}.{pointer} of the type {stored}, which the database "
-                f"cannot compare reliably: declare the key as {_FIELDS.get(kind, own)}, "
-                f"{_create_again(output)}"
-            )
+        check_key_columns(output, model)
         _check_first_keys(output, model)
+
+
+def check_key_columns(output: type[OutputModel], model: type[Model]) -> None:
+    """Refuse results whose key is of another type than that of their rows, as their columns are."""
+    link = link_of(output, model)
+    for name, pointer in zip(link.row, link.result, strict=True):
+        fields = model._meta.fields[name], output._meta.fields[pointer]
+        if not link.is_whole:
+            _check_collations(output, *fields)
+        if (kinds := dialect().differing_types(*fields)) is None:
+            continue
+        kind, stored = kinds
+        if kind.startswith("_"):
+            raise TaskError(
+                f"the key {model.__name__}.{name} is a column of arrays, which no page can "
+                "hold: declare another unique column as the primary key of the model"
+            )
+        if kind == stored:
+            raise TaskError(
+                f"the key {model.__name__}.{name} is a column of the type {kind}, for which "
+                "the database finds no operator =: declare another unique column as the "
+                "primary key of the model, or, if its schema has the operator, set the role's "
+                "search_path to include it (ALTER ROLE ... SET search_path)"
+            )
+        own = f'class OwnField(peewee.TextField): field_type = "{kind}"'
+        raise TaskError(
+            f"the key {model.__name__}.{name} is a column of the type {kind}, and its results "
+            f"have {output.__name__}.{pointer} of the type {stored}, which the database "
+            f"cannot compare reliably: declare the key as {_FIELDS.get(kind, own)}, "
+            f"{_create_again(output)}"
+        )
 
 
 def _check_collations(output: type[OutputModel], key: Field, pointer: Field) -> None:

@@ -326,3 +326,54 @@ def test_a_view_that_cannot_be_computed_is_named(pg_url, options):
         dialect().run("INSERT INTO others_text VALUES ('1'), ('x')")
     with pytest.raises(TaskError, match=r'others_computed cannot be read: .*integer: "x"; correct'):
         create_plan(of_computed, **options)
+
+
+class Long(peewee.Model):
+    text = peewee.TextField(primary_key=True)
+
+    class Meta:
+        table_name = "others_long"
+
+
+class OfLong(OutputModel):
+    long = result_of(Long)
+
+
+@task
+def of_long(rows: Iterable[Long]) -> Iterable[OfLong]:
+    for row in rows:
+        yield OfLong.from_row(row)
+
+
+def make_long_keys(*keys):
+    with connection():
+        dialect().run("CREATE TABLE others_long (text text PRIMARY KEY)")
+        bound_to_database(Long)
+        OfLong.create_table()
+        for key in keys:
+            Long.create(text=key)
+
+
+def test_a_key_that_is_too_long_to_be_recorded_is_refused(pg_url):
+    """Its row could end as nothing: neither the failure nor the lack of a result can be stored."""
+    letters = "".join(map(chr, range(0x4E00, 0x4E00 + 900)))  # 2,700 bytes, which do not compress
+    make_long_keys("short", letters[:660], letters[:880])
+    with pytest.raises(TaskError, match="a key of 2,640 bytes"):
+        create_plan(of_long)
+    (planned,) = create_plan(of_long, keys=["short", letters[:660]])
+    run_here(planned.plan)
+    assert status(planned.plan).rows == {"done": 2}
+
+
+def test_a_key_whose_type_was_changed_since_it_was_planned_costs_no_row(pg_url):
+    make_long_keys("a", "b")
+    (planned,) = create_plan(of_long)
+    with connection():
+        dialect().run("ALTER TABLE others_long ALTER text TYPE char(8)")
+    run_here(planned.plan)
+    with connection():
+        assert "a column of the type bpchar" in Attempt.get().message
+        dialect().run("ALTER TABLE others_long ALTER text TYPE text")
+    assert status(planned.plan).rows == {"done": 0, "broken": 2}
+    resume_local(planned.plan)
+    assert status(planned.plan).rows == {"done": 2}
