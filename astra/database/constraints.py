@@ -4,6 +4,7 @@ Only changes by hand, or an incomplete restore, cause these.
 """
 
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -11,32 +12,33 @@ import peewee
 
 from astra.database import postgresql_queries, sqlite_queries
 from astra.database.connection import dialect, tuples
+from astra.database.dialect import NO_COLUMN
 
 
 def lost_constraints(model: Any) -> Iterator[str]:
     """Describe the keys and constraints that a table lacks."""
     engine, name = dialect(), (dialect().catalogue_name(model),)
-    columns = engine.run(engine.queries.COLUMNS, name).fetchall()
+    columns = defaultdict(lambda: NO_COLUMN, engine.columns(model))
     references = set(engine.run(engine.queries.CASCADING_KEYS, name).fetchall())
-    not_null = {column for column, _, is_not_null, _ in columns if is_not_null}
-    generated = {column for column, _, _, is_generated in columns if is_generated}
     fields = [field for field in model._meta.sorted_fields if _is_astras(model, field)]
     primary = [field.column_name for field in model._meta.get_primary_keys()]
     if not engine.keeps_unique(model, primary):
         yield f"has no primary key ({', '.join(primary)})"
     for field in fields:
         name = field.column_name
-        if not field.null and not field.primary_key and name not in not_null:
+        column = columns[name]
+        if not field.null and not field.primary_key and not column.is_not_null:
             yield f"allows NULL in the column {name}"
         if any("GENERATED" in str(getattr(c, "sql", "")) for c in field.constraints or ()):
-            if name not in generated:
+            if not column.is_computed:
                 yield f"no longer computes the column {name}"
         if field.on_delete if isinstance(field, peewee.ForeignKeyField) else False:
             owner = field.rel_model._meta.table_name
             if (name, owner) not in references:
                 yield f"has no valid foreign key from {name} to {owner} with ON DELETE CASCADE"
-    if engine.name == "postgresql" and (behind := _sequence_behind(model, primary[0])):
-        yield behind
+    if engine.name == "postgresql" and isinstance(model._meta.primary_key, peewee.AutoField):
+        if behind := _sequence_behind(model, primary[0], columns[primary[0]].has_default):
+            yield behind
 
 
 def undoing_triggers(model: Any, tables: Iterable[str]) -> Iterator[str]:
@@ -65,10 +67,8 @@ def _is_astras(model: Any, field: Any) -> bool:
     )
 
 
-def _sequence_behind(model: Any, primary: str) -> str | None:
+def _sequence_behind(model: Any, primary: str, has_default: bool) -> str | None:
     """Describe what is wrong with the sequence that numbers the rows of a table."""
-    if not isinstance(model._meta.primary_key, peewee.AutoField):
-        return None
     engine, table = dialect(), dialect().table(model)
     sequence, may_read = engine.run(
         postgresql_queries.READABLE_SEQUENCE, (table, primary)
@@ -76,7 +76,7 @@ def _sequence_behind(model: Any, primary: str) -> str | None:
     if sequence is None:
         return f"has no sequence for the column {primary}"
     column = engine.quote(primary)
-    if not engine.fetch_value(postgresql_queries.HAS_DEFAULT, (table, primary)):
+    if not has_default:
         return f"has no default for the column {primary}: set it to nextval('{sequence}')"
     names = {"column": column, "sequence": sequence, "table": table}
     is_behind = postgresql_queries.SEQUENCE_IS_BEHIND.format(**names)

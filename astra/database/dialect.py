@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache, reduce
 from operator import and_
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import peewee
 from peewee import SQL
@@ -46,6 +46,18 @@ class Batch:
     def keys(self) -> list[tuple[Any, ...]]:
         """The keys of the rows, in database form."""
         return list(zip(*(self.columns[name] for name in self.key), strict=True))
+
+
+class Column(NamedTuple):
+    """A column of a table, as it is in the database."""
+
+    kind: str  # its type, with its precision
+    is_not_null: bool
+    is_computed: bool
+    has_default: bool  # or is numbered by the database
+
+
+NO_COLUMN = Column("", is_not_null=False, is_computed=False, has_default=False)
 
 
 class CopyRefused(Exception):
@@ -146,10 +158,10 @@ class Common:
         """Return the name by which queries of the catalogue find a model's table."""
         return self.table(model)
 
-    def columns(self, model: Any) -> dict[str, str]:
-        """Return the types of a table's columns by name; none where there is no such table."""
+    def columns(self, model: Any) -> dict[str, Column]:
+        """Return the columns of a table by name; none where there is no such table."""
         rows = self.run(self.queries.COLUMNS, (self.catalogue_name(model),)).fetchall()
-        return {name: kind for name, kind, *_ in rows}
+        return {name: Column(*described) for name, *described in rows}
 
     def has_unique(self, model: Any, columns: Sequence[str], where_clause: str) -> bool:
         """Return whether a valid index of any name keeps these columns unique.

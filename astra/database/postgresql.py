@@ -307,11 +307,9 @@ class PostgreSQL(Keys):
         super().add_column(model, field, default)
 
     def set_default(self, model: Any, field: peewee.Field, default: str) -> None:
-        """Set a column's default in the database, if it has none."""
-        table, column = self.table(model), field.column_name
-        if not self.fetch_value(queries.HAS_DEFAULT, (table, column)):
-            name, value = self.quote(column), default.replace("%", "%%")
-            self.run(queries.SET_DEFAULT, table=table, column=name, value=value)
+        """Set a column's default in the database."""
+        name, value = self.quote(field.column_name), default.replace("%", "%%")
+        self.run(queries.SET_DEFAULT, table=self.table(model), column=name, value=value)
 
     def create_schema(self, schema: str) -> None:
         if not self.fetch_value(queries.HAS_SCHEMA, (schema,)):

@@ -91,8 +91,8 @@ class Keys(Writing):
         interval of months and no infinite date, and a type may have fewer digits.
         """
         names = [field.column_name for field in stored]
-        types = self.columns(stored[0].model)
-        types = {name: kind.replace("%", "%%") for name, kind in types.items()}
+        columns = self.columns(stored[0].model)
+        types = {name: column.kind.replace("%", "%%") for name, column in columns.items()}
         differ = " OR ".join(
             f"{wanted} IS DISTINCT FROM CAST(value_{n} AS {types[name]})"
             for n, (wanted, name) in enumerate(zip(self.wanted_values(fields), names, strict=True))

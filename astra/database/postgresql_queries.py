@@ -77,10 +77,10 @@ RELATIONS = """
 
 HAS_SCHEMA = "SELECT EXISTS (SELECT 1 FROM pg_namespace WHERE nspname = %s)"
 
-#: Of each column, its type with its precision, whether it is NOT NULL, and whether it is computed.
+#: Each column, as :class:`~astra.database.dialect.Column` has it.
 COLUMNS = """
-    SELECT attname::text, format_type(atttypid, atttypmod), attnotnull, attgenerated = 's'
-    FROM pg_attribute
+    SELECT attname::text, format_type(atttypid, atttypmod), attnotnull, attgenerated = 's',
+        atthasdef OR attidentity <> '' FROM pg_attribute
     WHERE attrelid = to_regclass(%s) AND attnum > 0 AND NOT attisdropped"""
 
 #: The type of each column, with its schema; of a domain, the type that it is based on. Names of the
@@ -111,11 +111,6 @@ COMPARE_TYPES = "SELECT CAST(NULL AS {first}) = CAST(NULL AS {second})"
 IS_UTC = """
     SELECT timestamp '2000-01-01' = timestamptz '2000-01-01 00:00:00+00'
        AND timestamp '2000-07-01' = timestamptz '2000-07-01 00:00:00+00'"""
-
-#: Whether the database numbers or fills a column.
-HAS_DEFAULT = """
-    SELECT atthasdef OR attidentity <> '' FROM pg_attribute
-    WHERE attrelid = to_regclass(%s) AND attname = %s"""
 
 SEQUENCE = "SELECT pg_get_serial_sequence(%s, %s)"
 

@@ -17,8 +17,10 @@ READ_SCHEMA = "SELECT count(*) FROM sqlite_master"
 #: The names of all tables, indexes and views.
 RELATIONS = "SELECT name FROM sqlite_master"
 
-#: Of each column, its type, whether it is NOT NULL, and whether it is computed.
-COLUMNS = 'SELECT name, type, "notnull", hidden IN (2, 3) FROM pragma_table_xinfo(?)'
+#: Each column, as :class:`~astra.database.dialect.Column` has it.
+COLUMNS = """
+    SELECT name, type, "notnull", hidden IN (2, 3), dflt_value IS NOT NULL
+    FROM pragma_table_xinfo(?)"""
 
 KEY_COLUMNS = 'SELECT name, type, "notnull", pk FROM pragma_table_info(?)'
 

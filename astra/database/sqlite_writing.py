@@ -34,8 +34,8 @@ class Writing(Common):
         key = (self.fetch_value(queries.SCHEMA_VERSION), batch.model, *batch.columns)
         if key not in self._targets:
             name, declared = batch.model._meta.table_name, batch.declared
-            rows = self.run(queries.COLUMNS, (name,)).fetchall()
-            stored = {column: kind for column, kind, _, is_computed in rows if not is_computed}
+            columns = self.columns(batch.model).items()
+            stored = {column: c.kind for column, c in columns if not c.is_computed}
             may_change = bool(self.fetch_column(queries.MAY_CHANGE, (name,)))
             is_plain = not may_change and declared.items() <= stored.items()
             self._targets[key] = _Target(set(stored), declared, is_plain)

@@ -55,9 +55,10 @@ def index_while_in_use(models: Iterable[type[BaseModel]]) -> None:
         return
     for model in models:
         have = engine.columns(model)
-        if not have or engine.other_owner(model):
+        missing = list(missing_indexes(model)) if have else []
+        if not missing or engine.other_owner(model):
             continue
-        for name, columns, sql, parameters in missing_indexes(model):
+        for name, columns, sql, parameters in missing:
             if have.keys() >= set(columns) and not parameters:
                 # An earlier attempt may have left an invalid index.
                 index = _name_beside(model, stored_name(name))

@@ -232,7 +232,7 @@ def _add_columns(model: type[Model]) -> None:
     for field in model._meta.sorted_fields if have else ():
         by_database = _database_default(field)
         if field.column_name in have:
-            if by_database:
+            if by_database and not have[field.column_name].has_default:
                 dialect().set_default(model, field, by_database)
             continue
         default = field.default() if callable(field.default) else field.default

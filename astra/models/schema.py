@@ -8,6 +8,7 @@ import peewee
 from peewee import Model
 
 from astra.database.connection import connection, database, dialect, long_s, retrying
+from astra.database.dialect import NO_COLUMN, Column
 from astra.errors import DatabaseError, NotAllowed, UsageError
 from astra.models import import_all
 from astra.models.administration import (
@@ -213,7 +214,7 @@ def _shared_tables() -> Iterator[str]:
             )
 
 
-def _differences(model: type[Model], have: dict[str, str]) -> list[str]:
+def _differences(model: type[Model], have: dict[str, Column]) -> list[str]:
     """Describe the differences between a table and its model."""
     table, model_name = model._meta.table_name, import_path(model)
     notes = [f"{table}: added the column {name}" for name in missing_columns(model, have)]
@@ -224,7 +225,7 @@ def _differences(model: type[Model], have: dict[str, str]) -> list[str]:
             f"To drop it: {drop}"
         )
     for field in model._meta.sorted_fields:
-        kind = have.get(field.column_name, "").lower()
+        kind = have.get(field.column_name, NO_COLUMN).kind.lower()
         other = _OTHERS.get(field.field_type)
         if other and kind.startswith(other):
             notes.append(
