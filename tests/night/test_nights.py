@@ -322,10 +322,16 @@ def test_a_finalizer_that_no_node_can_run_comes_again_later(slurm, tmp_path, mon
     wait_for(lambda: "BeginTime" in slurm.run("squeue", *finalizers), "one that waits", 90)
     assert [night.state for night in nights("survey")] == ["running"]
     assert "every night" in astra("nights", "survey", "--heal")
+    shown = str(night_of("survey").message)
+    assert "its finalizer could not run on n" in shown
+    log = shown.partition("again: ")[2].partition(" says why")[0]
+    assert "cannot run this job" in (tmp_path / log).read_text()
+    assert "astra nightly survey --continue 1" in astra("nightly", "survey", status=6)
     marker.touch()
     job = slurm.run("squeue", *finalizers).split()[0]
     slurm.run("scontrol", "update", f"JobId={job}", "StartTime=now")
     assert closed(slurm).whole and Measured.select().count() == 40
+    assert not night_of("survey").message
 
 
 def test_a_night_waits_until_its_partition_is_open_again(slurm, tmp_path, monkeypatch):
