@@ -19,6 +19,10 @@ class UsageError(AstraError):
     exit_status = 2
 
 
+class BadSpectrum(UsageError):
+    """The file of a spectrum cannot be used: its row fails, and the task is not to blame."""
+
+
 class Untrusted(UsageError):
     """Code of another role's plan that the user does not trust."""
 

@@ -17,7 +17,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from astra.errors import MissingExtra, UsageError
+from astra.errors import BadSpectrum, MissingExtra
 
 if TYPE_CHECKING:
     import numpy as np
@@ -64,7 +64,7 @@ def read_pixels(path: Path, wanted: Wanted | None = None) -> Pixels:
 
     Raises
     ------
-    UsageError
+    BadSpectrum
         If the file is of another kind, lacks an array, or has several matching spectra.
     MissingExtra
         If astropy is wanted and not installed.
@@ -77,7 +77,7 @@ def read_pixels(path: Path, wanted: Wanted | None = None) -> Pixels:
     elif suffixes & {".fits", ".fit"}:
         pixels = _read_fits(path, wanted or Wanted())
     else:
-        raise UsageError(f"{path}: a spectrum is an .npz or a .fits file, not {path.suffix!r}")
+        raise BadSpectrum(f"{path}: a spectrum is an .npz or a .fits file, not {path.suffix!r}")
     _check(path, pixels.arrays)
     return pixels
 
@@ -85,17 +85,17 @@ def read_pixels(path: Path, wanted: Wanted | None = None) -> Pixels:
 def _check(path: Path, arrays: "dict[str, np.ndarray]") -> None:
     for name in ("wavelength", "flux", "ivar"):
         if name not in arrays:
-            raise UsageError(
+            raise BadSpectrum(
                 f"{path} has no {name!r}: a spectrum is wavelength [vacuum Angstrom], flux and "
                 f"ivar; the file holds {', '.join(sorted(arrays)) or 'none of them'}"
             )
     for name in _COLUMNS.keys() & arrays.keys():
         if arrays[name].dtype.kind not in "fiub":
-            raise UsageError(f"{path}: {name!r} holds {arrays[name].dtype}, not real numbers")
+            raise BadSpectrum(f"{path}: {name!r} holds {arrays[name].dtype}, not real numbers")
     shapes = {name: array.shape for name, array in arrays.items() if name in _COLUMNS}
     if len(set(shapes.values())) > 1 or any(len(shape) != 1 for shape in shapes.values()):
         shown = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
-        raise UsageError(f"{path}: the arrays of a spectrum have one shape (P,), not {shown}")
+        raise BadSpectrum(f"{path}: the arrays of a spectrum have one shape (P,), not {shown}")
 
 
 def _read_npz(path: Path) -> "dict[str, np.ndarray]":
@@ -108,7 +108,7 @@ def _read_npz(path: Path) -> "dict[str, np.ndarray]":
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
     except (ValueError, TypeError, EOFError, BadZipFile, zlib.error) as error:
-        raise UsageError(f"{path} cannot be read as an .npz of arrays: {error}") from error
+        raise BadSpectrum(f"{path} cannot be read as an .npz of arrays: {error}") from error
 
 
 def _read_fits(path: Path, wanted: Wanted) -> Pixels:
@@ -128,7 +128,7 @@ def _read_fits(path: Path, wanted: Wanted) -> Pixels:
     except (OSError, EOFError, ValueError, TypeError, zlib.error) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        raise UsageError(f"{path} cannot be read as FITS: {error}") from error
+        raise BadSpectrum(f"{path} cannot be read as FITS: {error}") from error
 
 
 def _choose_table(path: Path, units: "HDUList", wanted: Wanted) -> "BinTableHDU":
@@ -137,7 +137,7 @@ def _choose_table(path: Path, units: "HDUList", wanted: Wanted) -> "BinTableHDU"
     with_flux = [u for u in tables if "flux" in _names(u) and len(u.data)]
     if not with_flux:
         held = [f"{u.name or number}: {_contents(u)}" for number, u in enumerate(units)]
-        raise UsageError(
+        raise BadSpectrum(
             f"{path} has no table with a column 'flux' and any row; it holds {'; '.join(held)}"
         )
     by_instrument = [u for u in with_flux if _instrument(u)]
@@ -147,7 +147,7 @@ def _choose_table(path: Path, units: "HDUList", wanted: Wanted) -> "BinTableHDU"
     if len(matching) == 1:
         return matching[0]
     meant = " ".join(filter(None, (wanted.instrument, wanted.telescope))) or "any instrument"
-    raise UsageError(
+    raise BadSpectrum(
         f"{path} has {len(matching) or 'no'} tables of {meant} with spectra, among "
         f"{', '.join(u.name for u in by_instrument)}: set the row's telescope to choose one"
     )
@@ -214,7 +214,7 @@ def _angstrom(path: Path, unit: str | None) -> float:
     try:
         return float(Unit(unit).to("Angstrom"))
     except (ValueError, TypeError) as error:
-        raise UsageError(
+        raise BadSpectrum(
             f"{path}: the column 'wavelength' is in {unit!r}, which is no length: give vacuum "
             "Angstrom"
         ) from error
@@ -238,7 +238,7 @@ def _choose_row(path: Path, unit: "BinTableHDU", wanted: Wanted) -> int:
     else:
         mismatch = "and no column mjd"
     table = unit.name or "its table"
-    raise UsageError(f"{path} has {n} spectra in {table}, {mismatch}: exactly one must match")
+    raise BadSpectrum(f"{path} has {n} spectra in {table}, {mismatch}: exactly one must match")
 
 
 def _from_header(
@@ -253,7 +253,7 @@ def _from_header(
         steps = np.arange(arrays["flux"].shape[-1]) - first
         arrays["wavelength"] = 10 ** (header["CRVAL"] + header["CDELT"] * steps)
     elif "wave" in names:
-        raise UsageError(
+        raise BadSpectrum(
             f"{path}: it is not known whether the column WAVE is in vacuum or in air; give "
             "'wavelength' in vacuum Angstrom, or 'loglam', its log10"
         )

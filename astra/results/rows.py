@@ -12,7 +12,7 @@ from peewee import Model
 
 from astra.config import secrets
 from astra.database.connection import dialect
-from astra.errors import AstraError
+from astra.errors import AstraError, BadSpectrum
 from astra.models.importing import own_frame
 from astra.models.keys import Link, RowKey, table_name
 from astra.models.pipeline import OutputModel, PipelineOutputModel
@@ -193,7 +193,7 @@ def refusal(error: BaseException, handed: HandedRow) -> Refusal:
         clean(error_text(error), MESSAGE_LIMIT),
         place_of(error),
         clean(text, TRACEBACK_LIMIT),
-        is_mistake=isinstance(error, _MISTAKES),
+        is_mistake=isinstance(error, _MISTAKES) and not isinstance(error, BadSpectrum),
     )
 
 

@@ -315,3 +315,20 @@ def test_without_astropy_the_task_fails_once_and_no_row_does(tmp_path, sqlite_ur
         patch.setitem(sys.modules, "astropy.io", None)
         with pytest.raises(MissingExtra, match="astropy is not installed"):
             read_pixels(tmp_path / "spec.fits")
+
+
+def test_files_without_data_fail_their_rows_even_if_a_page_has_no_others(tmp_path, sqlite_url):
+    """Their page is not broken: the night after would find the same rows pending."""
+    source = Source.create(sdss_id=1)
+    for number, change in enumerate(({"ivar": np.zeros(50)}, {"flux": np.full(50, np.nan)})):
+        path = write(tmp_path / f"spec-{number}.fits", spec_table(**change))
+        BossVisitSpectrum.create(source=source, path=str(path), xcsao_v_rad=0.0)
+    BossVisitSpectrum.create(source=source, path=str(write_text(tmp_path / "spec.txt")))
+    done = run_slam()
+    assert done.returncode == 8, done.stderr
+    assert [failure.exception for failure in Failure.select()] == ["BadSpectrum"] * 3
+
+
+def write_text(path: Path) -> Path:
+    path.write_text("no spectrum")
+    return path

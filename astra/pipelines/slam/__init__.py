@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from astra import task
-from astra.errors import UsageError
+from astra.errors import BadSpectrum
 from astra.models.boss import BossVisitSpectrum
 from astra.models.mwm import BossCombinedSpectrum
 from astra.models.slam import Slam
@@ -126,7 +126,7 @@ def _pixels(machine: "Model", spectrum: BossSpectrum) -> "Pixels":
     return pixels
 
 
-def _nothing_to_label(machine: "Model", path: str, pixels: "Pixels") -> UsageError:
+def _nothing_to_label(machine: "Model", path: str, pixels: "Pixels") -> BadSpectrum:
     """Return the error of a file that has no pixels to which the model could be fitted."""
     import numpy as np
 
@@ -137,7 +137,7 @@ def _nothing_to_label(machine: "Model", path: str, pixels: "Pixels") -> UsageErr
         "are good": pixels.good,
     }
     first, last = machine.wavelength[[0, -1]]
-    return UsageError(
+    return BadSpectrum(
         f"{path} has no data that could be labelled: of its {pixels.good.size} pixels "
         + ", ".join(f"{np.count_nonzero(which)} {what}" for what, which in counts.items())
         + f"; the model covers {first:.0f} to {last:.0f} Angstrom (vacuum), and a pixel is good "
