@@ -266,7 +266,11 @@ class PostgreSQL(Keys):
         prefix = self.quote(model._meta.schema) + "." if model._meta.schema else ""
         function = prefix + self.quote(_keeper_of(column))
         body = queries.KEEP_MODIFIED_BODY.format(column=self.quote(column))
-        self.run(queries.KEEP_MODIFIED, table=table, function=function, body=body)
+        heirs = [
+            name.replace("%", "%%") for name in self.fetch_column(queries.INHERITING, (table,) * 2)
+        ]
+        for name in (table, *heirs):
+            self.run(queries.KEEP_MODIFIED, table=name, function=function, body=body)
 
     def keeps_modified(self, model: Any, column: str) -> bool:
         """Return whether an enabled trigger of any name keeps the column."""

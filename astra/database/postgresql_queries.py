@@ -231,13 +231,25 @@ KEEP_MODIFIED = """
     FOR EACH ROW EXECUTE FUNCTION {function}();
     ALTER TABLE {table} ENABLE ALWAYS TRIGGER astra_keep_modified"""
 
+#: A table, its partitions, and the tables that inherit from it: rows of all are read with it.
+_TREE = """
+    WITH RECURSIVE tree(relation) AS (
+        SELECT to_regclass(%s)::oid
+        UNION SELECT inhrelid FROM pg_inherits JOIN tree ON inhparent = relation)"""
+
+#: The tables that inherit from a table. Partitions have the triggers of their table already.
+INHERITING = f"""{_TREE}
+    SELECT format('%%I.%%I', nspname, relname) FROM tree JOIN pg_class ON pg_class.oid = relation
+    JOIN pg_namespace ON pg_namespace.oid = relnamespace
+    WHERE relation <> to_regclass(%s) AND NOT relispartition"""
+
 #: Whether an enabled trigger of any name runs a function of this name and body for each row.
-KEEPS_MODIFIED = """
-    SELECT EXISTS (
+KEEPS_MODIFIED = f"""{_TREE}
+    SELECT bool_and(EXISTS (
         SELECT 1 FROM pg_trigger JOIN pg_proc ON pg_proc.oid = tgfoid
-        WHERE tgrelid = to_regclass(%s) AND NOT tgisinternal AND tgenabled IN ('O', 'A')
+        WHERE tgrelid = relation AND NOT tgisinternal AND tgenabled IN ('O', 'A')
           AND tgtype & 19 = 19 AND tgqual IS NULL AND tgattr = ''
-          AND proname = %s AND prosrc = %s)"""
+          AND proname = %s AND prosrc = %s)) FROM tree"""
 
 # -- roles ----------------------------------------------------------------------------------
 

@@ -57,6 +57,10 @@ def twice(visits: Iterable[Visit]) -> Iterable[VisitMag]:
 
 @pytest.fixture
 def visits(url: str) -> None:
+    make_visits()
+
+
+def make_visits() -> None:
     with connection():
         key = "field_name TEXT, number INTEGER, mag REAL, PRIMARY KEY (field_name, number)"
         dialect().run(f"CREATE TABLE others_visit ({key})")
@@ -124,6 +128,36 @@ def test_a_lost_trigger_is_noticed(visits):
         assert stub is not None and "--track-changes Visit" in str(lacking_guard(stub))
     track()
     assert create_plan(twice, Visit)[0].rows == 3
+
+
+@pytest.mark.parametrize(
+    "statements",
+    [
+        ("CREATE TABLE heir () INHERITS (others_visit)",),
+        (
+            "ALTER TABLE others_visit RENAME TO heir",
+            "CREATE TABLE others_visit (LIKE heir INCLUDING ALL) PARTITION BY LIST (field_name)",
+            "ALTER TABLE others_visit ATTACH PARTITION heir DEFAULT",
+            "TRACK",
+            "ALTER TABLE heir DISABLE TRIGGER astra_keep_modified",
+        ),
+    ],
+)
+def test_a_trigger_that_a_part_of_the_table_lacks_is_noticed(pg_url, statements):
+    """Rows of partitions, and of tables that inherit from it, are read with a table."""
+    make_visits()
+    with connection():
+        track()
+        for statement in statements:
+            track() if statement == "TRACK" else dialect().run(statement)
+        dialect().run("INSERT INTO heir (field_name, number, mag) VALUES ('c', 1, 2)")
+    with pytest.raises(DatabaseError, match="no trigger that keeps `changed`"):
+        create_plan(twice, Visit)
+    with connection():
+        track()
+        dialect().run("UPDATE heir SET mag = 3 WHERE field_name = 'c'")
+        assert dialect().fetch_value("SELECT changed IS NOT NULL FROM heir WHERE mag = 3")
+    assert create_plan(twice, Visit)[0].rows == 4
 
 
 def test_what_cannot_be_tracked_is_refused_and_nothing_is_changed(visits):
