@@ -74,6 +74,10 @@ class Keys(Writing):
             values.append(f"timezone('UTC', {text}::timestamp)" if is_zoned else f"{text}::{kind}")
         return values
 
+    def may_be_written_differently(self, fields: Sequence[Any]) -> bool:
+        is_exact = _EXACT.issuperset(map(self._kind_of, fields))
+        return not is_exact or any(map(self.collation, fields))
+
     def may_change_keys(self, fields: Sequence[Any], stored: Sequence[Any]) -> bool:
         """Return whether :meth:`changed_keys` has to be asked."""
         return not _EXACT.issuperset(map(self._kind_of, [*fields, *stored]))

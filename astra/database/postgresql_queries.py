@@ -318,9 +318,9 @@ VIEW_COLUMNS = """
 #: subquery does not refer to the key, so that its result is hashed; PostgreSQL does not estimate
 #: how long the arrays are, and would otherwise search all of them for each row.
 AMONG_PENDING = """
-    IN (SELECT held.key
-        FROM ({pages}) AS live, unnest(keys) WITH ORDINALITY AS held(key, place)
-        WHERE get_byte(outcomes, (held.place - 1)::int) = 0)"""
+    IN (SELECT {values}
+        FROM ({pages}) AS live, unnest(keys) WITH ORDINALITY AS wanted(key, place)
+        WHERE get_byte(outcomes, (wanted.place - 1)::int) = 0)"""
 
 #: The keys of a query in pages of a limited number of rows. The order is total, so that the same
 #: keys are always cut into the same pages.

@@ -258,6 +258,9 @@ class SQLite(Writing):
             return ["wanted.value"]
         return [f"json_extract(wanted.value, '$[{place}]')" for place in range(len(fields))]
 
+    def may_be_written_differently(self, fields: Sequence[Any]) -> bool:
+        return any(map(self.collation, fields))
+
     def may_change_keys(self, fields: Sequence[Any], stored: Sequence[Any]) -> bool:
         return any(field.field_type in FORMED for field in stored)
 

@@ -90,8 +90,8 @@ WANTED_KEYS = "json_each(?) AS wanted"
 
 #: The rest of a clause that begins with a key: see the query of PostgreSQL.
 AMONG_PENDING = """
-    IN (SELECT held.value FROM ({pages}) AS live, json_each(live.keys) AS held
-        WHERE substr(live.outcomes, held.key + 1, 1) = x'00')"""
+    IN (SELECT {values} FROM ({pages}) AS live, json_each(live.keys) AS wanted
+        WHERE substr(live.outcomes, wanted.key + 1, 1) = x'00')"""
 
 #: Cut the keys of a query into pages, and store them.
 FREEZE = """

@@ -287,7 +287,7 @@ def _without_left_out(
         key = key_of(choice.model)
         keys = getattr(Page, key.page_column).alias("keys")
         pages = live.select(keys, Page.outcomes.alias("outcomes"))
-        reasons.append((dialect().among_pending(key.column, pages), "held"))
+        reasons.append((dialect().among_pending(key, pages), "held"))
     for kind, clause in choice.left_out():
         if kind.select().where(kind.task == choice.task).exists():
             if kind is Failure:
