@@ -93,7 +93,7 @@ def night(shown: NightStatus) -> None:
             line("when it ended:")
         for part in shown.message.split("; "):
             line(f"  {part}")
-        if shown.ended and not shown.failures and not shown.pending:
+        if shown.ended and all(p.whole for p in shown.plans):
             line("since then, every row has ended, and none failed")
     if shown.state == "whole":
         return

@@ -80,8 +80,13 @@ class Night(BaseModel):
         return f"night-{self.pk}-{self.token}"
 
 
+#: The note that a task had no rows to plan.
+NOTHING_PENDING = "nothing was pending"
+
+
 class NightPlan(BaseModel):
-    """A plan of a night, or the note that nothing was pending for a task.
+    """A plan of a night, or a note: nothing was pending for a task, it could not be planned, or a
+    plan of no night has rows of it.
 
     Its totals remain when ``astra clean`` removes the plan.
     """
@@ -90,7 +95,7 @@ class NightPlan(BaseModel):
     night = ForeignKeyField(Night, column_name="night_pk", on_delete="CASCADE", backref="plans")
     task = TextField()
     input_model = TextField(null=True)
-    plan_pk = BigIntegerField(null=True, index=True)  # NULL: nothing was pending, or an error
+    plan_pk = BigIntegerField(null=True, index=True)  # NULL: a note
     leftover = BooleanField(default=False)  # planned by an earlier night
     retries_before = IntegerField(default=0)  # in earlier nights
     began = TimeField(now=True, null=False)
@@ -103,6 +108,11 @@ class NightPlan(BaseModel):
     cpu_s = FloatField(default=0.0)
     has_ended = BooleanField(default=False)  # every row of the plan has
     message = TextField(null=True)
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether it is the note that a plan of no night has rows of the task."""
+        return self.plan_pk is None and self.has_ended and self.message != NOTHING_PENDING
 
     @property
     def key(self) -> tuple[str, str | None]:

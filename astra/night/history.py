@@ -204,8 +204,8 @@ def _status(night: Night, state: str, entries: Sequence[NightPlan] = ()) -> Nigh
     plans = [
         PlanOfNight(
             entry.task, entry.input_model, entry.plan_pk, entry.leftover,
-            whole=entry.has_ended and not entry.n_failed, began=entry.began,
-            kept=entry.plan_pk in kept, message=entry.message, **_numbers(entry),
+            whole=entry.has_ended and not entry.n_failed and not entry.is_elsewhere,
+            began=entry.began, kept=entry.plan_pk in kept, message=entry.message, **_numbers(entry),
         )
         for entry in entries
     ]  # fmt: skip

@@ -384,7 +384,7 @@ def _close(
     if night.start_until is not None and not hours_of(night).open():
         end = written_moment(datetime.fromtimestamp(night.start_until, UTC))
         reason = f" because nothing begins after {end}"
-    missing = [*step.problems, *_missing(entries, settings, reason)]
+    missing = [*dict.fromkeys([*step.problems, *_missing(entries, settings, reason)])]
     failed = _failed(entries, settings)
     whole = not missing and not failed
     message = "; ".join([*missing, *failed]) or None
@@ -443,7 +443,9 @@ def _missing(entries: list[NightPlan], settings: NightSettings, default_reason: 
     """Describe what is not whole and why, with the command to type next."""
     lines = []
     for entry in entries:
-        if entry.plan_pk is None and not entry.has_ended:
+        if entry.is_elsewhere:
+            lines.append(entry.message or "")
+        elif entry.plan_pk is None and not entry.has_ended:
             lines.append(f"{entry.task} could not be planned: {entry.message}")
         elif not entry.has_ended:
             reason, command = default_reason, f"astra status {entry.plan_pk}"

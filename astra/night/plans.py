@@ -20,11 +20,17 @@ from astra.database.connection import connection, dialect, writing
 from astra.element.controls import all_break
 from astra.errors import AstraError, BusyError, SlurmRefused, SlurmUnknown
 from astra.models.attempts import N_ENDED, Attempt
-from astra.models.nights import Night, NightPlan
+from astra.models.nights import NOTHING_PENDING, Night, NightPlan
 from astra.models.plans import IS_LIVE, Page, Plan, Submission
 from astra.night import finalizer
 from astra.night.lock import is_temporary
-from astra.night.totals import n_pending_rows, plan_pks, refresh_totals, retries_of
+from astra.night.totals import (
+    n_pending_rows,
+    plan_pks,
+    refresh_totals,
+    retries_of,
+    rows_elsewhere,
+)
 from astra.plan.lookup import paused_message
 from astra.plan.plan import create_plan
 from astra.policy.next_steps import next_steps
@@ -94,9 +100,9 @@ def begin_tasks(
 ) -> None:
     """Plan the tasks whose turn it is, until there are none left.
 
-    A task's turn comes once in a night, when all tasks before it are whole, and again after rows
-    were added to these. With `again`, tasks that wait for no other are planned once more, since
-    further rows may be pending.
+    A task's turn comes once in a night, when all tasks before it are whole, again after rows were
+    added to these, and as long as a plan of no night has rows of it. With `again`, tasks that wait
+    for no other are planned once more, since further rows may be pending.
     """
     asked: set[tuple[str, str | None]] = set()
     while True:
@@ -113,40 +119,44 @@ def begin_tasks(
 
 
 def _is_due(task: NightTask, entries: list[NightPlan]) -> bool:
-    own_pks = [e.pk for e in entries if e.key == task.key and not e.leftover]
+    own = [e for e in entries if e.key == task.key and not e.leftover]
     before = [e for e in entries if e.task in task.after]
     if {e.task for e in before if not e.leftover} < set(task.after):
         return False
-    ready = all(e.has_ended for e in before)
-    return ready and (not own_pks or max((e.pk for e in before), default=0) > max(own_pks))
+    if not all(e.has_ended for e in before):
+        return False
+    last = max((e.pk for e in own), default=-1)
+    return any(e.is_elsewhere for e in own) or max((e.pk for e in before), default=0) > last
 
 
 def _plan(night: Night, task: NightTask, settings: NightSettings, step: NightStep) -> None:
     """Freeze the pending rows of a task into a plan of the night.
 
     Rows that have ended are processed again once in a night, by the first plans of the task. The
-    record of an earlier call that could not plan the task is replaced.
+    records of an earlier call that could not plan the task, or not all of its rows, are replaced.
     """
     entry = {"night": night.pk, "task": task.task, "input_model": task.input_model}
     failed = NightPlan.delete().where(
-        _is_of(night, task) & NightPlan.plan_pk.is_null() & ~NightPlan.has_ended
+        _is_of(night, task) & NightPlan.plan_pk.is_null() & (NightPlan.message != NOTHING_PENDING)
     )
     try:
         # In one transaction, so that a night knows all of its plans.
         with connection(), writing():
             failed.execute()
-            planned = [
-                p for p in create_plan(
-                    task.task, task.input_model, None, task.limit or settings.limit,
-                    task.max_rows or settings.max_rows, task.set,
-                    new_first=settings.priority == "new", where=task.where or settings.where,
-                    redo=None if _has_entry(night, task) else task.redo or settings.redo,
-                ) if p.plan is not None
-            ]  # fmt: skip
+            of_models = create_plan(
+                task.task, task.input_model, None, task.limit or settings.limit,
+                task.max_rows or settings.max_rows, task.set,
+                new_first=settings.priority == "new", where=task.where or settings.where,
+                redo=None if _has_entry(night, task) else task.redo or settings.redo,
+            )  # fmt: skip
+            planned = [p for p in of_models if p.plan is not None]
             for p in planned:
                 NightPlan.create(plan_pk=p.plan, n_rows=p.rows, **entry)
-            if not planned and not _has_entry(night, task):
-                NightPlan.create(has_ended=True, message="nothing was pending", **entry)
+            elsewhere = rows_elsewhere(of_models)
+            for message in elsewhere:
+                NightPlan.create(has_ended=True, message=message, **entry)
+            if not _has_entry(night, task):
+                NightPlan.create(has_ended=True, message=NOTHING_PENDING, **entry)
     except AstraError as error:  # one task must not keep others from being planned
         if is_temporary(error):
             raise
@@ -155,6 +165,7 @@ def _plan(night: Night, task: NightTask, settings: NightSettings, step: NightSte
             failed.execute()
             NightPlan.create(message=str(error), **entry)
         return
+    step.problems += elsewhere
     for p in planned:
         step.new.append((int(p.plan or 0), p.rows))
         step.due.append(DuePlan(int(p.plan or 0), task, p.pages))

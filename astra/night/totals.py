@@ -9,6 +9,7 @@ from astra.models.attempts import Attempt
 from astra.models.nights import Night, NightPlan
 from astra.models.plans import N_PENDING, Page, Plan, Submission
 from astra.models.stored_json import options_of, stored
+from astra.plan.plan import Planned
 from astra.policy import retry_policy
 from astra.policy.next_steps import ends_of
 from astra.states import Outcome
@@ -32,6 +33,23 @@ def n_pending_rows(plan: int) -> int:
     n_pending = fn.SUM(N_PENDING)
     with connection():
         return int(Page.select(n_pending).where(Page.plan == plan).scalar() or 0)
+
+
+def rows_elsewhere(planned: Iterable[Planned]) -> list[str]:
+    """Describe plans of no night that have rows which were left out of a night's plans.
+
+    No night sees to their end: a person may have forgotten to submit them.
+    """
+    task_of = {plan: p.task for p in planned for plan in p.live_plans}
+    of_nights = NightPlan.select(NightPlan.plan_pk).where(NightPlan.plan_pk.in_([*task_of]))
+    with connection():
+        known = {plan for (plan,) in tuples(of_nights)}
+    return [
+        f"plan {plan}, which is of no night, has {n_pending_rows(plan):,} pending rows of {task}: "
+        f"astra status {plan}"
+        for plan, task in task_of.items()
+        if plan not in known
+    ]
 
 
 def retries_of(plans: list[int]) -> int:

@@ -1,13 +1,16 @@
 """The totals of a night."""
 
+from astra.api import run_here
 from astra.config.nights import NightSettings
 from astra.database.connection import connection, database
 from astra.element.element import Element
 from astra.models import BossVisitSpectrum
 from astra.models.nights import NightPlan
+from astra.night import nightly
+from astra.night.history import night_of
 from astra.night.nightly import _missing
 from astra.night.plans import NightStep, begin_tasks
-from astra.night.totals import entries_of, n_left, refresh_totals, totals_of
+from astra.night.totals import entries_of, n_left, plan_pks, refresh_totals, totals_of
 from astra.plan.plan import create_plan
 from astra.results.stopping import Stop
 from astra.resume.cancel import cancel
@@ -62,3 +65,38 @@ def test_a_task_that_can_be_planned_later_is_no_longer_reported(url):
     assert entry.n_rows == 3 and entry.message is None and _missing([entry], settings, "") == [
         f"plan {entry.plan_pk} of {entry.task}: 3 rows are left: astra status {entry.plan_pk}"
     ]  # fmt: skip
+
+
+def test_rows_in_a_plan_of_no_night_are_told_and_taken_once_it_is_cancelled(url):
+    fill(6)
+    forgotten = create_plan(measure, BossVisitSpectrum, max_rows=4)[0].plan
+    night, settings, step = a_night(), settings_of_tasks("measure"), NightStep()
+    begin_tasks(night, settings, step)
+    (mine,) = plan_pks(night)
+    task = "tests.sample_tasks.measure"
+    told = f"plan {forgotten}, which is of no night, has 4 pending rows of {task}: astra status"
+    assert step.problems == [f"{told} {forgotten}"]
+    run_here(mine)
+    assert _missing(refresh_totals(night), settings, "") == step.problems
+    assert [plan.whole for plan in night_of("survey").plans] == [True, False]
+    cancel(forgotten)
+    begin_tasks(night, settings, later := NightStep())
+    assert later.problems == [] and [rows for _, rows in later.new] == [4]
+    run_here(later.new[0][0])
+    closed = nightly._advance(night, settings, 0)
+    assert (closed.state, closed.message) == ("whole", None)
+
+
+def test_a_night_whose_rows_are_all_in_a_forgotten_plan_says_so(sqlite_url):
+    fill(6)
+    forgotten = create_plan(measure, BossVisitSpectrum)[0].plan
+    begun = nightly._begin(settings_of_tasks("measure"))
+    assert begun.state == "nothing new" and f"plan {forgotten}, which is of no" in begun.problems[0]
+
+
+def test_rows_in_a_plan_of_another_night_are_left_to_it(url):
+    fill(6)
+    other, night, settings = a_night("other"), a_night(), settings_of_tasks("measure")
+    begin_tasks(other, settings, NightStep())
+    begin_tasks(night, settings, step := NightStep())
+    assert (step.problems, step.new) == ([], [])
