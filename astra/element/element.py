@@ -6,6 +6,7 @@ rows and writing a checkpoint each use a short one; everything between two pages
 
 import logging
 from contextlib import suppress
+from functools import partial
 
 from peewee import SQL, Query, Value
 
@@ -58,6 +59,7 @@ from astra.results.stopping import Stop, Tally, Terminated
 from astra.results.writer import Writer
 from astra.states import COUNTED, AttemptState, Outcome
 from astra.tasks.blame import Blame
+from astra.tasks.provenance import current_provenance
 from astra.tasks.run import Run
 
 log = logging.getLogger(__name__)
@@ -124,6 +126,7 @@ class Element:
         self.is_connected = self.has_loaded = self.is_paused = False
         self.unacknowledged = False  # a claim was made that the database did not acknowledge
         self.schedule: Schedule | None = None  # of checkpoints, once a page has had some
+        self.made_by = plan.made_by  # the row of `made_by` that results refer to
 
     def __enter__(self) -> "Element":
         return self
@@ -259,7 +262,7 @@ class Element:
         """Import the task and its tables, and bind the arguments of the plan.
 
         The first time, check, as planning did, the indexes and triggers that results rely on, and
-        the types of keys.
+        the types of keys, and whether what makes the results has changed since.
         """
         if not self.has_loaded:  # imports may take long, and thousands of elements begin at once
             self._disconnect()
@@ -275,6 +278,10 @@ class Element:
                 if lacks:
                     raise BrokenElement(f"the table {model._meta.table_name!r} {lacks}")
             self.stop.retrying(lambda: check_key_columns(task.output, task.model))
+            current = partial(
+                current_provenance, self.plan, task.function, task.arguments, task.output
+            )
+            self.made_by = self.stop.retrying(current)
             self.has_loaded = True
             collect_garbage_normally()
         return task
@@ -340,7 +347,7 @@ class Element:
         element, plan, stop = config.current().element, self.plan, self.stop
         target = target_of(
             plan, task.model, task.output, claim.page.number, task.declared.many,
-            bool(task.declared.group_by),
+            bool(task.declared.group_by), self.made_by,
         )  # fmt: skip
         heartbeat = Heartbeat(lambda: _write_heartbeat(claim, stop), element.lease_s / 4)
         writer = Writer(
@@ -439,8 +446,7 @@ def _save_to_spool(plan: Plan, claim: Claim, writer: Writer, error: DatabaseErro
     page = f"page {claim.page.number} of plan {claim.page.plan_pk}"
     try:
         unwritten = writer.unwritten()
-        target = writer.target
-        path = spool.save(plan, claim, unwritten, target.many, target.groups)
+        path = spool.save(plan, claim, unwritten, writer.target)
     except UsageError as full:
         return Interrupted(f"{page}: {error}; what was yielded is lost, too, and will be computed "
                            f"again: the spool file cannot be written: {full}")  # fmt: skip

@@ -24,7 +24,9 @@ from astra.tasks.provenance import check_files
 class LoadedTask:
     """A plan's task, ready to be called, with its tables."""
 
+    function: Callable[..., object]
     declared: Declared
+    arguments: dict[str, object]
     model: type[Model]
     output: type[OutputModel]
     call: Callable[[Iterator[object]], Iterator[object]]
@@ -47,13 +49,19 @@ def load_task(plan: Plan) -> LoadedTask:
     values = {"re_raise_exceptions": False, **arguments}
     defaults = {"write_frequency": element.write_frequency, "batch_size": element.batch_size}
     settings, bound = bind_call(function, (iter(()),), values, defaults)
+    if not settings.write_to_database:
+        raise UsageError(
+            f"{plan.task} is declared with write_to_database=False since plan {plan.pk} was made: "
+            f"remove that, then astra resume {plan.pk}"
+        )
     declared = declared_by(function)
     if declared.files and plan.made_by is not None:
         planned = retrying(lambda: MadeBy.get_by_id(plan.made_by))
         files = stored(planned.files, dict, f"`files` of made_by {planned.pk}")
         check_files(function, arguments, files, plan.pk)
     exceptions = load_outer_exceptions(element.outer_exceptions)
-    return LoadedTask(declared, model, output, caller(function, bound), settings, exceptions)
+    call = caller(function, bound)
+    return LoadedTask(function, declared, arguments, model, output, call, settings, exceptions)
 
 
 def planned_arguments(plan: Plan, function: Callable[..., object]) -> dict[str, object]:

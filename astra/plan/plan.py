@@ -38,7 +38,7 @@ from astra.tasks.provenance import (
     code_version,
     digest_of,
     provenance_of,
-    store_provenance,
+    store_provenance_of_plan,
 )
 from astra.tasks.signature import (
     choose_model,
@@ -245,7 +245,6 @@ def plan_at_most(task: Callable[..., object] | str, planning: Planning) -> list[
 def _freeze(choice: Choice, arguments: dict[str, object], limit: int, dry_run: bool) -> Planned:
     """Freeze the rows of one input model, in one transaction that no other planning overlaps."""
     name, table, model, output = choice.task, choice.table, choice.model, choice.output
-    provenance = choice.provenance
     locks = (f"planning {name} {table}", f"results in {table_name(output)}")
     with transaction_with_locks(locks, f"plans {name} on {table}"):
         check_own_results(choice.function, model, output)
@@ -260,8 +259,7 @@ def _freeze(choice: Choice, arguments: dict[str, object], limit: int, dry_run: b
             plan.delete_instance()
         else:
             check_many(choice.function, output)
-            own = {"plan_pk": plan.pk, "fingerprint": f"{provenance['fingerprint']}-{plan.token}"}
-            made_by = store_provenance({**provenance, **own})
+            made_by = store_provenance_of_plan(choice.provenance, plan)
             numbers = {"n_pages": pages, "n_rows": rows, "made_by": made_by}
             Plan.update(numbers).where(Plan.pk == plan.pk).execute()
         return Planned(

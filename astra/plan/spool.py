@@ -38,7 +38,14 @@ from astra.models.plans import Page, Plan
 from astra.plan.lookup import find_modules
 from astra.results.checkpoint import write
 from astra.results.claim import Claim, claim_of
-from astra.results.rows import Checkpoint, HandedRow, Refusal, YieldedResult, target_of
+from astra.results.rows import (
+    Checkpoint,
+    HandedRow,
+    Refusal,
+    Target,
+    YieldedResult,
+    target_of,
+)
 from astra.results.stopping import Stop, Tally
 from astra.states import AttemptState, Outcome
 
@@ -63,6 +70,7 @@ class Header:
     sha256: str  # of the rest of the file
     many: bool = False  # as in a Target
     groups: bool = False
+    made_by: int | None = None
 
 
 @dataclass(frozen=True)
@@ -85,12 +93,10 @@ class Recovered:
     kept: tuple[str, ...] = ()  #: files of which the table, and not a row, refuses the results
 
 
-def save(
-    plan: Plan, claim: Claim, checkpoint: Checkpoint, many: bool = False, groups: bool = False
-) -> Path | None:
+def save(plan: Plan, claim: Claim, checkpoint: Checkpoint, target: Target) -> Path | None:
     """Write a checkpoint that was not stored to a file that only the user can read.
 
-    Return its path, or None if no row of it can be written; `many` and `groups` are as in a Target.
+    Return its path, or None if no row of it can be written.
 
     Raises
     ------
@@ -102,7 +108,8 @@ def save(
         return None
     body = "".join(f"{line}\n" for line in lines).encode()
     number, digest = claim.page.number, hashlib.sha256(body).hexdigest()
-    header = Header(plan.token, number, claim.attempt.token, len(lines), digest, many, groups)
+    kinds = target.many, target.groups, target.made_by
+    header = Header(plan.token, number, claim.attempt.token, len(lines), digest, *kinds)
     first = json.dumps({"format": _FORMAT, **asdict(header)})
     folder = spool_folder(plan.folder)
     check_folder(folder)
@@ -321,7 +328,7 @@ def _store(
                 )
             claim = claim_of(page, attempt)
             valid = _valid(model, claim, checkpoint)
-            kinds = header.many, header.groups
+            kinds = header.many, header.groups, header.made_by
             target = target_of(plan, model, output, page.number, *kinds)
             write(valid, target, claim, partial(_judge, plan.task, valid))
             Attempt.update(

@@ -273,6 +273,8 @@ def target_of(
     page: int,
     many: bool = False,
     groups: bool = False,
+    made_by: int | None = None,
 ) -> Target:
-    """Make the target of a plan's page."""
-    return Target(plan.task, model, output, plan.pk, page, many, groups, plan.made_by)
+    """Make the target of a plan's page; without `made_by`, the plan's task has not changed."""
+    made_by = made_by or plan.made_by
+    return Target(plan.task, model, output, plan.pk, page, many, groups, made_by)

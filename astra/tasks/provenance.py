@@ -17,7 +17,7 @@ from peewee import Model
 
 from astra.errors import BrokenElement, TaskError
 from astra.models.keys import table_name
-from astra.models.plans import MadeBy
+from astra.models.plans import MadeBy, Plan
 from astra.tasks.arguments import json_value
 from astra.tasks.declared import KEYWORDS, Declared, bind_call, declared_by
 from astra.tasks.signature import rows_parameter, source_file, task_name
@@ -49,16 +49,15 @@ def provenance_of(
     TaskError
         If a file that an argument names cannot be read.
     """
-    declared = declared_by(function)
-    files = {name: _digests(declared, name, arguments.get(name)) for name in declared.files}
-    # A file counts by its contents: it may be renamed.
-    contents = {name: sorted(digests.values()) for name, digests in files.items()}
-    others = {name: v for name, v in arguments.items() if not contents.get(name)}
-    stored = _as_json(arguments)
+    declared, files, stored = (
+        declared_by(function),
+        _files(function, arguments),
+        _as_json(arguments),
+    )
     columns = {
         "task": task_name(function),
         "output_table": None if output is None else table_name(output),
-        "digest": digest_of(_as_json([others, contents, declared.revision])),
+        "digest": _digest(declared, arguments, files),
         "arguments": stored,
         "arguments_digest": digest_of(stored),
         "files": json.dumps(files),
@@ -67,6 +66,24 @@ def provenance_of(
         "v_astra": CURRENT.number,
     }
     return {**columns, "fingerprint": digest_of(_as_json(columns))}
+
+
+def _files(
+    function: Callable[..., object], arguments: Mapping[str, object]
+) -> dict[str, dict[str, str]]:
+    """Return the digests of the files of a call, by argument and path."""
+    declared = declared_by(function)
+    return {name: _digests(declared, name, arguments.get(name)) for name in declared.files}
+
+
+def _digest(
+    declared: Declared, arguments: Mapping[str, object], files: Mapping[str, Mapping[str, str]]
+) -> str:
+    """Return the digest of all that changes results: arguments, contents of files, revision."""
+    # A file counts by its contents: it may be renamed.
+    contents = {name: sorted(digests.values()) for name, digests in files.items()}
+    others = {name: v for name, v in arguments.items() if not contents.get(name)}
+    return digest_of(_as_json([others, contents, declared.revision]))
 
 
 def fingerprint(provenance: MadeBy) -> str:
@@ -87,6 +104,28 @@ def store_provenance(provenance: Mapping[str, object]) -> int:
         if (pk := query.scalar()) is None:  # the conflict was another one, which is to be raised
             pk = MadeBy.insert(provenance).execute()
     return int(pk)
+
+
+def store_provenance_of_plan(provenance: Mapping[str, object], plan: Plan) -> int:
+    """Return the key of the row with these columns that is of a plan."""
+    own = {"plan_pk": plan.pk, "fingerprint": f"{provenance['fingerprint']}-{plan.token}"}
+    return store_provenance({**provenance, **own})
+
+
+def current_provenance(
+    plan: Plan, function: Callable[..., object], values: Mapping[str, object], output: type[Model]
+) -> int | None:
+    """Return the key of the provenance of what a plan's task computes now.
+
+    It is that of the plan, unless the revision of the task or the default of an argument has been
+    changed since the plan was made.
+    """
+    planned = MadeBy.get_or_none(MadeBy.pk == plan.made_by)
+    arguments = arguments_of(function, values)
+    digest = _digest(declared_by(function), arguments, _files(function, arguments))
+    if planned is None or planned.digest == digest:
+        return plan.made_by
+    return store_provenance_of_plan(provenance_of(function, arguments, output), plan)
 
 
 def check_files(

@@ -4,6 +4,7 @@ import hashlib
 import json
 import tomllib
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -224,6 +225,30 @@ def test_old_results_stay_where_there_are_no_new_ones(labels):
     assert run().plan is None
     left = run(redo="changed", **again)
     assert (left.plan, left.failed, left.no_result) == (None, 1, 1)
+
+
+def test_results_say_what_made_them_where_the_task_has_changed_since_its_plan(labels, monkeypatch):
+    (planned,) = create_plan(relabel)
+    changed = replace(relabel.__astra__, revision=2)
+    monkeypatch.setattr(relabel, "__astra__", changed)
+    monkeypatch.setattr(changed.function, "__defaults__", ("model.txt", 2, 3))
+    run_here(planned.plan)
+    with connection():
+        plan, ends = Plan.get(), [Failure.get(), NoResult.get(), *Labelled.select()]
+        (by,) = MadeBy.select().where(MadeBy.pk << {end.made_by for end in ends})
+    assert by.pk != plan.made_by and (by.plan_pk, by.revision, len(ends)) == (plan.pk, "2", 6)
+    assert json.loads(by.arguments) == {"model": "model.txt", "bad": 2, "none": 3}
+    assert verify(planned.plan).sound and run(redo="changed").plan is None
+
+
+def test_a_task_that_stores_nothing_since_its_plan_breaks_the_page(labels, monkeypatch):
+    (planned,) = create_plan(relabel)
+    changed = replace(relabel.__astra__, keywords={"write_to_database": False})
+    monkeypatch.setattr(relabel, "__astra__", changed)
+    run_here(planned.plan)
+    with connection():
+        (attempt,) = Attempt.select()
+    assert attempt.state == "broken" and "write_to_database=False since plan" in attempt.message
 
 
 def test_a_file_that_changed_since_breaks_the_page(labels):

@@ -30,7 +30,7 @@ from astra.models.plans import Page, Submission
 from astra.plan import spool
 from astra.plan.lookup import get_plan
 from astra.plan.plan import create_plan
-from astra.results.rows import Checkpoint, HandedRow, YieldedResult
+from astra.results.rows import Checkpoint, HandedRow, YieldedResult, target_of
 from astra.results.stopping import Stop
 from astra.resume.resume import resume_local
 from astra.status.status import status
@@ -56,7 +56,9 @@ def spooled(n: int = 20, limit: int = 10) -> int:
     for row in BossVisitSpectrum.select().where(BossVisitSpectrum.spectrum_pk << page.keys[:6]):
         handed = HandedRow(row.spectrum_pk, None, row.modified, Attempt.get().began)
         results.append(YieldedResult(Measured.from_spectrum(row, value=-1.0), handed))
-    assert spool.save(get_plan(planned.plan), claim, Checkpoint(results)) is not None
+    plan = get_plan(planned.plan)
+    target = target_of(plan, BossVisitSpectrum, Measured, 1)
+    assert spool.save(plan, claim, Checkpoint(results), target) is not None
     Attempt.update(pid_began="gone").execute()
     return planned.plan
 
