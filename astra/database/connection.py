@@ -112,6 +112,24 @@ def reset() -> None:
         config.reset()
 
 
+#: Connections of the process that forked this one. SQLite closes those that nothing refers to.
+_inherited: list[Any] = []
+
+
+def _leave_to_parent() -> None:
+    """Have a forked process open a connection of its own, and leave that of its parent open.
+
+    With the same connection, each would get answers to the other's statements.
+    """
+    if not database_is_unset() and not dialect().url.endswith(":memory:"):
+        _inherited.append(database.obj._state.conn)
+        database.obj._state.reset()
+        database.obj._lock = threading.Lock()  # another thread may have held it
+
+
+os.register_at_fork(after_in_child=_leave_to_parent)
+
+
 def database_is_unset() -> bool:
     return database.obj is None
 

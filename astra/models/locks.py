@@ -119,7 +119,7 @@ def transaction_with_locks(names: Iterable[str], activity: str) -> Iterator[None
     with writing(waits=True):
         for name, free in zip(names, is_free, strict=True):
             if not free:
-                log.warning("waiting for %s, which %s", _who(Lock.get_by_id(name)), activity)
+                log.warning("waiting for %s which %s", _who(Lock.get_by_id(name)), activity)
             Lock.select().where(Lock.name == name).for_update().get()
         yield
 

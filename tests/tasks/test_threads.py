@@ -1,16 +1,18 @@
-"""Tasks with threads of their own."""
+"""Tasks with threads of their own, and forks of programs that call tasks."""
 
+import os
 import threading
 from collections.abc import Iterable
 from queue import SimpleQueue
 
 from astra import task
 from astra.api import run_here
+from astra.database.connection import database
 from astra.models import BossVisitSpectrum
 from astra.status.verify import verify
 from astra.tasks import run
 from tests.pools import plan_of
-from tests.sample_tasks import Measured
+from tests.sample_tasks import Measured, fill, measure
 
 _shares_time, _has_more = threading.Event(), threading.Event()
 
@@ -120,3 +122,21 @@ def test_a_row_that_is_read_for_a_call_that_has_ended_is_for_the_next_one(sqlite
 
     results = read_slowly_by_a_thread(rows(), bad=2, write_to_database=False)
     assert [result.spectrum_pk for result in results] == [1, 3, 4]
+
+
+def test_a_forked_process_has_a_connection_of_its_own(url):
+    """As of multiprocessing: two processes with one connection would get each other's answers."""
+    fill(40)
+    rows = BossVisitSpectrum.select().where(BossVisitSpectrum.spectrum_pk <= 20)
+    others = BossVisitSpectrum.select().where(BossVisitSpectrum.spectrum_pk > 20)
+    database.connect(reuse_if_open=True)
+    if (fork := os.fork()) == 0:
+        try:
+            was_closed = database.is_closed()
+            n = sum(len(list(measure(others))) for _ in range(20))
+            os._exit(0 if was_closed and n == 400 else 1)
+        finally:
+            os._exit(2)
+    assert sum(len(list(measure(rows))) for _ in range(20)) == 400
+    assert os.waitpid(fork, 0)[1] == 0
+    assert Measured.select().count() == 40
