@@ -137,6 +137,10 @@ class Profile:
     def partition(self) -> str | None:
         return str(self.options.get("partition") or "") or None
 
+    @property
+    def clusters(self) -> str | None:
+        return str(self.options.get("clusters") or "") or None
+
     def with_options(self, **changes: object) -> "Profile":
         """Return this profile with some keys changed; ``False`` or None removes an option.
 

@@ -122,9 +122,9 @@ def queue(night: Night, settings: NightSettings, after: Iterable[JobId], wait_s:
 
 def _cluster(profile: Profile, after: Iterable[JobId]) -> str | None:
     """Return where a finalizer may run; of several clusters, on that of all jobs it waits for."""
-    clusters = str(profile.options.get("clusters") or "")
     took = {job.cluster for job in after}
-    return took.pop() if len(took) == 1 and took <= {*clusters.split(",")} else clusters or None
+    is_one = len(took) == 1 and took <= {*(profile.clusters or "").split(",")}
+    return took.pop() if is_one else profile.clusters
 
 
 def _identity(night: Night) -> dict[str, object]:
@@ -224,7 +224,7 @@ def _profile(settings: NightSettings) -> Profile:
     options = {k: v for k, v in profile.options.items() if own_profile or k in _PLACEMENT}
     limit_s = time_limit_s(settings.finalizer_time)
     try:
-        max_s = limits.partition_limits(profile.partition).max_time_s
+        max_s = limits.partition_limits(profile.partition, profile.clusters).max_time_s
     except AstraError:
         max_s = None  # sbatch will refuse a time limit that is too long
     if limit_s and max_s:

@@ -128,7 +128,7 @@ def _decide(
     page: Page,
     base: Profile,
     submission: Submission | None,
-    limits_of: Callable[[str | None], PartitionLimits],
+    limits_of: Callable[[str | None, str | None], PartitionLimits],
     on_request: bool,
 ) -> Decision:
     """Apply the rules of a page's profile; query the partition only if memory or time may grow."""
@@ -142,7 +142,7 @@ def _decide(
         rules,
         base.options,
         used,
-        limits_of(base.partition) if grows else PartitionLimits(),
+        limits_of(base.partition, base.clusters) if grows else PartitionLimits(),
         on_request,
     )
 
@@ -157,9 +157,9 @@ def _used(submission: Submission | None, base: Profile) -> dict[str, str | float
     return used
 
 
-def _limits_of(partition: str | None) -> PartitionLimits:
+def _limits_of(partition: str | None, clusters: str | None) -> PartitionLimits:
     try:
-        return limits.partition_limits(partition)
+        return limits.partition_limits(partition, clusters)
     except AstraError:
         return PartitionLimits()  # sbatch itself refuses what does not fit
 

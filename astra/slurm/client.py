@@ -18,7 +18,7 @@ from astra.config import settings as config
 from astra.errors import SlurmError, SlurmUnknown
 from astra.processes import user_name
 from astra.slurm.command import Failed, run
-from astra.slurm.limits import shows_all_jobs, this_cluster
+from astra.slurm.limits import names_of, on, shows_all_jobs, this_cluster
 from astra.slurm.parse import (
     REVOKED,
     SACCT,
@@ -131,15 +131,13 @@ def find(job: JobId) -> list[JobId]:
     user = ["-u", str(os.getuid()) if is_mine else str(job.user)]
     # -a: jobs in hidden partitions, too, which squeue otherwise shows only by their numbers.
     queue = ["squeue", "-a", "-h", "-t", "all", "-O", "ArrayJobID:|,Name:|,Cluster:|", *user]
-    # Of several clusters at once, squeue leaves out those that do not answer, with status 0.
-    each = clusters.split(",") if clusters else [None]
     try:
-        text = "".join(run([*queue, "-n", name, *_on(cluster)]) for cluster in each)
+        text = "".join(run([*queue, "-n", name, *on(cluster)]) for cluster in names_of(clusters))
     except Failed as failed:
         raise SlurmUnknown(f"squeue: {failed.message}") from None
     if not (jobs := _jobs_named(text, name)):
         period = ["-S", "now-30days", *_END, "--name", name, "-o", "JobID,JobName,Cluster"]
-        accounts = ["sacct", "-n", "-X", "-P", *period, *user, *_on(clusters)]
+        accounts = ["sacct", "-n", "-X", "-P", *period, *user, *on(clusters)]
         try:
             jobs = _jobs_named(run(accounts), name)
         except SlurmError:
@@ -344,7 +342,7 @@ def _lost(jobs: Iterable[JobId], listed: str, queued: Mapping[Key, Execution]) -
 def _is_gone(job: JobId, cluster: str | None, recent_s: float) -> bool:
     """Return whether Slurm reports that no such job exists, or another one with its number."""
     try:
-        text = run(["scontrol", *_on(cluster), "show", "job", str(job.job_id)], recent_s)
+        text = run(["scontrol", *on(cluster), "show", "job", str(job.job_id)], recent_s)
         return job.name is not None and f"JobName={job.name}\n" not in text
     except Failed as failed:
         return "Invalid job id specified" in failed.message
@@ -357,10 +355,6 @@ def _chunks(ids: Sequence[int]) -> Iterator[Sequence[int]]:
     return (ids[start : start + size] for start in range(0, len(ids), size))
 
 
-def _on(cluster: str | None) -> list[str]:
-    return ["-M", cluster] if cluster else []
-
-
 def _list(ids: Iterable[int]) -> str:
     return ",".join(map(str, ids))
 
@@ -368,7 +362,7 @@ def _list(ids: Iterable[int]) -> str:
 def _squeue(ids: Sequence[int], cluster: str | None, recent_s: float = 0.0) -> str:
     columns = ",".join(f"{name}:|" for name in SQUEUE)
     # Without -r, the waiting elements of an array are one line, "17_[2-1000%50]".
-    args = ["squeue", "-a", "-h", "-t", "all", "-j", _list(ids), "-O", columns, *_on(cluster)]
+    args = ["squeue", "-a", "-h", "-t", "all", "-j", _list(ids), "-O", columns, *on(cluster)]
     try:
         return run(args, recent_s)
     except Failed as failed:
@@ -383,7 +377,7 @@ def _sacct(
 ) -> dict[Key, Execution]:
     # -D: earlier executions of a requeued element too.
     args = ["sacct", "-n", "-X", "-P", "-D", *_EVER, "-j", _list(ids)]
-    return parse_sacct(run([*args, "-o", ",".join(SACCT), *_on(cluster)], recent_s), names)
+    return parse_sacct(run([*args, "-o", ",".join(SACCT), *on(cluster)], recent_s), names)
 
 
 def usage(jobs: Iterable[int | JobId], recent_s: float = 0.0) -> list[Usage]:
@@ -398,7 +392,7 @@ def usage(jobs: Iterable[int | JobId], recent_s: float = 0.0) -> list[Usage]:
     for cluster, some in _by_cluster(jobs):
         for part in _chunks(_ids(some)):
             args = ["sacct", "-n", "-P", *_EVER, "-j", _list(part)]
-            args += ["-o", ",".join(USAGE), *_on(cluster)]
+            args += ["-o", ",".join(USAGE), *on(cluster)]
             usages += parse_usage(run(args, recent_s), _names(some))
     return usages
 
@@ -423,7 +417,7 @@ def cancel(job: JobId, indices: Iterable[int] = (), waiting_only: bool = False) 
     if not _ids([job]):
         return
     cluster = job.cluster or _if_elsewhere(job.home)
-    args = _on(cluster)
+    args = on(cluster)
     if indices := list(indices):
         # With --name, scancel cancels all waiting elements instead of the given ones (22.05).
         if job.name is None or parse_squeue(_squeue([job.job_id], cluster), _names([job])):

@@ -101,10 +101,12 @@ def profile_limits(profile: Profile) -> PartitionLimits:
     if not available():
         return PartitionLimits(note="there is no Slurm here: the partition's limits are not known")
     try:
-        allowed = partition_limits(profile.partition)
-        reservations = parse_maintenance(_of_site("scontrol", "-o", "show", "reservation"))
-        nodes = set(allowed.nodes)
-        ahead = [r for r in reservations if nodes and nodes <= hosts(r.nodes)]
+        allowed = partition_limits(profile.partition, profile.clusters)
+        nodes, clusters = set(allowed.nodes), names_of(profile.clusters)
+        ahead = []
+        if nodes and len(clusters) == 1:  # another cluster would begin the elements
+            text = _of_site("scontrol", *on(clusters[0]), "-o", "show", "reservation")
+            ahead = [r for r in parse_maintenance(text) if nodes <= hosts(r.nodes)]
     except SlurmError as error:
         return PartitionLimits(note=f"the partition's limits are not known: {error}")
     if not ahead:
@@ -144,7 +146,7 @@ def obstacles_to(profile: Profile) -> list[str]:
     if available():
         with suppress(SlurmError):  # who needs it queries it again, and gets the error
             configuration(None)
-    if "time" not in profile.options or "clusters" in profile.options:
+    if "time" not in profile.options:
         return []
     return obstacles(profile, profile_limits(profile))
 
@@ -152,7 +154,7 @@ def obstacles_to(profile: Profile) -> list[str]:
 @cache
 def configuration(cluster: str | None) -> str:
     """Return the configuration of a cluster, which is queried once in a process."""
-    return run(("scontrol", *(("-M", cluster) if cluster else ()), "show", "config"))
+    return run(("scontrol", *on(cluster), "show", "config"))
 
 
 def _configured(name: str, cluster: str | None = None) -> str:
@@ -163,14 +165,27 @@ def _configured(name: str, cluster: str | None = None) -> str:
     return match[1]
 
 
-def max_array_size() -> int:
-    """Return the number that every array index must be below.
+def max_array_size(clusters: str | None = None) -> int:
+    """Return the number that every array index must be below on some clusters, or on this one.
 
-    It is ``MaxArraySize``, or less where the site limits the elements of one array
+    Of several clusters, those that do not answer take no jobs, either.
+    """
+    names, sizes = names_of(clusters), []
+    for name in names:
+        try:
+            sizes.append(_max_array_size(name))
+        except SlurmError:
+            if name == names[-1] and not sizes:
+                raise
+    return min(sizes)
+
+
+def _max_array_size(cluster: str | None) -> int:
+    """Return ``MaxArraySize``, or less where the site limits the elements of one array
     (``max_array_tasks``): an array that begins with index 1 meets both limits.
     """
-    size = int(_configured("MaxArraySize"))
-    tasks = re.search(r"\bmax_array_tasks=(\d+)", configuration(None))
+    size = int(_configured("MaxArraySize", cluster))
+    tasks = re.search(r"\bmax_array_tasks=(\d+)", configuration(cluster))
     return min(size, int(tasks[1]) + 1) if tasks else size
 
 
@@ -181,8 +196,25 @@ def this_cluster() -> str:
 
 def shows_all_jobs(clusters: str | None) -> bool:
     """Return whether some clusters, or that of this machine, show users the jobs of others."""
-    names = clusters.split(",") if clusters else [None]
-    return not any("jobs" in _configured("PrivateData", name).split(",") for name in names)
+    private = [_configured("PrivateData", name) for name in names_of(clusters)]
+    return not any("jobs" in words.split(",") for words in private)
+
+
+def on(cluster: str | None) -> list[str]:
+    """Return the option by which one of Slurm's commands asks a cluster."""
+    return ["-M", cluster] if cluster else []
+
+
+@cache
+def names_of(clusters: str | None) -> list[str | None]:
+    """Return the names in a value of ``--clusters``, to ask each by itself; None is this cluster.
+
+    Of several at once, squeue leaves out those that do not answer, and scontrol takes only one.
+    """
+    if clusters is None or clusters.lower() != "all":
+        return [*clusters.split(",")] if clusters else [None]
+    text = run(["sacctmgr", "-n", "-P", "list", "cluster", "format=Cluster"])
+    return [*text.split()] or [None]
 
 
 _site: dict[tuple[str, ...], str] | None = None
@@ -208,11 +240,25 @@ def _of_site(*args: str) -> str:
     return site[args]
 
 
-def partition_limits(partition: str | None) -> PartitionLimits:
-    """Return what a job may request in a partition, in the largest of several, or the default."""
-    requested = _requested(partition)
+def partition_limits(partition: str | None, clusters: str | None = None) -> PartitionLimits:
+    """Return what a job may request in a partition, in the largest of several, or the default.
+
+    On several clusters, the nodes are those that each of them has.
+    """
+    of_each = [_limits_on(cluster, partition) for cluster in names_of(clusters)]
+    nodes = set.intersection(*(set(allowed.nodes) for allowed in of_each))
+    return PartitionLimits(
+        _widest([allowed.max_time_s for allowed in of_each]),
+        _widest([allowed.max_mem_mb for allowed in of_each]),
+        min((mb for allowed in of_each if (mb := allowed.default_mem_mb)), default=None),
+        tuple(sorted(nodes)),
+    )
+
+
+def _limits_on(cluster: str | None, partition: str | None) -> PartitionLimits:
+    requested = _requested(cluster, partition)
     names = {p.name for p in requested}
-    lines = _of_site("sinfo", "-a", "-h", "-N", "-o", "%R|%N|%m").splitlines()
+    lines = _of_site("sinfo", *on(cluster), "-a", "-h", "-N", "-o", "%R|%N|%m").splitlines()
     nodes = [line.split("|") for line in lines if line.split("|")[0] in names]
     memory = [size for _, _, text in nodes if (size := size_mb(text.rstrip("+")))]
     max_mb = _widest([p.max_mem_mb for p in requested])
@@ -220,16 +266,17 @@ def partition_limits(partition: str | None) -> PartitionLimits:
         _widest([p.max_time_s for p in requested]),
         min((mb for mb in (max_mb, max(memory, default=None)) if mb), default=None),
         min((p.default_mem_mb for p in requested if p.default_mem_mb), default=None),
-        tuple(sorted({node for _, node, _ in nodes})),
+        tuple({node for _, node, _ in nodes}),
     )
 
 
-def _requested(partition: str | None) -> list[Partition]:
+def _requested(cluster: str | None, partition: str | None) -> list[Partition]:
     """Return the partitions of a list of names, or the default one."""
     # -a: hidden partitions, too.
-    partitions = parse_partitions(_of_site("scontrol", "-a", "-o", "show", "partition"))
+    text = _of_site("scontrol", *on(cluster), "-a", "-o", "show", "partition")
     names = set((partition or "").split(",")) - {""}
-    return [p for p in partitions if (p.name in names if names else p.is_default)]
+    found = parse_partitions(text)
+    return [p for p in found if (p.name in names if names else p.is_default)]
 
 
 def default_time(profile: Profile) -> str | None:
@@ -238,10 +285,14 @@ def default_time(profile: Profile) -> str | None:
     Return None if the profile requests one, if there is none, and if it is not known: several
     partitions may have several.
     """
-    if "time" in profile.options or "clusters" in profile.options or not available():
+    if "time" in profile.options or not available():
         return None
     try:
-        defaults = {p.default_time_s for p in _requested(profile.partition)}
+        defaults = {
+            partition.default_time_s
+            for cluster in names_of(profile.clusters)
+            for partition in _requested(cluster, profile.partition)
+        }
     except SlurmError as error:
         log.warning("the time limit of elements without --time is not known: %s", error)
         return None

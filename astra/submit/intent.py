@@ -96,7 +96,7 @@ def new_submission(
         pages_per_element=pages_per_element,
         pulls=pulls,
         profile=json.dumps(_describe(profile, default_time) if profile else {}, default=str),
-        cluster=str(profile.options.get("clusters") or "") or None if profile else None,
+        cluster=profile.clusters if profile else None,
         created_by=user_name(),
         job_id=os.getpid() if local else None,
         pid_began=process_began(os.getpid()) if local else None,

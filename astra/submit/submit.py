@@ -200,7 +200,7 @@ def submit_pages(
         n_left = len(pages)
         paused = paused_message(plan.pk, plan.pause_reason)
         return Submitted(plan.pk, plan.task, 0, 0, unsubmitted=n_left, message=paused)
-    queue = _queue(plan, groups, hours, _array_size(dry_run) - 1) if pages else []
+    queue = _queue(plan, groups, hours, dry_run) if pages else []
     throttle = min((profile.throttle for profile, _ in groups if profile.throttle), default=None)
     shared = shares(throttle, [len(piece.pages) for _, piece in queue])
     if dry_run:
@@ -224,14 +224,14 @@ def submit_pages(
 _USUAL_ARRAY_SIZE = 1001
 
 
-def _array_size(dry_run: bool) -> int:
+def _array_size(profile: Profile, dry_run: bool) -> int:
     """Return Slurm's MaxArraySize, or in a dry run without Slurm its default."""
     if dry_run and not available():
         log.warning(
             "Slurm is not installed here: MaxArraySize is assumed to be %d", _USUAL_ARRAY_SIZE
         )
         return _USUAL_ARRAY_SIZE
-    return limits.max_array_size()
+    return limits.max_array_size(profile.clusters)
 
 
 def _submit_slices(
@@ -291,7 +291,7 @@ def _queue(
     plan: Plan,
     groups: Iterable[tuple[Profile, Mapping[int, int]]],
     hours: Hours,
-    max_indices: int,
+    dry_run: bool,
 ) -> list[tuple["_ArrayBuilder", Slice]]:
     """Return the slices of pages, each with what builds its array."""
     queue = []
@@ -300,6 +300,7 @@ def _queue(
         excluded = nodes_to_exclude(profile)
         profile = without_early_signal(profile, default_time)
         builder = _ArrayBuilder(plan, profile, excluded, hours, default_time)
+        max_indices = _array_size(profile, dry_run) - 1
         queue += [(builder, piece) for piece in slices(pages, profile, max_indices)]
     return queue
 
@@ -310,7 +311,7 @@ def nodes_to_exclude(profile: Profile) -> tuple[str, ...]:
     if not bad or "nodelist" in profile.options:
         return ()
     try:
-        nodes = set(limits.partition_limits(profile.partition).nodes)
+        nodes = set(limits.partition_limits(profile.partition, profile.clusters).nodes)
         nodes -= limits.hosts(str(profile.options.get("exclude") or ""))
     except SlurmError as error:
         log.warning("the nodes of the partition are unknown, so none is excluded: %s", error)

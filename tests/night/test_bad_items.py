@@ -221,7 +221,7 @@ def test_a_finalizer_waits_by_the_clock_for_jobs_of_another_cluster():
 
 
 def test_where_the_limits_of_its_partition_are_unknown_a_finalizer_keeps_its_time(monkeypatch):
-    def unknown(partition):
+    def unknown(partition, clusters):
         raise SlurmUnknown("scontrol gave no answer")
 
     monkeypatch.setattr(finalizer.limits, "partition_limits", unknown)

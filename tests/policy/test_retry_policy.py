@@ -221,7 +221,7 @@ class TestNodes:
     ):
         listed = {"n[1-2]": "n1\nn2\n", "n1": "n1\n"}
         monkeypatch.setattr(
-            limits, "partition_limits", lambda _: PartitionLimits(nodes=("n1", "n2", "n3"))
+            limits, "partition_limits", lambda *_: PartitionLimits(nodes=("n1", "n2", "n3"))
         )
         monkeypatch.setattr(limits, "run", lambda args: listed[args[-1]])
         with connection():

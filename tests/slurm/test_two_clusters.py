@@ -1,10 +1,16 @@
 """Two clusters behind one accounting, whose jobs have the same job ids."""
 
+import re
+from datetime import timedelta
+
 import pytest
 
 from astra.config.nights import NightSettings
-from astra.database.connection import connection
+from astra.config.profiles import choose_profile
+from astra.database.connection import connection, dialect
+from astra.errors import SlurmError
 from astra.models import BossVisitSpectrum
+from astra.models.attempts import Exclusion
 from astra.models.nights import Night
 from astra.models.plans import Submission
 from astra.night import finalizer
@@ -12,10 +18,11 @@ from astra.plan.plan import create_plan
 from astra.resume.cancel import cancel
 from astra.resume.resume import resume
 from astra.slurm import limits
+from astra.slurm.limits import partition_limits
 from astra.slurm.parse import JobId
 from astra.status.status import status
 from astra.status.verify import verify
-from astra.submit.submit import submit
+from astra.submit.submit import nodes_to_exclude, submit
 from tests.configuration import configure
 from tests.nights import a_night
 from tests.sample_tasks import fill, measure
@@ -34,6 +41,19 @@ def at_login(slurm, other_cluster, monkeypatch):
 
     yield go
     other_cluster.restore()
+
+
+@pytest.fixture
+def small_arrays(other_cluster):
+    """The other cluster, with arrays of three elements at most."""
+    text = other_cluster.conf.read_text()
+    for conf in (re.sub(r"MaxArraySize=\d+", "MaxArraySize=4", text), text):
+        other_cluster.stop_controller()
+        other_cluster.conf.write_text(conf)
+        other_cluster.start_controller()
+        if conf != text:
+            yield
+            other_cluster.cancel_all()
 
 
 def plan_of(n: int) -> int:
@@ -103,3 +123,30 @@ def test_a_finalizer_goes_to_the_cluster_that_took_its_arrays(
     assert (night.finalizer_cluster, night.finalizer_home) == ("other", "other")
     waits = other_cluster.run("squeue", "-h", "-j", night.finalizer_job, "-o", "%E")
     assert f"afterany:{array.job_id}" in waits
+
+
+@pytest.mark.usefixtures("small_arrays")
+def test_the_cluster_that_gets_the_jobs_is_asked_what_it_allows(slurm, other_cluster, at_login):
+    """Its arrays are smaller, it has fewer nodes, and its partitions have limits of their own."""
+    at_login(slurm)
+    tomorrow = dialect().now() + timedelta(days=1)
+    with connection():
+        for node in ("n1", "n4"):  # the other cluster has no n4
+            Exclusion.insert(node=node, reason="", until=tomorrow).execute()
+    fill(8)
+    (made,) = create_plan(measure, BossVisitSpectrum, limit=2)
+    other = {"hold": True, "clusters": "other", "partition": "short", "throttle": 4}
+    jobs = submit(made.plan, options=other).jobs
+    assert [job.array for job in jobs] == ["1-3%3", "1%1"]
+    waits = other_cluster.run("scontrol", "show", "job", jobs[0].job_id)
+    assert "ExcNodeList=n1\n" in waits
+    other_cluster.run("scontrol", "update", "partition=short", "MaxTime=7")
+    either = choose_profile(None, {**other, "clusters": "test,other"})
+    assert partition_limits("short", "other").max_time_s == 420
+    assert partition_limits("short", either.clusters).max_time_s == 420
+    assert partition_limits("short").max_time_s == 300
+    assert nodes_to_exclude(either) == ("n1",)
+    assert limits.max_array_size("test,other") == limits.max_array_size("all") == 4
+    assert limits.max_array_size("nowhere,test") == limits.max_array_size()
+    with pytest.raises(SlurmError, match="nowhere"):
+        limits.max_array_size("nowhere")

@@ -303,7 +303,7 @@ def test_nothing_begins_after_the_hours_and_what_runs_is_drained(slurm):
 @pytest.mark.postgres
 def test_a_throttle_is_that_of_all_arrays_together(slurm, monkeypatch):
     """Five arrays and a throttle of 3: the first three share it, the others wait for those."""
-    monkeypatch.setattr("astra.slurm.limits.max_array_size", lambda: 5)
+    monkeypatch.setattr("astra.slurm.limits.max_array_size", lambda _: 5)
     plan = plan_of(20, 1)
     done = submit(plan, options={"throttle": 3, "hold": True})
     assert [job.array.partition("%")[2] for job in done.jobs] == ["1"] * 5
@@ -334,7 +334,7 @@ def test_a_throttle_is_that_of_arrays_with_different_options(slurm):
 @pytest.mark.parametrize("sign", [",", "?"])
 def test_an_array_waits_for_the_one_before_whatever_its_profile_waits_for(slurm, monkeypatch, sign):
     """Where any of several jobs is enough for Slurm, the one before would be one more of these."""
-    monkeypatch.setattr("astra.slurm.limits.max_array_size", lambda: 5)
+    monkeypatch.setattr("astra.slurm.limits.max_array_size", lambda _: 5)
     before = [slurm.run("sbatch", "--parsable", "--hold", "--wrap=true").strip() for _ in range(2)]
     wanted = sign.join(f"afterany:{job}" for job in before)
     done = submit(plan_of(8, 1), options={"throttle": 1, "dependency": wanted})

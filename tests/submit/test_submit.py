@@ -35,7 +35,7 @@ pytestmark = [pytest.mark.slurm, pytest.mark.postgres]
 @pytest.fixture
 def small_arrays(monkeypatch):
     """Arrays of two elements at most."""
-    monkeypatch.setattr("astra.slurm.limits.max_array_size", lambda: 3)
+    monkeypatch.setattr("astra.slurm.limits.max_array_size", lambda _: 3)
 
 
 _SQL = """
