@@ -20,6 +20,7 @@ from astra.processes import user_name
 from astra.slurm.command import Failed, run
 from astra.slurm.limits import names_of, on, shows_all_jobs, this_cluster
 from astra.slurm.parse import (
+    CONTRADICTED,
     REVOKED,
     SACCT,
     SQUEUE,
@@ -142,7 +143,7 @@ def find(job: JobId) -> list[JobId]:
             jobs = _jobs_named(run(accounts), name)
         except SlurmError:
             pass  # without accounting: squeue has answered, and lists none
-    if not jobs and not is_mine and os.geteuid() != 0 and not shows_all_jobs(clusters):
+    if not jobs and _may_be_hidden(job, clusters):
         raise SlurmUnknown(f"Slurm shows no jobs of others (PrivateData): have {job.user} ask")
     return [
         JobId(job_id, cluster if clusters else None, name, user=job.user)
@@ -230,15 +231,13 @@ def _answers_of_clusters(jobs: Sequence[JobId], answer: Answer, recent_s: float)
     """
     listed = {job for job, _ in answer.executions}
     silent = [job for job in jobs if job.key not in listed and answer.queue]
-    if not any(job.home or job.user for job in silent):
-        return [answer]
     try:
-        here = this_cluster()
+        here = this_cluster() if any(job.home for job in silent) else None
     except SlurmError as error:
         note = f"the cluster of this machine is unknown, so no job is treated as gone: {error}"
         return [_with_unsettled(answer, silent, note)]
     elsewhere = {job.key: job for job in silent if job.home not in (None, here)}
-    near = [job for job in silent if job.key not in elsewhere]
+    near = [job for job in jobs if job.key not in elsewhere]
     answer = _without_hidden(near, answer, None)
     answers = [replace(answer, unsettled=answer.unsettled - elsewhere.keys())]
     for home, some in _by_cluster(replace(job, cluster=job.home) for job in elsewhere.values()):
@@ -253,22 +252,33 @@ def _answers_of_clusters(jobs: Sequence[JobId], answer: Answer, recent_s: float)
     return answers
 
 
+def _may_be_hidden(job: JobId, clusters: str | None) -> bool:
+    """Return whether squeue may leave out a job because another user submitted it."""
+    is_of_other = job.user not in (None, user_name()) and os.geteuid() != 0
+    return is_of_other and not shows_all_jobs(clusters)
+
+
 def _without_hidden(jobs: Sequence[JobId], answer: Answer, cluster: str | None) -> Answer:
-    """Return an answer of a cluster, which proves nothing about jobs that it does not show."""
-    listed = {job for job, _ in answer.executions}
-    hidden = [
-        job
-        for job in jobs
-        if job.key not in listed and answer.queue and job.user not in (None, user_name())
-    ]
-    if not hidden or os.geteuid() == 0:
-        return answer
+    """Return an answer of a cluster, which proves nothing about jobs that squeue does not show.
+
+    sacct may show them all the same, and lags.
+    """
+    hidden = [job for job in jobs if job.key not in answer.queued and answer.queue]
     try:
-        if shows_all_jobs(cluster):
+        hidden = [job for job in hidden if _may_be_hidden(job, cluster)]
+        if not hidden:
             return answer
         reason = f"Slurm shows {user_name()} no jobs of others (PrivateData)"
     except SlurmError as error:
         reason = f"it is unknown whether Slurm shows {user_name()} jobs of others ({error})"
+    keys = {job.key for job in hidden}
+    executions = {
+        key: replace(execution, reason=(execution.reason or "").removesuffix(f", {CONTRADICTED}"))
+        if key[0] in keys and execution.state is None
+        else execution
+        for key, execution in answer.executions.items()
+    }
+    answer = replace(answer, executions=executions)
     users = ", ".join(sorted({str(job.user) for job in hidden}))
     note = f"{reason}, so that jobs of {users} are unknown here: ask {users} to run the command"
     return _with_unsettled(answer, hidden, note)
@@ -417,10 +427,19 @@ def cancel(job: JobId, indices: Iterable[int] = (), waiting_only: bool = False) 
     if not _ids([job]):
         return
     cluster = job.cluster or _if_elsewhere(job.home)
+
+    def is_shown() -> bool:
+        return bool(parse_squeue(_squeue([job.job_id], cluster), _names([job])))
+
+    if _may_be_hidden(job, cluster) and not is_shown():  # scancel would say that there is none
+        raise SlurmError(
+            f"Slurm shows {user_name()} no jobs of others (PrivateData): only {job.user} can "
+            f"cancel job {job.job_id}"
+        )
     args = on(cluster)
     if indices := list(indices):
         # With --name, scancel cancels all waiting elements instead of the given ones (22.05).
-        if job.name is None or parse_squeue(_squeue([job.job_id], cluster), _names([job])):
+        if job.name is None or is_shown():
             _scancel([*args, f"{job.job_id}_[{array_spec(indices)}]"])
         return
     args += ["--name", job.name] if job.name else []

@@ -423,11 +423,11 @@ def is_held(reason: str | None) -> bool:
 
 
 def is_group_limit(reason: str | None) -> bool:
-    """Return whether a job waits as others of its account or QOS use up what they may together.
+    """Return whether a job waits as others of its user, account or QOS use up what they may have.
 
     Slurm gives the same reason to a job that requests more than that alone, and never starts it.
     """
-    return _is_one_of(re.compile(r"(Assoc|QOS)Grp\w*"), reason)
+    return _is_one_of(re.compile(r"(Assoc|QOS)(Grp\w*|Max(?!Jobs)\w*Per(User|Account)\w*)"), reason)
 
 
 def _is_one_of(reasons: re.Pattern[str], reason: str | None) -> bool:

@@ -359,6 +359,6 @@ def _advice_on_waiting(plan: Plan, pages: Pages) -> list[str]:
     if any(e.state is SlurmState.RUNNING for e in pages.answer.executions.values()):
         return []
     return [
-        f"scontrol show assoc_mgr   shows the limit of the group ({waiting.reason}): an "
-        "element that requests more than that alone never starts"
+        f"scontrol show assoc_mgr   shows the limit ({waiting.reason}): an element "
+        "that requests more than that alone never starts"
     ]

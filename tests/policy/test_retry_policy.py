@@ -61,7 +61,7 @@ class TestRules:
         limits_of = {"short": PartitionLimits(max_time_s=3600)}
         made = next_steps._decide(
             End("FAILED"), Page(), choose_profile(None, options), Submission(profile=json.dumps({"options": options})),
-            limits_of.__getitem__, False,
+            lambda partition, _: limits_of[partition], False,
         )  # fmt: skip
         assert made.options == (("time", "01:00:00"),)
 
@@ -71,7 +71,7 @@ class TestRules:
         made = {
             partition: next_steps._decide(
                 End("TIMEOUT"), Page(), choose_profile(None, {"partition": partition, "time": False}),
-                Submission(profile=used), lambda name: PartitionLimits(), False,
+                Submission(profile=used), lambda *_: PartitionLimits(), False,
             ).options
             for partition in ("short", "long")
         }  # fmt: skip

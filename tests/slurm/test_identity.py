@@ -1,6 +1,7 @@
 """Who is who in Slurm: a job is its cluster, its number and its name, and never its number alone."""
 
 import os
+from dataclasses import replace
 
 import pytest
 
@@ -87,8 +88,36 @@ def test_who_may_not_see_a_job_does_not_call_it_gone(commands, monkeypatch):
     assert answer.of(theirs.key, 1).state is None and "PrivateData" in answer.notes[-1]
     mine = JobId(9, name=OURS, home="here", user="12345")
     assert client.elements([mine]).of(mine.key, 1).state is S.ABSENT
+    # The accounting shows them all the same. It lags, and has no entry of some elements yet.
+    booked = f"echo '9_1|FAILED|1:0|n1|None|{OURS}'; echo '9_2|RUNNING|0:0|n1|None|{OURS}'"
+    commands(squeue="true", sacct=booked, scontrol=HERE % "jobs")
+    for job in (theirs, replace(theirs, cluster="here", home=None)):
+        answer = client.elements([job])
+        of = [answer.of(job.key, index) for index in (1, 2, 3)]
+        assert [execution.state for execution in of] == [S.FAILED, None, None]
+        assert "PrivateData" in answer.notes[-1] and of[1].reason == "sacct calls it RUNNING"
+    assert client.elements([mine]).of(mine.key, 3).state is S.ABSENT
     commands(scontrol=HERE % free)
-    assert client.elements([theirs]).of(theirs.key, 1).state is S.ABSENT
+    assert client.elements([theirs]).of(theirs.key, 3).state is S.ABSENT
+
+
+@pytest.mark.parametrize("indices", [(), (1, 2)])
+def test_a_job_that_cannot_be_seen_is_not_called_cancelled(
+    commands, monkeypatch, tmp_path, indices
+):
+    """scancel says that there is no such job."""
+    commands(
+        squeue="true", scontrol=HERE % "jobs",
+        scancel="echo 'scancel: error: Kill job error on job id 9: Invalid job id specified' >&2; exit 1",
+    )  # fmt: skip
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    theirs = JobId(9, name=OURS, home="here", user="operator")
+    with pytest.raises(SlurmError, match=r"PrivateData.*only operator can cancel job 9"):
+        client.cancel(theirs, indices)
+    client.cancel(replace(theirs, user="12345"), indices)  # it has ended
+    commands(squeue=f"echo '9_1|RUNNING|0|n1|None|{OURS}|'", scancel="true")
+    client.cancel(theirs, indices)  # as an administrator of Slurm sees it
+    assert "scancel " in (tmp_path / "calls").read_text().splitlines()[-1]
 
 
 @pytest.mark.parametrize("asked", [{"cluster": "there"}, {"home": "there"}])
