@@ -39,7 +39,7 @@ def slurm(profiles: Iterable[Profile]) -> Iterator[Finding]:
             yield warning(_PART, problem, f"add its option to the profile, or unset {name}")
     for profile in profiles:
         yield from _profile(profile)
-    yield from _accounting()
+    yield from _accounting(cluster)
 
 
 def _absent(missing: list[str]) -> Finding:
@@ -75,8 +75,8 @@ def _profile(profile: Profile) -> Iterator[Finding]:
         yield ok(_PART, f"{name}: {limits.partition_name(profile)} takes its jobs")
 
 
-def _accounting() -> Iterator[Finding]:
-    """Check whether accounting remembers ended elements, and limits this user's jobs."""
+def _accounting(cluster: str) -> Iterator[Finding]:
+    """Check whether accounting remembers ended elements, and limits this user's jobs here."""
     try:
         run(["sacct", "-n", "-X", "-P", "-S", "now-1minutes", "-o", "JobID"])
         yield ok(_PART, "accounting (sacct) answers")
@@ -86,9 +86,9 @@ def _accounting() -> Iterator[Finding]:
         yield warning(_PART, problem, remedy)
         return
     columns = "Account,Partition,MaxJobs,MaxSubmit,GrpJobs,GrpSubmit,QOS"
-    user = f"user={user_name()}"
+    who = f"user={user_name()}", f"cluster={cluster}"
     try:
-        text = run(["sacctmgr", "-n", "-P", "show", "assoc", user, f"format={columns}"])
+        text = run(["sacctmgr", "-n", "-P", "show", "assoc", *who, f"format={columns}"])
     except SlurmError:
         return  # a cluster may keep it from its users
     names = columns.split(",")

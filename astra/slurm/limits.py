@@ -184,9 +184,11 @@ def _max_array_size(cluster: str | None) -> int:
     """Return ``MaxArraySize``, or less where the site limits the elements of one array
     (``max_array_tasks``): an array that begins with index 1 meets both limits.
     """
-    size = int(_configured("MaxArraySize", cluster))
+    size = _configured("MaxArraySize", cluster)
+    if not size.isdigit() or int(size) < 2:
+        raise SlurmError(f"Slurm allows no array of jobs: MaxArraySize is {size} here")
     tasks = re.search(r"\bmax_array_tasks=(\d+)", configuration(cluster))
-    return min(size, int(tasks[1]) + 1) if tasks else size
+    return min(int(size), max(int(tasks[1]), 1) + 1) if tasks else int(size)
 
 
 def this_cluster() -> str:

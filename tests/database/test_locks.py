@@ -230,6 +230,7 @@ def test_a_planner_waits_and_says_for_whom(pg_url, caplog):
         waiting = threading.Thread(target=create_plan, args=(measure, BossVisitSpectrum))
         waiting.start()
         wait_for(lambda: "waiting for process" in caplog.text, "the planner to wait")
+        assert re.search(r"on \S+, since [^,]+, which plans \S+measure on", caplog.text)
         assert waiting.is_alive()
     waiting.join(20)
     with connection():

@@ -88,6 +88,9 @@ class TestRefusals:
         assert size(text.format(",max_array_tasks=100")) == 101
         with pytest.raises(SlurmUnknown):
             size("")
+        for few in ("0", "1", "INFINITE"):
+            with pytest.raises(SlurmError, match=f"no array of jobs: MaxArraySize is {few}"):
+                size(text.format("").replace("1001", few))
 
 
 Commands = Callable[..., None]

@@ -8,6 +8,7 @@ import pytest
 from astra.config.nights import NightSettings
 from astra.config.profiles import choose_profile
 from astra.database.connection import connection, dialect
+from astra.doctor.slurm import slurm as check_slurm
 from astra.errors import SlurmError
 from astra.models import BossVisitSpectrum
 from astra.models.attempts import Exclusion
@@ -150,3 +151,12 @@ def test_the_cluster_that_gets_the_jobs_is_asked_what_it_allows(slurm, other_clu
     assert limits.max_array_size("nowhere,test") == limits.max_array_size()
     with pytest.raises(SlurmError, match="nowhere"):
         limits.max_array_size("nowhere")
+
+
+def test_limits_of_a_user_on_another_cluster_are_not_those_here(slurm, other_cluster, at_login):
+    at_login(slurm)
+    limit = "-i modify user where name=root account=sdss cluster=other set MaxSubmitJobs="
+    other_cluster.run("sacctmgr", *f"{limit}7".split())
+    found = [finding.message for finding in check_slurm([])]
+    other_cluster.run("sacctmgr", *f"{limit}-1".split())
+    assert [line for line in found if "sdss" in line] == ["account sdss: no limit of jobs"]
