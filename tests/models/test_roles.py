@@ -3,17 +3,20 @@
 import os
 import socket
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 import peewee
 import pytest
 
+from astra import task
+from astra.api import run_here
 from astra.config import settings
 from astra.database.connection import bind, connection, database
 from astra.element.element import run_element
 from astra.errors import NotAllowed, UsageError
-from astra.models import BossVisitSpectrum
+from astra.models import BossVisitSpectrum, OutputModel, result_of
 from astra.models.attempts import Attempt
 from astra.models.nights import Night, NightPlan
 from astra.models.plans import Page, Plan, Submission
@@ -23,6 +26,7 @@ from astra.plan.plan import create_plan
 from astra.plan.spool import recover
 from astra.processes import process_began
 from astra.resume.cancel import _end_processes, _running
+from astra.resume.resume import resume_local
 from astra.status.failures import failures
 from astra.status.plans import all_plans
 from astra.status.status import status
@@ -209,6 +213,48 @@ def test_a_page_is_broken_while_the_element_may_not_store(of: Url, table: str) -
     as_role(of, "writes")
     assert recover(get_plan(plan)).rows == 20
     assert verify(plan).sound
+
+
+class Elsewhere(peewee.Model):
+    name = peewee.TextField(primary_key=True)
+
+    class Meta:
+        schema = "elsewhere"
+
+
+class OfElsewhere(OutputModel):
+    elsewhere = result_of(Elsewhere)
+
+
+@task
+def of_elsewhere(rows: Iterable[Elsewhere]) -> Iterable[OfElsewhere]:
+    for row in rows:
+        yield OfElsewhere.from_row(row)
+
+
+def test_a_page_is_broken_while_the_tables_of_its_rows_may_not_be_used(
+    of: Url, postgres: Postgres
+) -> None:
+    def as_superuser(*statements: str) -> None:
+        for statement in statements:
+            postgres.sql(statement, urlsplit(of("owner")).path[1:])
+
+    as_superuser(
+        "CREATE SCHEMA elsewhere",
+        "CREATE TABLE elsewhere.elsewhere (name text PRIMARY KEY)",
+        "INSERT INTO elsewhere.elsewhere VALUES ('a')",
+        "GRANT USAGE ON SCHEMA elsewhere TO astra",
+        "GRANT SELECT ON elsewhere.elsewhere TO astra",
+    )
+    as_role(of, "owner")
+    OfElsewhere.create_table()
+    (planned,) = create_plan(of_elsewhere)
+    as_superuser("REVOKE USAGE ON SCHEMA elsewhere FROM astra")
+    run_here(planned.plan)
+    assert status(planned.plan).rows == {"done": 0, "broken": 1}
+    as_superuser("GRANT USAGE ON SCHEMA elsewhere TO astra")
+    resume_local(planned.plan)
+    assert status(planned.plan).rows == {"done": 1}
 
 
 def test_the_element_pauses_a_plan_whose_pages_all_break(of: Url) -> None:
