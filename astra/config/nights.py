@@ -48,6 +48,11 @@ def _url(*schemes: str) -> Check[str]:
             raise ValueError(f"should be a URL that begins with {'://, '.join(schemes)}://")
         if parts.password:
             raise ValueError("should hold no password: put it into ~/.netrc")
+        if parts.scheme == "smtp" and parts.username:
+            raise ValueError(
+                "should begin with starttls:// or smtps://, as smtp:// would send the password of "
+                "its user without encryption"
+            )
         return str(value)
 
     return check

@@ -192,6 +192,11 @@ def test_a_password_is_never_in_the_configuration_or_shown(tmp_path):
     with pytest.raises(ConfigError, match=r"netrc") as error:
         config.load(file)
     assert "geheim" not in str(error.value)
+    file.write_text(night + 'smtp = "smtp://me@h"\n')
+    with pytest.raises(
+        ConfigError, match="starttls:// or smtps://, as smtp:// would send the pass"
+    ):
+        config.load(file)
     file.write_text(night + 'webhook = "https://h/services/geheimnis"\n')
     rows = {key: value for key, value, _ in config.load(file).rows()}
     assert rows["nights.x.notify.webhook"] == "https://h/***"
