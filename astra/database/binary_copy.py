@@ -9,9 +9,10 @@ own struct packs a column at once; importing numpy would take longer than an ele
 """
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import repeat
 from typing import Any
 
 _HEAD = b"PGCOPY\n\xff\r\n\0" + struct.pack(">ii", 0, 0)
@@ -63,11 +64,13 @@ def pack(kind: str, values: Sequence[Any]) -> Packed | None:
     return Packed(cells=[_NULL if value is None else next(following) for value in values])
 
 
-def _cells(column: Packed) -> Sequence[bytes]:
+def _cells(column: Packed) -> Iterable[bytes]:
     """Return the bytes of each value, with its length before them."""
     if column.cells is not None:
         return column.cells
     length, width, data = column.length, column.width, column.data
+    if not width:
+        return repeat(length)
     return [length + data[at : at + width] for at in range(0, len(data), width)]
 
 
@@ -83,6 +86,8 @@ def rows(columns: dict[str, Packed], order: Sequence[int]) -> tuple[list[str], b
         for place in range(column.width):
             table[at + place :: width] = column.data[place :: column.width]
         at += column.width
+    if not others and order == list(range(len(order))):
+        return list(fixed), b"".join((_HEAD, table, _TAIL))
     parts = [bytes(table[row * width : (row + 1) * width]) for row in order]
     if others:
         cells = list(zip(*others.values(), strict=True))
@@ -142,8 +147,17 @@ def _texts(values: Sequence[Any]) -> Packed | None:
     return None if any(b"\0" in value for value in encoded) else _bytes(encoded)
 
 
+#: The most bytes of values that are joined to rows as numbers are: byte by byte for all rows.
+_MAX_WIDTH = 16
+
+
 def _bytes(values: Sequence[Any]) -> Packed:
-    return Packed(cells=[struct.pack(">i", len(value)) + value for value in map(bytes, values)])
+    contents = list(map(bytes, values))
+    width = len(contents[0])
+    # Such as an empty tag, which is the default.
+    if width <= _MAX_WIDTH and all(len(content) == width for content in contents):
+        return Packed(struct.pack(">i", width), width, b"".join(contents))
+    return Packed(cells=[struct.pack(">i", len(content)) + content for content in contents])
 
 
 _PACKERS: dict[str, tuple[frozenset[type], Packer]] = {

@@ -93,11 +93,9 @@ def store_batch(
     batch = _batch(type(results[0].result), link, columns)
     written = dialect().upsert(batch, may_copy)
     _check_stored(results, written, link)
-    for place, pk in written.items():
-        result = results[place].result
-        result.__data__["task_pk"] = pk
-        result._dirty.clear()
-    return Written(batch.model, written, batch, [results[place] for place in sorted(written)])
+    if len(written) < len(results):
+        results = [results[place] for place in sorted(written)]
+    return Written(batch.model, written, batch, results)
 
 
 def _check_stored(results: Sequence[YieldedResult], written: Mapping[int, int], link: Link) -> None:

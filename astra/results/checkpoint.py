@@ -304,7 +304,7 @@ def _write_progress(
     failed_keys = {f.handed.key for f in failures}
     keys_by_outcome = (
         # A row whose result a later attempt has already written counts as having a result, too.
-        (Outcome.RESULT, [k for k in results if k not in failed_keys]),
+        (Outcome.RESULT, [k for k in results if k not in failed_keys] if failed_keys else results),
         # A row that has a result may have failed at a further one.
         (Outcome.RESULT, [y.handed.key for y in stored] if failed_keys else []),
         (Outcome.FAILURE, [f.handed.key for f in failures if not f.refused]),

@@ -84,7 +84,7 @@ def _write_together(
         stored += _write_part(part, target, may_copy, written)
     check(written)
     if target.many and not all(part.is_plain for part in written):
-        _check_alone(stored, target)
+        _check_alone(stored, written, target)
     parts.append(written)
     return list(chain.from_iterable(stored))
 
@@ -142,7 +142,17 @@ def _upsert(results: list[YieldedResult], target: Target, may_copy: bool) -> Ite
         for link, members in by_link.items():
             if link is not None:  # `good_rows` made sure of it
                 columns = as_columns([yielded.result for yielded in members])
-                yield store_batch(members, columns, link, may_copy)
+                part = store_batch(members, columns, link, may_copy)
+                if target.page is None:  # an element that runs a page does not use its results
+                    _set_primary_keys(part)
+                yield part
+
+
+def _set_primary_keys(part: Written) -> None:
+    """Set on results, for the caller, the primary keys that they were stored with."""
+    for yielded, (_, pk) in zip(part.results, sorted(part.pks.items()), strict=True):
+        yielded.result.__data__["task_pk"] = pk
+        yielded.result._dirty.clear()
 
 
 def _delete_further(rows: list[Row], target: Target) -> Iterator[Written]:
@@ -153,8 +163,8 @@ def _delete_further(rows: list[Row], target: Target) -> Iterator[Written]:
         yield Written(model, {place: row.task_pk for place, row in enumerate(deleted)})
 
 
-def _check_alone(rows: list[Row], target: Target) -> None:
-    """Check that rows have no other results than these, which a trigger or a rule may have kept.
+def _check_alone(rows: list[Row], written: list[Written], target: Target) -> None:
+    """Check that rows have no other results than those written: a trigger may have kept some.
 
     Raises
     ------
@@ -162,7 +172,7 @@ def _check_alone(rows: list[Row], target: Target) -> None:
         If a row has.
     """
     for model, is_of_keys in _clauses(rows, target):
-        own = [y.result.task_pk for row in rows for y in row if type(y.result) is model]
+        own = [pk for part in written if part.model is model for pk in part.pks.values()]
         is_own = dialect().among(model.task_pk, own)
         if model.select(model.task_pk).where(is_of_keys & ~is_own).exists():
             raise NotStored(model._meta.table_name, has_others=True)
