@@ -7,7 +7,8 @@ from click.testing import CliRunner
 from astra.cli.group import main
 from astra.config.nights import NightSettings, checked
 from astra.database.connection import connection
-from astra.models.nights import Night
+from astra.models.nights import Night, NightPlan
+from astra.night.totals import entries_of, totals_of
 from astra.plan.plan import create_plan
 from tests.sample_tasks import Measured, fill, measure
 from tests.servers import Slurm, wait_for
@@ -23,6 +24,10 @@ def astra(*words: str, status: int = 0) -> str:
 def last() -> Night:
     with connection():
         return Night.select().order_by(Night.pk.desc()).get()
+
+
+def totals(night: Night) -> NightPlan:
+    return totals_of(entries_of(night))
 
 
 def closed(slurm) -> Night:

@@ -30,16 +30,8 @@ class Night(BaseModel):
     date = TextField()  # on which it began, in local time: "2026-11-24"
     began = TimeField(now=True, null=False)
     ended = TimeField(null=True)  # NULL while the night is open
-    whole = BooleanField(default=False)
-    failed_rows = BooleanField(default=False)  # all rows ended, but more failed than it accepts
+    state = TextField(default="running")  # then whole, failed rows, or not whole
     round = IntegerField(default=0)  # the number of rounds in which pages were submitted again
-    n_rows = BigIntegerField(default=0)  # the totals of its plans when they were last updated
-    n_done = BigIntegerField(default=0)
-    n_failed = BigIntegerField(default=0)
-    n_no_result = BigIntegerField(default=0)
-    n_retries = BigIntegerField(default=0)
-    task_s = FloatField(default=0.0)  # the time of tasks, over all attempts
-    cpu_s = FloatField(default=0.0)  # the same, times the number of allocated processors
     start_until = BigIntegerField(null=True)  # in seconds since the epoch, as the next one
     drain_by = BigIntegerField(null=True)
     finalizer = TextField(null=True)  # the token of its finalizer
@@ -56,13 +48,6 @@ class Night(BaseModel):
 
     class Meta:
         indexes = ((("name", "began"), False),)
-
-    @property
-    def verdict(self) -> str:
-        """How the night ended: whole, failed rows, or not whole."""
-        if self.whole:
-            return "whole"
-        return "failed rows" if self.failed_rows else "not whole"
 
     @property
     def notifications(self) -> dict[str, dict[str, str]]:
@@ -88,11 +73,12 @@ class NightPlan(BaseModel):
     """A plan of a night, or a note: nothing was pending for a task, it could not be planned, or a
     plan of no night has rows of it.
 
-    Its totals remain when ``astra clean`` removes the plan.
+    Its totals remain when ``astra clean`` removes the plan; those of a night are their sums.
     """
 
     pk = BigAutoField()
     night = ForeignKeyField(Night, column_name="night_pk", on_delete="CASCADE", backref="plans")
+    night_pk: int
     task = TextField()
     input_model = TextField(null=True)
     plan_pk = BigIntegerField(null=True, index=True)  # NULL: a note
@@ -104,8 +90,8 @@ class NightPlan(BaseModel):
     n_failed = BigIntegerField(default=0)
     n_no_result = BigIntegerField(default=0)
     n_retries = BigIntegerField(default=0)
-    task_s = FloatField(default=0.0)
-    cpu_s = FloatField(default=0.0)
+    task_s = FloatField(default=0.0)  # the time of tasks, over all attempts
+    cpu_s = FloatField(default=0.0)  # the same, times the number of allocated processors
     has_ended = BooleanField(default=False)  # every row of the plan has
     message = TextField(null=True)
 

@@ -14,7 +14,7 @@ from astra.models.plans import Plan
 from astra.models.table_checks import check_version
 from astra.night.finalizer import is_alive, job_of
 from astra.night.lock import is_at_work
-from astra.night.totals import current_entries, n_left, totals_of
+from astra.night.totals import entries_of, n_left, totals_of, with_current_totals
 from astra.slurm import client
 
 
@@ -112,10 +112,13 @@ def nights(name: str | None = None, last: int = 20) -> list[NightStatus]:
         listed = list(query.where(Night.name == name) if name else query)
     if name and not listed:
         raise _unknown(name)
-    states = _states(listed)
-    present = {night.pk: current_entries(night) for night in listed if night.ended is None}
-    shown = [_status(night, states[night.pk], present.get(night.pk, ())) for night in listed]
-    return [replace(night, plans=()) for night in shown]
+    states, entries = _states(listed), {night.pk: list[NightPlan]() for night in listed}
+    for entry in entries_of(*listed):
+        entries[entry.night_pk].append(entry)
+    for night in listed:
+        if night.ended is None:
+            with_current_totals(entries[night.pk])
+    return [_status(night, states[night.pk], entries[night.pk]) for night in listed]
 
 
 def night_of(name: str, date: object = None) -> NightStatus:
@@ -160,12 +163,13 @@ def night_of(name: str, date: object = None) -> NightStatus:
             raise _unknown(name)
         which = f"has the number {date}" if is_number(str(date)) else f"began on {date}"
         raise UsageError(f"no night {name} {which}. {nearest(str(date), dates)}")
-    shown = _status(night, _states([night])[night.pk], current_entries(night))
+    entries = with_current_totals(entries_of(night))
+    shown = _status(night, _states([night])[night.pk], entries)
     if night.ended is None:
         from astra.night.plans import live_state  # here, as few commands need it
 
         shown = replace(shown, message="; ".join(live_state(night).problems) or None)
-    return shown
+    return replace(shown, plans=_plans(entries))
 
 
 def _unknown(name: str) -> UsageError:
@@ -179,7 +183,7 @@ def _unknown(name: str) -> UsageError:
 
 def _states(listed: list[Night]) -> dict[int, str]:
     """Return the states of nights; Slurm is asked once about all open ones."""
-    states = {n.pk: n.verdict for n in listed if n.ended is not None}
+    states = {night.pk: night.state for night in listed}
     open_nights = [n for n in listed if n.ended is None]
     jobs = [job_of(n) for n in open_nights if n.finalizer_job]
     answer = client.elements(jobs, recent_s=settings.current().slurm.recent_s) if jobs else None
@@ -190,25 +194,26 @@ def _states(listed: list[Night]) -> dict[int, str]:
             lives = lives or is_alive(night, answer, adopts=False)
         except SlurmError:
             lives = True
-        states[night.pk] = "running" if lives else "without a finalizer"
+        if not lives:
+            states[night.pk] = "without a finalizer"
     return states
 
 
-def _status(night: Night, state: str, entries: Sequence[NightPlan] = ()) -> NightStatus:
-    kept: set[int] = set()
-    if entries:  # as they are at this moment
-        night.__data__.update(totals_of(entries))
-        pks = [entry.plan_pk for entry in entries if entry.plan_pk is not None]
-        with connection():
-            kept = {pk for (pk,) in tuples(Plan.select(Plan.pk).where(Plan.pk.in_(pks or [0])))}
-    plans = [
+def _plans(entries: Sequence[NightPlan]) -> tuple[PlanOfNight, ...]:
+    pks = [entry.plan_pk for entry in entries if entry.plan_pk is not None]
+    with connection():
+        kept = {pk for (pk,) in tuples(Plan.select(Plan.pk).where(Plan.pk.in_(pks or [0])))}
+    return tuple(
         PlanOfNight(
             entry.task, entry.input_model, entry.plan_pk, entry.leftover,
             whole=entry.has_ended and not entry.n_failed and not entry.is_elsewhere,
             began=entry.began, kept=entry.plan_pk in kept, message=entry.message, **_numbers(entry),
         )
         for entry in entries
-    ]  # fmt: skip
+    )  # fmt: skip
+
+
+def _status(night: Night, state: str, entries: Sequence[NightPlan]) -> NightStatus:
     notified = {
         channel: f"{entry['result']} ({entry['at']})"
         for channel, entry in night.notifications.items()
@@ -216,11 +221,11 @@ def _status(night: Night, state: str, entries: Sequence[NightPlan] = ()) -> Nigh
     return NightStatus(
         night.pk, night.name, night.date, state, night.began, night.ended, rounds=night.round,
         host=night.host, by=night.created_by, finalizer=night.finalizer_job,
-        message=night.message, notified=notified, plans=tuple(plans), **_numbers(night),
+        message=night.message, notified=notified, **_numbers(totals_of(entries)),
     )  # fmt: skip
 
 
-def _numbers(of: Night | NightPlan) -> dict[str, Any]:
+def _numbers(of: NightPlan) -> dict[str, Any]:
     """Return the numbers that a night and each of its plans show."""
     return dict(
         rows=of.n_rows, results=of.n_done, failures=of.n_failed, no_result=of.n_no_result,

@@ -62,8 +62,8 @@ from astra.night.totals import (
     n_ended,
     n_left,
     plan_pks,
+    refresh_totals,
     retries_of,
-    store_totals,
     totals_of,
 )
 from astra.processes import user_name
@@ -212,7 +212,7 @@ def _proceed(settings: NightSettings, pk: int, token: str | None) -> Nightly:
                 f"there is no night {pk} of the name {settings.name}; to list nights: astra nights"
             )
         if night.ended is not None:
-            return _outcome(night, night.verdict, NightStep(), night.message)
+            return _outcome(night, night.state, NightStep(), night.message)
         if token is not None and night.finalizer != token:
             raise Superseded(f"the night {pk} has a later finalizer; this one does nothing")
         return _advance(night, settings, pause_of(night, settings) if token is not None else 0)
@@ -224,14 +224,15 @@ def _advance(night: Night, settings: NightSettings, pause_s: int) -> Nightly:
     Pages in which no row has ended are submitted again `pause_s` after their last submission.
     """
     before, step = retries_of(plan_pks(night)), NightStep()
+    n_before = n_ended(totals_of(entries_of(night)))
     rounds_left, begins = night.round < settings.rounds, hours_of(night).open()
     assess_plans(entries_of(night), settings, step, begins, rounds_left, pause_s)
     if begins:
         begin_tasks(night, settings, step)
     submit_due(night, settings, step)
-    entries = store_totals(night)
+    entries = refresh_totals(night)
     # Pages whose elements begin none of them must not be submitted again without end.
-    without_progress = step.resubmitted_unbegun and sum(map(n_ended, entries)) <= n_ended(night)
+    without_progress = step.resubmitted_unbegun and n_ended(totals_of(entries)) <= n_before
     # A limit of Slurm or the throttle may leave pages for a later step of the same round.
     if without_progress or (retries_of(plan_pks(night)) > before and not step.postponed):
         with connection():
@@ -386,26 +387,25 @@ def _close(
         reason = f" because nothing begins after {end}"
     missing = [*dict.fromkeys([*step.problems, *_missing(entries, settings, reason)])]
     failed = _failed(entries, settings)
-    whole = not missing and not failed
+    state = "not whole" if missing else "failed rows" if failed else "whole"
     message = "; ".join([*missing, *failed]) or None
-    columns = {"whole": whole, "failed_rows": bool(failed) and not missing, "message": message}
     with connection():
-        Night.update(ended=SQL(dialect().now_sql), **columns).where(
+        Night.update(ended=SQL(dialect().now_sql), state=state, message=message).where(
             (Night.pk == night.pk) & Night.ended.is_null()
         ).execute()
     _report(night)
     notify(night, settings)
-    state = "whole" if whole else "not whole" if missing else "failed rows"
     return _outcome(night, state, step, message)
 
 
 def _failed(entries: list[NightPlan], settings: NightSettings) -> list[str]:
     """Return the commands about failed rows, if more failed than the night accepts."""
-    n_rows, n_failed = map(totals_of(entries).__getitem__, ("n_rows", "n_failed"))
-    if n_failed <= settings.accept_failures * n_rows:
+    totals = totals_of(entries)
+    if totals.n_failed <= settings.accept_failures * totals.n_rows:
         return []
     limit = f"accept_failures = {settings.accept_failures:g}"
-    lines = [f"{n_failed:,} of {n_rows:,} rows failed, more than the night accepts ({limit})"]
+    failed = f"{totals.n_failed:,} of {totals.n_rows:,} rows failed"
+    lines = [f"{failed}, more than the night accepts ({limit})"]
     for entry in entries:
         if entry.n_failed:
             commands = f"astra failures {entry.plan_pk}, astra retry {entry.plan_pk}"

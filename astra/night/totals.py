@@ -1,6 +1,6 @@
-"""The totals of a night: counts of its plans, stored with the night."""
+"""The totals of a night: the sums of what is counted and stored for each of its plans."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from peewee import JOIN, Expression, fn
 
@@ -14,14 +14,15 @@ from astra.policy import retry_policy
 from astra.policy.next_steps import ends_of
 from astra.states import Outcome
 
-#: The totals that a night has, and each plan of it.
+#: The totals that each plan of a night has, and the night as their sums.
 TOTALS = ("n_rows", "n_done", "n_failed", "n_no_result", "n_retries", "task_s", "cpu_s")
 
 
-def entries_of(night: Night) -> list[NightPlan]:
-    """Return the stored plans of a night, and its tasks without a plan, in their order."""
+def entries_of(*nights: Night) -> list[NightPlan]:
+    """Return the stored plans of nights, and their tasks without a plan, in their order."""
+    of_nights = NightPlan.night.in_([night.pk for night in nights] or [0])
     with connection():
-        return list(NightPlan.select().where(NightPlan.night == night.pk).order_by(NightPlan.pk))
+        return list(NightPlan.select().where(of_nights).order_by(NightPlan.pk))
 
 
 def plan_pks(night: Night) -> list[int]:
@@ -62,9 +63,8 @@ def retries_of(plans: list[int]) -> int:
     )
 
 
-def current_entries(night: Night) -> list[NightPlan]:
-    """Return the plans of a night with their present totals, and store nothing."""
-    entries = entries_of(night)
+def with_current_totals(entries: list[NightPlan]) -> list[NightPlan]:
+    """Give plans of a night their present totals, and store nothing; return the plans."""
     for entry in entries:
         for name, value in _current_totals(entry).items() if entry.plan_pk is not None else ():
             if getattr(entry, name) != value:
@@ -74,7 +74,7 @@ def current_entries(night: Night) -> list[NightPlan]:
 
 def refresh_totals(night: Night) -> list[NightPlan]:
     """Update the totals of a night's plans, and return the plans."""
-    entries = current_entries(night)
+    entries = with_current_totals(entries_of(night))
     for entry in entries:
         if entry.is_dirty():
             with connection():
@@ -145,22 +145,15 @@ def _cpus(profile: str | None) -> int:
     return int(each) * int(tasks) if f"{each}{tasks}".isdecimal() else 1
 
 
-def totals_of(entries: Iterable[NightPlan]) -> dict[str, float]:
-    return {name: sum(getattr(entry, name) for entry in entries) for name in TOTALS}
+def totals_of(entries: Sequence[NightPlan]) -> NightPlan:
+    """Return the totals of some plans of a night together."""
+    return NightPlan(**{name: sum(getattr(entry, name) for entry in entries) for name in TOTALS})
 
 
-def store_totals(night: Night) -> list[NightPlan]:
-    """Store the totals of a night's plans with it; return them."""
-    entries = refresh_totals(night)
-    with connection():
-        Night.update(totals_of(entries)).where(Night.pk == night.pk).execute()
-    return entries
-
-
-def n_ended(of: Night | NightPlan) -> int:
+def n_ended(of: NightPlan) -> int:
     return of.n_done + of.n_failed + of.n_no_result
 
 
-def n_left(of: Night | NightPlan) -> int:
+def n_left(of: NightPlan) -> int:
     """Return the number of rows that have not ended."""
     return of.n_rows - n_ended(of)

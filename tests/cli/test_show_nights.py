@@ -34,7 +34,7 @@ def test_a_half_failed_night_names_failed_rows_and_the_commands_about_them(url):
         night = Night.create(name="survey", notified=json.dumps(sent), **columns)
         for plan in failed.plan, left.plan:
             NightPlan.create(night=night.pk, task="measure", plan_pk=plan)
-        Night.create(name="other", whole=True, ended=datetime.now(UTC), **columns)
+        Night.create(name="other", state="whole", ended=datetime.now(UTC), **columns)
     settings = NightSettings("survey", (NightTask("measure"),))
     closed = _close(night, settings, NightStep(), refresh_totals(night), True)
     assert closed.state == "not whole"

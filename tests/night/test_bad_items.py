@@ -239,7 +239,7 @@ def test_the_report_of_a_night_that_waits_leaves_its_plans_to_it(sqlite_url, mon
             night = a_night()
             NightPlan.create(night=night.pk, task="t", plan_pk=made.plan, has_ended=n == 4)
             Night.update(finalizer="token", finalizer_job=7).execute()
-            Night.update(ended="2026-01-03 05:00:00", whole=True).where(Night.pk == 1).execute()
+            Night.update(ended="2026-01-03 05:00:00", state="whole").where(Night.pk == 1).execute()
     silent = Answer(queue=False, accounting=False)
     monkeypatch.setattr(client, "elements", lambda jobs, **_: silent)
     _, report = report_of_night("survey")

@@ -58,7 +58,7 @@ def test_old_and_whole_plans_go_and_nothing_else(url, capsys):
         NightPlan.create(night=1, task="t", plan_pk=whole)
     assert "not closed" in clean(now=later).kept[0]  # a night still needs it
     with connection():
-        Night.update(ended="2026-01-02 00:00:00", whole=True).execute()
+        Night.update(ended="2026-01-02 00:00:00", state="whole").execute()
     results = Measured.select().count()
     assert clean(now=later, dry_run=False).plans == (whole,)
     with connection():
@@ -193,7 +193,7 @@ _PLAN = {
     "created_by": "u", "created_on": "h", "cwd": "/",
 }  # fmt: skip
 _ATTEMPT = {"submission_pk": 1, "number": 1, "state": "done", "host": "h", "pid": 1}
-_NIGHT = {"name": "n", "whole": True, "n_rows": 5000, "cwd": "/", "host": "h", "created_by": "u"}
+_NIGHT = {"name": "n", "state": "whole", "cwd": "/", "host": "h", "created_by": "u"}
 
 
 def a_night_went_by(number: int, at: datetime) -> None:

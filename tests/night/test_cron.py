@@ -160,7 +160,7 @@ def test_debians_cron_runs_a_night_to_its_end(night, slurm, tmp_path):
         wait_for(ended, "the night that cron began", 200)
     with connection():
         night_ = Night.select().get()
-        assert night_.whole and Measured.select().count() == 60
+        assert night_.state == "whole" and Measured.select().count() == 60
     installed = (tmp_path / "installed").read_text()
     assert "# mine" in installed and installed.count("nightly survey") == 1
     assert (tmp_path / "printed").read_text() in installed

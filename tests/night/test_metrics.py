@@ -11,7 +11,7 @@ from astra.cli.group import main
 from astra.database.connection import connection, writing
 from astra.element.claiming import claim_page, this_process
 from astra.models.attempts import Attempt
-from astra.models.nights import Night
+from astra.models.nights import Night, NightPlan
 from astra.models.plans import Plan
 from astra.night.metrics import metrics
 from astra.plan.lookup import get_plan
@@ -59,10 +59,15 @@ def test_metrics_count_nights_and_rows_by_state(url):
     run_here(ended.plan)
     fill(30)
     (made,) = create_plan(measure, "BossVisitSpectrum", limit=10)
-    common = {"cwd": "/", "host": "h", "created_by": "me", "date": "2026-11-24", "n_rows": 20}
-    Night.create(name="survey", n_done=20, whole=True, ended=datetime.now(UTC), **common)
-    Night.create(name="survey", n_done=9, n_failed=1, n_retries=3, **common)
-    Night.create(name='odd "name"\\\n', ended=datetime.now(UTC), **common)
+    common = {"cwd": "/", "host": "h", "created_by": "me", "date": "2026-11-24"}
+    closed = {"ended": datetime.now(UTC), **common}
+    for of_night, of_plan in (
+        ({"name": "survey", "state": "whole", **closed}, {"n_done": 20}),
+        ({"name": "survey", **common}, {"n_done": 9, "n_failed": 1, "n_retries": 3}),
+        ({"name": 'odd "name"\\\n', "state": "not whole", **closed}, {}),
+    ):
+        pk = Night.create(**of_night).pk
+        NightPlan.create(night=pk, task="t", plan_pk=1000, n_rows=20, **of_plan)
     found = samples(metrics())
     assert found['astra_night_state{night="survey",state="without a finalizer"}'] == 1
     assert found['astra_night_state{night="survey",state="whole"}'] == 0

@@ -22,7 +22,7 @@ from astra.night.nightly import heal_all, nightly
 from tests import forks
 from tests.configuration import configure
 from tests.conftest import ROOT
-from tests.nights import astra, closed, last
+from tests.nights import astra, closed, last, totals
 from tests.pages import blocks, commands
 from tests.sample_tasks import Measured, OfSource, fill
 from tests.servers import wait_for
@@ -60,10 +60,10 @@ def test_a_night_is_seen_to_its_end(slurm, tmp_path, monkeypatch):
     os.kill(Attempt.select().where(Attempt.state == "running").get().pid, signal.SIGKILL)
     night = closed(slurm)
     logs = "".join(p.read_text() for p in (tmp_path / "runs").glob("night-*/logs/*"))
-    assert night.whole, (night.message, logs)
+    assert night.state == "whole", (night.message, logs)
     assert Measured.select().count() == 300 and OfSource.select().count() == 5
-    assert (night.n_rows, night.n_done, night.n_failed) == (305, 305, 0)
-    assert night.task_s > 3 and "Traceback" not in logs
+    assert (total := totals(night)).n_rows == total.n_done == 305 and total.n_failed == 0
+    assert total.task_s > 3 and "Traceback" not in logs
     assert astra("nightly", "survey").strip() == "night survey: nothing new"
     assert astra("nightly", "survey", "--quiet") == ""
     assert Night.select().count() == 1
@@ -102,7 +102,7 @@ def test_two_at_once_are_one_night_and_a_dead_finalizer_is_replaced(slurm, tmp_p
     assert "new finalizer" in astra("nights", "--heal")
     assert "every night" in astra("nights", "survey", "--heal")
     assert last().finalizer_job != night.finalizer_job
-    assert closed(slurm).whole
+    assert closed(slurm).state == "whole"
     assert Measured.select().count() == 400 and Night.select().count() == 1
 
 
@@ -115,7 +115,7 @@ def test_a_held_finalizer_is_replaced_and_leaves_the_queue(slurm, tmp_path, monk
     wait_for(lambda: night_of("survey").state == "without a finalizer", "its hold", 60)
     assert "new finalizer" in astra("nights", "--heal")
     assert held not in slurm.run("squeue", "-h", "-o", "%i").split()
-    assert closed(slurm).whole
+    assert closed(slurm).state == "whole"
 
 
 def test_the_holder_is_named_and_its_death_frees_the_night(slurm, tmp_path, monkeypatch):
@@ -137,7 +137,7 @@ def test_the_holder_is_named_and_its_death_frees_the_night(slurm, tmp_path, monk
         os.killpg(holder.pid, signal.SIGKILL)
         holder.wait()
     assert json.loads(astra("nightly", "survey", "--json"))["state"] == "joined"
-    assert closed(slurm).whole and Measured.select().count() == 60
+    assert closed(slurm).state == "whole" and Measured.select().count() == 60
     assert Plan.select().count() == 2 and Night.select().count() == 1
 
 
@@ -167,12 +167,12 @@ setup = ["{setup}"]
     fill(40)
     astra("nightly", "survey")
     night = closed(slurm)
-    assert not night.whole and night.round == 1 and "astra status 1" in night.message
-    assert night_of("survey").exit_status == 4 and night.n_retries == 1
+    assert night.state != "whole" and night.round == 1 and "astra status 1" in night.message
+    assert night_of("survey").exit_status == 4 and totals(night).n_retries == 1
     configure(tmp_path, text.format(rounds=5, setup="true"), monkeypatch)
     assert json.loads(astra("nightly", "survey", "--json"))["plans"] == [1]
     night = closed(slurm)
-    assert night.pk == 2 and night.whole and Plan.select().count() == 1
+    assert night.pk == 2 and night.state == "whole" and Plan.select().count() == 1
     assert Measured.select().count() == 40 and night_of("survey").plans[0].leftover
 
 
@@ -198,7 +198,7 @@ def test_pages_that_their_elements_left_unbegun_are_submitted_again(slurm, tmp_p
     astra("nightly", "survey")
     night = closed(slurm)
     assert (
-        night.round == 2 and not night.whole
+        night.round == 2 and night.state != "whole"
     )  # elements that begin nothing are not repeated for ever
     assert Submission.select().count() == 3
     said = astra("status", "1", status=4)
@@ -207,7 +207,7 @@ def test_pages_that_their_elements_left_unbegun_are_submitted_again(slurm, tmp_p
     marker.touch()
     assert json.loads(astra("nightly", "survey", "--json"))["plans"] == [1]
     night = closed(slurm)
-    assert night.pk == 2 and night.whole and night.round == 0
+    assert night.pk == 2 and night.state == "whole" and night.round == 0
     assert Measured.select().count() == 60
 
 
@@ -222,7 +222,7 @@ def test_an_element_without_time_for_a_further_page_costs_no_round(slurm, tmp_pa
     fill(60)
     astra("nightly", "survey")
     night = closed(slurm)
-    assert night.whole and night.round == 0 and night.n_retries == 0
+    assert night.state == "whole" and night.round == 0 and totals(night).n_retries == 0
     assert Submission.select().count() == 3 and Measured.select().count() == 60
 
 
@@ -235,7 +235,7 @@ def test_a_plan_whose_pages_all_break_does_not_keep_its_night_open(slurm, tmp_pa
     fill(15)
     astra("nightly", "survey")
     night = closed(slurm)
-    assert not night.whole and "plan 1 is paused (the last 10 pages" in night.message
+    assert night.state != "whole" and "plan 1 is paused (the last 10 pages" in night.message
     again = astra("nightly", "survey", status=6)
     assert "astra continue 1" in again and last().pk == 1
 
@@ -251,7 +251,7 @@ def test_a_node_on_which_no_element_can_begin(slurm, tmp_path, monkeypatch, setu
     fill(60)
     astra("nightly", "survey")
     night = closed(slurm)
-    assert night.whole == whole and Measured.select().count() == (60 if whole else 0)
+    assert (night.state == "whole") == whole and Measured.select().count() == (60 if whole else 0)
     assert list(excluded_nodes()) == (["n1"] if whole else [])
 
 
@@ -269,7 +269,7 @@ def test_what_ends_all_elements_for_some_seconds_uses_up_no_more_than_a_retry(
     assert last().ended is None and Submission.select().count() == 1
     marker.touch()
     night = closed(slurm)
-    assert night.whole and night.round == 1 and Submission.select().count() == 2
+    assert night.state == "whole" and night.round == 1 and Submission.select().count() == 2
 
 
 def test_a_night_that_only_a_person_can_continue_says_so(slurm, tmp_path, monkeypatch):
@@ -304,7 +304,7 @@ def test_a_finalizer_whose_node_cannot_run_it_goes_to_another(slurm, tmp_path, m
     )
     fill(60)
     astra("nightly", "survey")
-    assert closed(slurm).whole and Measured.select().count() == 60
+    assert closed(slurm).state == "whole" and Measured.select().count() == 60
     logs = "".join(p.read_text() for p in (tmp_path / "runs").glob("night-*/logs/*"))
     assert "n1 cannot run this job" in logs and list(excluded_nodes()) == ["n1"]
     (last_script,) = (tmp_path / "runs").glob(f"night-*/astra-night-1-{last().finalizer}.sh")
@@ -330,7 +330,7 @@ def test_a_finalizer_that_no_node_can_run_comes_again_later(slurm, tmp_path, mon
     marker.touch()
     job = slurm.run("squeue", *finalizers).split()[0]
     slurm.run("scontrol", "update", f"JobId={job}", "StartTime=now")
-    assert closed(slurm).whole and Measured.select().count() == 40
+    assert closed(slurm).state == "whole" and Measured.select().count() == 40
     assert not night_of("survey").message
 
 
@@ -351,7 +351,7 @@ def test_a_night_waits_until_its_partition_is_open_again(slurm, tmp_path, monkey
     assert last().ended is None
     astra("nightly", "survey", "--continue", str(last().pk))
     night = closed(slurm)
-    assert night.whole and night.round == 0 and Measured.select().count() == 40
+    assert night.state == "whole" and night.round == 0 and Measured.select().count() == 40
 
 
 def test_a_night_whose_finalizer_is_refused_says_how_to_continue(slurm, tmp_path, monkeypatch):
@@ -366,7 +366,7 @@ def test_a_night_whose_finalizer_is_refused_says_how_to_continue(slurm, tmp_path
     finally:
         slurm.run("scontrol", "update", "PartitionName=short", "State=UP")
     assert "new finalizer" in astra("nights", "survey", "--heal")
-    assert closed(slurm).whole and Measured.select().count() == 40
+    assert closed(slurm).state == "whole" and Measured.select().count() == 40
 
 
 def test_a_night_whose_run_directory_is_unusable_says_how_to_continue(slurm, tmp_path, monkeypatch):
@@ -381,7 +381,7 @@ def test_a_night_whose_run_directory_is_unusable_says_how_to_continue(slurm, tmp
     assert last().finalizer is None
     folder.unlink()
     assert "new finalizer" in astra("nights", "survey", "--heal")
-    assert closed(slurm).whole and Measured.select().count() == 40
+    assert closed(slurm).state == "whole" and Measured.select().count() == 40
 
 
 def test_what_cannot_be_is_refused_before_anything_is_stored(slurm, tmp_path, monkeypatch):
@@ -431,7 +431,7 @@ def test_the_page_about_nights_runs_from_top_to_bottom(slurm, tmp_path, monkeypa
     evening = run.index(["nights", "survey", "--heal"]) + 1
     for words in run[:evening]:
         _typed(*words)
-    assert closed(slurm).whole
+    assert closed(slurm).state == "whole"
     for words in run[evening:]:
         if words[0] != "cron":  # test_cron.py has a crontab of its own
             _typed(*(last().date if word == "2026-11-24" else word for word in words))
@@ -457,7 +457,7 @@ def test_failures_beyond_what_a_night_accepts_keep_it_from_being_whole(
     fill(30)
     astra("nightly", "survey")
     night = closed(slurm)
-    assert (night.n_done, night.n_failed, night.verdict) == (26, 4, state)
+    assert ((total := totals(night)).n_done, total.n_failed, night.state) == (26, 4, state)
     (found,) = nights("survey")
     assert found.exit_status == (8 if state == "failed rows" else 0)
     if state == "failed rows":
@@ -489,7 +489,7 @@ def test_a_night_that_left_the_configuration_is_closed_and_blocks_no_other(
     assert healed == {"old": "running", "other": "running"}
     wait_for(slurm.idle, "the finalizers", 90)
     with connection():
-        assert {night.name: night.verdict for night in Night.select()} == {
+        assert {night.name: night.state for night in Night.select()} == {
             "old": "whole", "other": "whole"
         }  # fmt: skip
         assert Measured.select().count() == 30

@@ -88,8 +88,9 @@ def a_night(whole: bool = True) -> Night:
     with connection():
         message = None if whole else "plan 7 of slam: 3 rows are left: astra status 7"
         made = Night.create(
-            name="survey", date="2026-01-02", ended="2026-01-03 05:00:00", whole=whole,
-            message=message, n_rows=10, n_done=6, n_failed=1, cwd="/", host="h", created_by="u",
+            name="survey", date="2026-01-02", ended="2026-01-03 05:00:00",
+            state="whole" if whole else "not whole", message=message, cwd="/", host="h",
+            created_by="u",
         )  # fmt: skip
         NightPlan.create(
             night=made.pk, task="slam", plan_pk=7, n_rows=10, n_done=9 if whole else 6, n_failed=1,
@@ -117,7 +118,7 @@ def test_each_channel_is_notified_once_and_again_on_change(url, inbox, tmp_path)
         assert hooks[0]["text"].startswith(mail["Subject"]) and hooks[0]["night"]["pending"] == 3
         assert json.loads((tmp_path / "got").read_text())["failures"] == 1
         with connection():
-            Night.update(whole=True, message=None).execute()
+            Night.update(state="whole", message=None).execute()
         notify(night, ways)
         assert [m["Subject"][-8:] for _, m in kept.mails] == ["ot whole", "is whole"]
         assert len(hooks) == 2 and len((tmp_path / "got").read_text().splitlines()) == 2
@@ -216,7 +217,7 @@ def test_a_night_in_which_the_clocks_go_back_says_which_time_is_meant(sqlite_url
         made = a_night()
         with connection():
             moments = {"began": began, "ended": began + timedelta(minutes=20)}
-            Night.update(**moments, whole=True).where(Night.pk == made.pk).execute()
+            Night.update(**moments, state="whole").where(Night.pk == made.pk).execute()
         said = compose(night_of("survey"))[1]
         assert "ran from 2026-10-25 02:50:00 CEST to 2026-10-25 02:10:00 CET, with" in said
         shown = CliRunner().invoke(main, ["nights"]).output

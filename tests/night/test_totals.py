@@ -45,7 +45,7 @@ def test_the_rows_of_a_cancelled_plan_count_once(url):
     add(others.plan)
     entry, _, *later = refresh_totals(night)
     assert (entry.n_rows, entry.has_ended, entry.message) == (10, True, "was cancelled")
-    assert totals_of([entry, *later])["n_rows"] == 30
+    assert totals_of([entry, *later]).n_rows == 30
 
 
 def test_a_task_that_can_be_planned_later_is_no_longer_reported(url):

@@ -117,11 +117,13 @@ def main(folder: Path) -> None:
             take(browser, name, file, folder)
         common = {"date": "2026-11-24", "cwd": "/", "host": "login1", "created_by": "me"}
         began = datetime.now(UTC) - timedelta(hours=9)
-        ended = {"began": began, "ended": datetime.now(UTC), "n_rows": 2400, **common}
-        Night.create(name="survey", n_done=2400, whole=True, **ended)
-        Night.create(name="weekly", n_done=2352, n_failed=48, failed_rows=True, **ended)
-        NightPlan.create(night=Night.create(name="survey", n_rows=500, **common).pk,
-                         task="tests.sample_tasks.measure", plan_pk=4, n_rows=500)  # fmt: skip
+        ended = {"began": began, "ended": datetime.now(UTC), **common}
+        of_plan = {"task": "tests.sample_tasks.measure", "n_rows": 2400}
+        for name, state, n_failed in (("survey", "whole", 0), ("weekly", "failed rows", 48)):
+            pk = Night.create(name=name, state=state, **ended).pk
+            NightPlan.create(night=pk, n_done=2400 - n_failed, n_failed=n_failed, **of_plan)
+        running = Night.create(name="survey", **common).pk
+        NightPlan.create(night=running, plan_pk=4, **of_plan)
         Dashboard(Path("www")).update()
         take(browser, "index", Path("www/index.html").absolute(), folder)
 

@@ -36,7 +36,6 @@ def a_night(plan: int, **columns) -> Night:
         cwd="/",
         host="here",
         created_by="me",
-        n_rows=20,
         **columns,
     )
     NightPlan.create(night=night.pk, task="tests.sample_tasks.measure", plan_pk=plan, n_rows=20)
@@ -82,9 +81,8 @@ def test_a_night_and_its_plan_in_a_browser(sqlite_url, tmp_path):
         assert page.locator(".next code").first.inner_text() == "astra nights survey --heal"
         page.get_by_role("link", name="all nights and plans").click()
         run_here(plan)
-        Night.update(ended=datetime.now(UTC), whole=True, n_done=20).where(
-            Night.pk == night.pk
-        ).execute()
+        is_same = Night.pk == night.pk
+        Night.update(ended=datetime.now(UTC), state="whole").where(is_same).execute()
         assert f"night-{night.pk}.html" in dashboard.update().written
         page.reload()
         assert page.locator("td b", has_text="whole").count() == 2
