@@ -66,7 +66,7 @@ def _run(options: dict[str, Any], board: ProgressBoard) -> int:
     try:
         start_until, stop_at = options.get("--start-until"), options.get("--stop-at")
         if start_until is not None or stop_at is not None:
-            from astra.submit.night_hours import begin
+            from astra.element.late_start import begin
 
             now = begin(start_until, options["--job"])
             board.stop_at_s = now_s() + stop_at - now if stop_at else 0.0

@@ -14,6 +14,7 @@ from astra.config.profiles import choose_profile
 from astra.config.retry_rules import rules
 from astra.database.connection import connection, database, dialect
 from astra.database.postgresql import PostgreSQL
+from astra.element.late_start import begin
 from astra.errors import OutOfHours
 from astra.models import BossVisitSpectrum
 from astra.models.attempts import Attempt
@@ -29,7 +30,7 @@ from astra.states import PageState
 from astra.status.status import status
 from astra.submit.arrays import shares
 from astra.submit.intent import make_intent, new_submission
-from astra.submit.night_hours import Hours, begin, hours_from_now, next_hours
+from astra.submit.night_hours import Hours, hours_from_now, next_hours
 from astra.submit.submit import submit, submit_pages
 from tests.conftest import ROOT
 from tests.nights import a_night, plan_of, settings_of_tasks
@@ -154,13 +155,25 @@ def test_an_element_that_begins_too_late_gives_back_what_nobody_began(url):
     assert [p.number for p in Page.select() if p.free] == [3]  # the first was no pool
 
 
-def test_an_element_that_begins_too_late_for_a_plan_that_was_removed(url, monkeypatch, caplog):
-    """Those that wait cannot be cancelled: Slurm's commands are missing here."""
-    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "17")
-    monkeypatch.setenv("PATH", "")
+def test_an_element_that_begins_too_late_for_a_plan_that_was_removed(url):
     with pytest.raises(OutOfHours, match="0 pages"):
         begin(int(time.time()) - 1, "gone")
-    assert "job 17 could not be cancelled; they will start and do nothing: scancel" in caplog.text
+
+
+def test_the_first_element_that_begins_too_late_cancels_those_that_wait(url, monkeypatch):
+    plan, cancelled = get_plan(plan_of(20, 10)), []
+    submission = new_submission(plan, [1, 2], 0, 1, "slurm", pulls=True)
+    make_intent(submission, list(Page.select()))
+    Submission.update(state="submitted", job_id=17).execute()
+    monkeypatch.setattr("astra.slurm.command.available", lambda: True)
+    monkeypatch.setattr(
+        "astra.slurm.client.cancel",
+        lambda job, waiting_only: cancelled.append((job.job_id, waiting_only)),
+    )
+    for n_pages in (2, 0):
+        with pytest.raises(OutOfHours, match=f"{n_pages} pages"):
+            begin(int(time.time()) - 1, submission.token)
+    assert cancelled == [(17, True)]
 
 
 def element(submission: Submission, *hours: object, **env: str) -> subprocess.CompletedProcess:
