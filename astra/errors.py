@@ -95,14 +95,8 @@ class OutOfHours(AstraError):
     exit_status = 74
 
 
-class PlanPaused(AstraError):
-    """A plan is paused, so that its element takes no further page: not a failure."""
-
-    exit_status = 0
-
-
-class PlanThrottled(AstraError):
-    """As many elements of a plan run as its throttle allows, so that no other takes a page."""
+class NoFurtherPage(AstraError):
+    """A plan is paused, or runs as many elements as its throttle allows: not a failure."""
 
     exit_status = 0
 

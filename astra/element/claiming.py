@@ -88,10 +88,8 @@ def claim_page(
 
     Raises
     ------
-    PlanPaused
-        If the plan is paused.
-    PlanThrottled
-        If the plan already runs as many elements as its throttle allows.
+    NoFurtherPage
+        If the plan is paused, or already runs as many elements as its throttle allows.
     Superseded
         If the page belongs to another submission, or to the first array of this one.
     BusyError

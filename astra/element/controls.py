@@ -12,7 +12,7 @@ from peewee import SQL, ColumnBase, Query, Value
 from astra.config import settings
 from astra.database.connection import dialect, tuples
 from astra.database.statements import statement
-from astra.errors import PlanPaused, PlanThrottled, Superseded
+from astra.errors import NoFurtherPage, Superseded
 from astra.models.attempts import Attempt
 from astra.models.plans import Page, Plan, Submission
 from astra.plan.lookup import paused_message
@@ -26,10 +26,8 @@ def check_controls(plan: Plan, submission: Submission, element: int) -> None:
 
     Raises
     ------
-    PlanPaused
-        If the plan is paused.
-    PlanThrottled
-        If as many others run as its throttle allows.
+    NoFurtherPage
+        If the plan is paused, or as many others run as its throttle allows.
     Superseded
         If the submission is gone: its plan was removed, or the database is in an earlier state.
     """
@@ -41,13 +39,13 @@ def check_controls(plan: Plan, submission: Submission, element: int) -> None:
         )
     ((paused, reason, throttle),) = found
     if paused is not None:
-        raise PlanPaused(paused_message(plan.pk, reason))
+        raise NoFurtherPage(paused_message(plan.pk, reason))
     if throttle is None:
         return
     if dialect().name == "postgresql":  # elements that claim at once are counted one by one
         throttle = Plan.select(Plan.throttle).where(Plan.pk == plan.pk).for_update().scalar()
     if _is_reached(throttle, plan, submission, element):
-        raise PlanThrottled(
+        raise NoFurtherPage(
             f"as many elements of plan {plan.pk} run as its throttle allows ({throttle}): "
             f"astra throttle {plan.pk} --off"
         )

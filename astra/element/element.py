@@ -36,10 +36,9 @@ from astra.errors import (
     BusyError,
     DatabaseError,
     Interrupted,
+    NoFurtherPage,
     NotAllowed,
     OutOfMemory,
-    PlanPaused,
-    PlanThrottled,
     Superseded,
     UsageError,
 )
@@ -123,7 +122,7 @@ class Element:
         element = config.current().element
         self.tally = Tally(element.max_failures, element.max_failures_after)
         self.n_in_progress = FIRST_IN_PROGRESS  # rows that the next attempt is assumed to have
-        self.is_connected = self.has_loaded = self.is_paused = False
+        self.is_connected = self.has_loaded = False
         self.unacknowledged = False  # a claim was made that the database did not acknowledge
         self.schedule: Schedule | None = None  # of checkpoints, once a page has had some
         self.made_by = plan.made_by  # the row of `made_by` that results refer to
@@ -167,7 +166,7 @@ class Element:
         while end_s is None or not runs or now_s() + longest_s < end_s:
             began_s = now_s()
             if (run := self.run_page(number, element)) is None:
-                if self.is_paused or not self._await_page(element, end_s and end_s - longest_s):
+                if not self._await_page(element, end_s and end_s - longest_s):
                     break
                 continue
             number, longest_s = None, max(longest_s, now_s() - began_s)
@@ -199,12 +198,8 @@ class Element:
             spool.recover(plan, number, self.stop)
             self._connect()
             claim = self.stop.retrying(lambda: self._claim(number, element))
-        except PlanThrottled as error:
+        except NoFurtherPage as error:
             log.warning("%s", error)
-            return None
-        except PlanPaused as error:
-            log.warning("%s", error)
-            self.is_paused = True
             return None
         except (Superseded, BusyError) as error:
             log.warning("%s", error)
