@@ -46,7 +46,8 @@ class NextStep:
     pages: tuple[int, ...]
     state: str | None  # what ended their elements
     retry: bool
-    explanation: str
+    explanation: str  # "3 of 3 retries used up"
+    remedy: str | None = None  # the command that submits pages which are not retried
 
 
 #: States in which an element may end before it starts; this says nothing of its page. Nor does an
@@ -293,9 +294,8 @@ def exclude_bad_nodes(
 
 def grouped(steps: Iterable[PageStep]) -> list[NextStep]:
     """Group pages by their next step."""
-    groups: dict[tuple[str | None, bool, str], list[int]] = defaultdict(list)
-    for step in steps:
-        groups[step.decision.state, step.decision.retry, step.decision.explanation].append(
-            step.page.number
-        )
+    groups: dict[tuple[str | None, bool, str, str | None], list[int]] = defaultdict(list)
+    for page, decision in ((step.page, step.decision) for step in steps):
+        remedy = None if decision.retry else retry_policy.remedy(page.plan_pk, decision.state)
+        groups[decision.state, decision.retry, decision.explanation, remedy].append(page.number)
     return [NextStep(tuple(pages), *kind) for kind, pages in groups.items()]

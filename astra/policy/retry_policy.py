@@ -193,10 +193,10 @@ def _grown(
     return _Growth(f"with {text}" if text and not stuck else text, options, stuck)
 
 
-def remedy(state: str | None) -> str:
-    """Return the options of ``astra resume`` that retry pages which were given up."""
+def remedy(plan: int, state: str | None) -> str:
+    """Return the command that retries pages which were given up."""
     more = {"TIMEOUT": " --time ...", "OUT_OF_MEMORY": " --mem ..."}
-    return f"--only {state}{more.get(state or '', '')}"
+    return f"astra resume {plan} --only {state}{more.get(state or '', '')}"
 
 
 def bad_nodes(

@@ -27,13 +27,7 @@ from astra.status.page_states import Pages, current_pages
 from astra.submit.intent import hold_plan
 from astra.submit.local import LocalRun, start_local
 from astra.submit.night_hours import ALWAYS, Hours
-from astra.submit.submit import (
-    GivenUpPages,
-    Submitted,
-    check_ready,
-    refuse_cancelled,
-    submit_pages,
-)
+from astra.submit.submit import Submitted, check_ready, refuse_cancelled, submit_pages
 
 
 def resume(
@@ -179,14 +173,8 @@ def _with_other_pages(
     skipped[PageState.WAITING.value] -= n_held
     skipped["held"] = n_held
     skipped["given up"] = len(left)
-    remedy = f"astra resume {submitted.plan}"
-    given_up = tuple(
-        GivenUpPages(
-            s.pages, str(s.state), s.explanation, f"{remedy} {retry_policy.remedy(s.state)}"
-        )
-        for s in grouped(left)
-    )
-    return replace(submitted, skipped={s: n for s, n in skipped.items() if n}, left=given_up)
+    skipped_states = {state: n for state, n in skipped.items() if n}
+    return replace(submitted, skipped=skipped_states, left=tuple(grouped(left)))
 
 
 def resume_local(

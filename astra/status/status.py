@@ -26,7 +26,6 @@ from astra.models.table_checks import lacking_guard
 from astra.models.tracked_tables import tracked_model
 from astra.plan.lookup import get_plan
 from astra.plan.pages import PageStatus
-from astra.policy import retry_policy
 from astra.policy.next_steps import NextStep, grouped, next_steps
 from astra.slurm.parse import CONTRADICTED, Answer, is_group_limit
 from astra.states import ALIVE, COUNTED, ENDED, PageState, PlanState, SlurmState
@@ -305,8 +304,8 @@ def _advice(plan: Plan, pages: Pages, rows: Mapping[str, int], steps: list[NextS
         advice.append(
             f"astra resume {plan.pk}{suffix}   submits the pages that are neither done nor running"
         )
-    for state in sorted({str(step.state) for step in steps if not step.retry}):
-        advice.append(f"astra resume {plan.pk} {retry_policy.remedy(state)}   submits them anyway")
+    for remedy in sorted({step.remedy for step in steps if step.remedy}):
+        advice.append(f"{remedy}   submits them anyway")
     if plan.paused is None and plan.throttle is None and (idle := pages.left_by_idle_elements()):
         advice.append(f"astra logs {plan.pk} {idle.page}   shows why its elements began no page")
     died = next((p for p in in_states(pages, UNEXPLAINED) if p.exit_code), None)

@@ -16,6 +16,7 @@ from astra.models.attempts import excluded_nodes
 from astra.models.plans import Page, Plan, Submission
 from astra.plan.lookup import check_plan_version, get_plan, paused_message
 from astra.plan.pages import n_unfinished_pages, unsubmitted_pages
+from astra.policy.next_steps import NextStep
 from astra.slurm import client, limits, parse
 from astra.slurm import script as script_module
 from astra.slurm.command import available
@@ -50,16 +51,6 @@ class Job:
 
 
 @dataclass(frozen=True)
-class GivenUpPages:
-    """Pages that the policy does not submit again, and the command that does."""
-
-    pages: tuple[int, ...]
-    state: str  # how their elements ended
-    explanation: str  # "3 of 3 retries used up"
-    remedy: str  # "astra resume 1 --only TIMEOUT --time ..."
-
-
-@dataclass(frozen=True)
 class Submitted:
     """The result of a submission; ``submit`` and ``resume`` of :mod:`astra.api` return it.
 
@@ -78,7 +69,7 @@ class Submitted:
     profile: str | None = None  #: name of the profile
     unsubmitted: int = 0  #: pages left for later, because a limit of Slurm's was reached
     skipped: Mapping[str, int] = field(default_factory=dict)  #: pages that were skipped, by state
-    left: tuple[GivenUpPages, ...] = ()  #: pages that were given up
+    left: tuple[NextStep, ...] = ()  #: pages that the policy does not submit again
     message: str | None = None  #: why fewer pages were submitted than requested
     dry_run: bool = False  #: whether nothing was submitted
 

@@ -100,7 +100,7 @@ def test_pages_that_are_given_up_are_selected_by_the_state_that_the_remedy_names
     answer = Answer({("j", n): end for n, end in enumerate(ends, 1)}, queued=frozenset({"j"}))
     pages = read_pages(plan, answer, True)
     for page, step in zip(pages, next_steps.next_steps(plan, pages), strict=True):
-        _, state, *_ = retry_policy.remedy(step.decision.state).split()
+        state = retry_policy.remedy(plan.pk, step.decision.state).split()[4]
         chosen, _, _ = resume_module._choose(
             plan, False, resume_module.checked_states([state]), True, answer
         )
