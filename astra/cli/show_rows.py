@@ -92,21 +92,17 @@ def row_history(history: RowHistory) -> None:
         state = "up to date" if result.up_to_date else "out of date"
         number = f", number {result.number}" if result.number else ""
         show.line(
-            f"  {_at(result.modified)}  task_pk {result.task_pk}{number}, version "
+            f"  {written_moment(result.modified)}  task_pk {result.task_pk}{number}, version "
             f"{result.version}, {state}, by {_who(result.attempt)}"
         )
         _made_by(result.made_by)
     show.line("history:" if history.plans or history.ends else "history: none")
     events = [event for plan in history.plans for event in _of_plan(plan)]
-    events += [(end.at, *_of_end(end)) for end in history.ends]
-    for at, text, *more in sorted(events, key=lambda event: event[0]):
-        show.line(f"  {_at(at)}  {text}")
+    events += [(end.at, _of_end(end)) for end in history.ends]
+    for at, (text, *more) in sorted(events, key=lambda event: event[0]):
+        show.line(f"  {written_moment(at)}  {text}")
         for block in more:
             show.line(indent(block.rstrip(), " " * 27))
-
-
-def _at(moment: str) -> str:
-    return written_moment(datetime.fromisoformat(moment))
 
 
 def _who(attempt: int | None) -> str:
@@ -128,33 +124,32 @@ def _made_by(provenance: Provenance | None) -> None:
     show.line(f"    computed {where}; {'; '.join(parts)}")
 
 
-def _of_plan(plan: PlanOfRow) -> Iterator[tuple[str, ...]]:
+def _of_plan(plan: PlanOfRow) -> Iterator[tuple[datetime, list[str]]]:
     """Yield the events of one plan that contains the row."""
     how = f", --redo {plan.redo}" if plan.redo else ""
     how += f", --where {plan.where!r}" if plan.where else ""
     where = f"the row is in page {plan.page}{how}: {plan.outcome}"
-    yield plan.created, f"plan {plan.plan} was created; {where}"
+    yield plan.created, [f"plan {plan.plan} was created; {where}"]
     for moment, change in ((plan.paused, "paused"), (plan.cancelled, "cancelled")):
         if moment:
-            yield moment, f"plan {plan.plan} was {change}"
+            yield moment, [f"plan {plan.plan} was {change}"]
     for a in plan.attempts:
         place = f"job {a.job} on {a.host}" if a.job else a.host
         slurm = f", Slurm says {a.slurm_state}" if a.slurm_state else ""
-        text = f"attempt {a.attempt} (number {a.number} at its page) began: {place}"
-        yield a.began, text
+        yield a.began, [f"attempt {a.attempt} (number {a.number} at its page) began: {place}"]
         if a.ended or slurm:
-            ended = f"attempt {a.attempt}: {a.state}{slurm}"
-            yield a.ended or a.began, ended, *([a.message] if a.message else [])
+            ended = [f"attempt {a.attempt}: {a.state}{slurm}"]
+            yield a.ended or a.began, ended + ([a.message] if a.message else [])
 
 
-def _of_end(end: RecordedEnd) -> tuple[str, ...]:
+def _of_end(end: RecordedEnd) -> list[str]:
     """Return the lines about a failure or a row without a result; the traceback comes last."""
     origin = f"plan {end.plan}, attempt {end.attempt}" if end.plan else _who(end.attempt)
     if end.exception is None:
-        return (f"{end.what} ({origin})",)
+        return [f"{end.what} ({origin})"]
     times = f", {end.times} times" if end.times and end.times > 1 else ""
     text = f"{end.what} ({origin}{times}): {end.exception}: {hide(end.message or '')}"
-    return (text, hide(end.traceback)) if end.traceback else (text,)
+    return [text, hide(end.traceback)] if end.traceback else [text]
 
 
 def tried(row: Tried) -> None:

@@ -54,9 +54,9 @@ class StoredResult:
     number: int  # of several of the row
     version: str
     up_to_date: bool  # of this version, and of the row as it is now
-    created: str
-    modified: str
-    input_read: str
+    created: datetime
+    modified: datetime
+    input_read: datetime
     attempt: int | None
     made_by: Provenance | None
 
@@ -67,7 +67,7 @@ class RecordedEnd:
 
     what: str  # "failure", "refused result" or "no result"
     version: str
-    at: str
+    at: datetime
     plan: int | None
     page: int | None
     attempt: int | None
@@ -88,8 +88,8 @@ class AttemptAtRow:
     slurm_state: str | None
     job: str | None
     host: str
-    began: str
-    ended: str | None
+    began: datetime
+    ended: datetime | None
     message: str | None
     log: str | None
 
@@ -100,11 +100,11 @@ class PlanOfRow:
 
     plan: int
     version: str
-    created: str
+    created: datetime
     redo: str | None
     where: str | None
-    cancelled: str | None
-    paused: str | None
+    cancelled: datetime | None
+    paused: datetime | None
     page: int
     outcome: str  # how the row ended in it
     attempts: tuple[AttemptAtRow, ...]
@@ -314,7 +314,7 @@ class _Row:
         ):
             yield StoredResult(
                 pk, number, Version(version).text, bool(newest),
-                _time(created), _time(modified), _time(read), attempt, _provenance(made_by),
+                created, modified, read, attempt, _provenance(made_by),
             )  # fmt: skip
 
     def _ends(self) -> Iterator[RecordedEnd]:
@@ -331,7 +331,7 @@ class _Row:
                 of_failure = ("exception", "message", "times", "traceback")
                 yield RecordedEnd(
                     what, Version.of_major_minor(row.v_astra_major_minor).major_minor_text,
-                    _time(row.modified), row.plan_pk, row.page, row.attempt_pk,
+                    row.modified, row.plan_pk, row.page, row.attempt_pk,
                     _provenance(row.made_by), *(getattr(row, name, None) for name in of_failure),
                 )  # fmt: skip
 
@@ -352,9 +352,9 @@ class _Row:
             outcome = Outcome(page.outcomes[place]).name.lower().replace("_", " ")
             attempts = Attempt.select().where(Attempt.page == page.pk).order_by(Attempt.number)
             yield PlanOfRow(
-                plan.pk, plan.version.text, _time(plan.created), plan.redo, plan.where,
-                plan.cancelled and _time(plan.cancelled), plan.paused and _time(plan.paused),
-                page.number, outcome, tuple(map(_attempt_at_row, attempts)),
+                plan.pk, plan.version.text, plan.created, plan.redo, plan.where,
+                plan.cancelled, plan.paused, page.number, outcome,
+                tuple(map(_attempt_at_row, attempts)),
             )  # fmt: skip
 
 
@@ -375,9 +375,5 @@ def _attempt_at_row(attempt: Attempt) -> AttemptAtRow:
     job = None if attempt.job_id is None else f"{attempt.job_id}_{attempt.array_index}"
     return AttemptAtRow(
         attempt.pk, attempt.number, attempt.state, attempt.slurm_state, job, attempt.host,
-        _time(attempt.began), attempt.ended and _time(attempt.ended), attempt.message, attempt.log,
+        attempt.began, attempt.ended, attempt.message, attempt.log,
     )  # fmt: skip
-
-
-def _time(at: datetime) -> str:
-    return at.isoformat()
