@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from astra.plan.plan import Planned, create_plan, plan_at_most
     from astra.plan.sizes import Estimate
     from astra.plan.spool import Recovered
+    from astra.report.format import duration
     from astra.report.page import html as report_html
     from astra.report.report import report_of as report
     from astra.resume.cancel import Cancelled, cancel
