@@ -272,10 +272,10 @@ def verdict(result: Verdict) -> None:
         if n:
             line(f"  {count(n, 'row')} {condition}")
     for check, n in result.checks.items():
-        meaning, remedy = api.CHECKS[check]
+        known = api.CHECKS[check]
         console.print(f"[red]{check}[/]: {count(n, 'breach').replace('breachs', 'breaches')}")
-        line(f"  {meaning}")
-        line(f"  what to do: {remedy.replace('PLAN', str(result.plan))}")
+        line(f"  {known['meaning']}")
+        line(f"  what to do: {known['remedy'].replace('PLAN', str(result.plan))}")
         shown = [b for b in result.breaches if b.check == check]
         for breach in shown:
             place = [f"page {breach.page}"] if breach.page is not None else []

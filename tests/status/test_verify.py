@@ -415,7 +415,7 @@ def test_the_command_says_what_is_broken_and_exits_with_4(url):
     done = CliRunner().invoke(main, ["verify", str(plan)])
     assert done.exit_code == 4 and "inconsistent" in done.stdout
     assert "page 1, key 11" in done.stdout and "page 2, key 3" in done.stdout
-    assert CHECKS["result-missing"][0] in done.stdout
+    assert CHECKS["result-missing"]["meaning"] in done.stdout
     done = CliRunner().invoke(main, ["verify", str(plan), "--json"])
     answer = json.loads(done.stdout)
     assert done.exit_code == 4 and answer["n_breaches"] == 2 and not answer["sound"]
