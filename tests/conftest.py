@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+from psycopg2 import OperationalError
 
 from tests.servers import Postgres, Server, ServerError, Slurm, hear_interrupts
 
@@ -28,6 +29,10 @@ for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 ROOT = Path(__file__).resolve().parent.parent
 
 _TEMPLATE = "astra_template"
+
+#: The modules whose tables the databases of the tests have. A test makes the table of another model
+#: by itself (`create_table`): `init_database` makes those of all tests' models that are imported.
+MODULES = ("tests.sample_tasks", "tests.many_tasks")
 
 S = TypeVar("S", bound=Server)
 
@@ -40,7 +45,7 @@ _FOREIGN += ("PYTHONDONTWRITEBYTECODE",)
 def prepare_template(url: str) -> None:
     """Fill the database that every test's database is a copy of."""
     done = subprocess.run(
-        [sys.executable, "-m", "astra", "initdb", "tests.sample_tasks"],
+        [sys.executable, "-m", "astra", "initdb", *MODULES],
         cwd=ROOT,
         env={**os.environ, "ASTRA_DATABASE_URL": url},
         stdin=subprocess.DEVNULL,
@@ -145,9 +150,11 @@ def fresh_database(
     monkeypatch.setenv("ASTRA_DATABASE_URL", url)
     yield url
     _reset_database()
-    if not postgres.answers():  # the test took it down
+    try:
+        postgres.drop_database(name)
+    except OperationalError:  # the test took the server down
         postgres.restart()
-    postgres.drop_database(name)
+        postgres.drop_database(name)
 
 
 @pytest.fixture(scope="session")
@@ -159,7 +166,7 @@ def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
         from astra.models.schema import init_database
 
         _reset_database()  # pytest looks for attributes of all names in a module, `database` too
-        init_database(("tests.sample_tasks",))
+        init_database(MODULES)
         _reset_database()
     return file
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from astra.api import run_here
 from astra.cli.group import main
 from astra.cli.listing import Listing, Terminal
 from astra.database.connection import reset
@@ -22,7 +23,6 @@ from astra.models.attempts import Attempt
 from astra.models.plans import Plan
 from astra.plan.plan import create_plan
 from astra.resume.cancel import cancel
-from astra.resume.resume import resume_local
 from tests.conftest import ROOT, configured_copy
 from tests.sample_tasks import costly, fill, measure
 
@@ -48,7 +48,7 @@ def make_plans() -> None:
     fill(8)
     for task, arguments in ((measure, {"raise_every": 4}), (costly, {})):
         (planned,) = create_plan(task, BossVisitSpectrum, arguments=arguments)
-        resume_local(planned.plan)
+        run_here(planned.plan)
     Plan.update(created_by="somebody").where(Plan.pk == 2).execute()
     fill(4)
     create_plan(measure, BossVisitSpectrum)
@@ -129,7 +129,7 @@ def test_json_has_no_numbers_that_others_cannot_read(plans):
         raise AssertionError(f"JSON has no {word}")
 
     create_plan(measure, BossVisitSpectrum, redo="all", arguments={"spin_s": float("nan")})
-    resume_local(5)
+    run_here(5)
     why = ("why", "tests.sample_tasks.measure", "4", "--input-model", "BossVisitSpectrum")
     history = json.loads(astra(*why, "--json").stdout, parse_constant=refuse)
     assert history["results"][0]["made_by"]["arguments"]["spin_s"] is None
@@ -177,7 +177,7 @@ def test_what_is_piped_is_whole(sqlite_url):
     (planned,) = create_plan(
         measure, BossVisitSpectrum, arguments={"computed": f"/nonexistent/{long}"}
     )
-    resume_local(planned.plan)
+    run_here(planned.plan)
     shown = astra("failures", str(planned.plan)).stdout
     assert any(
         f"/nonexistent/{long}" in line and line.lstrip()[0].isdigit() for line in shown.splitlines()

@@ -219,9 +219,6 @@ def test_files_on_grids_of_their_own_are_shifted_to_rest(tmp_path):
 
 
 def test_a_sample_takes_its_spectra_from_the_database(tmp_path, stars, sqlite_url):
-    from astra.models.schema import init_database
-
-    init_database()
     labels, wavelength, flux, ivar = stars
     source = Source.create(sdss_id=1)
     keys = [

@@ -82,12 +82,12 @@ def test_a_row_that_hangs_in_a_task_that_collects(url):
 def test_a_task_that_leaves_no_memory_for_the_database_ends(url):
     """Its rows are stored, and each page costs one process; nothing waits for memory, or for a
     thread that has none to begin."""
-    plan = plan_of(40, 5, frugal)
+    plan = plan_of(15, 5, frugal)
     resume_local(plan.pk, 1)
     (log,) = Path().rglob("local-*.log")
     assert "this process has no memory left to use the database" in log.read_text()
     assert verify(plan.pk).whole and verify(plan.pk).sound
-    assert Measured.select().count() == 40
+    assert Measured.select().count() == 15
     assert {a.state for a in Attempt.select()} <= {"died", "done"}
 
 
@@ -191,7 +191,7 @@ def test_a_process_begins_with_no_row_in_progress():
 
 def test_a_row_that_ends_the_whole_element(url):
     """No process is left that knows which rows were in progress; the database records it."""
-    fill(8)
+    fill(4)
     (planned,) = create_plan(deadly, BossVisitSpectrum, arguments={"bad": 3})
     n_resumed = 0
     while status(planned.plan).state != "failed rows":
@@ -201,17 +201,17 @@ def test_a_row_that_ends_the_whole_element(url):
     (failed,) = failures(planned.plan)
     assert (failed.key, failed.exception) == (3, "KilledProcess")
     assert "being processed when its process ended without a record, 3 times" in failed.message
-    assert Measured.select().count() == 7 and verify(planned.plan).sound
+    assert Measured.select().count() == 3 and verify(planned.plan).sound
 
 
-@pytest.mark.parametrize("limit", [3, 12])
+@pytest.mark.parametrize("limit", [3, 6])
 def test_an_element_whose_rows_all_crash_breaks_its_page_and_takes_no_other(url, tmp_path, limit):
     """Its node is to blame, and not the rows of one page after the other."""
     with open(tmp_path / "astra.toml", "a") as file:
         file.write("max_deaths = 1\nmax_failures_after = 4\n")
     settings.reset()
     good = tmp_path / "good"
-    plan = plan_of(24, limit, crash, until=str(good))
+    plan = plan_of(12, limit, crash, until=str(good))
     resume_local(plan.pk, 1)
     found = status(plan.pk)
     with connection():
@@ -223,7 +223,7 @@ def test_an_element_whose_rows_all_crash_breaks_its_page_and_takes_no_other(url,
     good.touch()
     resume_local(plan.pk, 1)
     rows = status(plan.pk).rows
-    assert (rows["done"], rows.get("failed", 0)) == (24 - n_failed, n_failed)
+    assert (rows["done"], rows.get("failed", 0)) == (12 - n_failed, n_failed)
     assert verify(plan.pk).sound
 
 

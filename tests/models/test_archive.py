@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 import pytest
 from peewee import SQL
 
+from astra.api import run_here
 from astra.config.run_folder import run_folder, spool_files
 from astra.database.connection import bind, connection, database, dialect, reset
 from astra.database.sqlite import SQLite
@@ -101,7 +102,7 @@ def test_a_copy_gives_up_the_originals_plans_and_leaves_its_files_alone(url, cop
     assert script.read_text() == "of the original"
     (again,) = create_plan(measure, BossVisitSpectrum)
     assert again.rows == 10
-    resume_local(again.plan)
+    run_here(again.plan)
     with connection():
         assert Measured.select().count() == 10
     bind(url)

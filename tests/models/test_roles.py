@@ -179,7 +179,6 @@ def test_the_element_cannot_name_a_process_or_a_job_that_cancel_ends(of: Url) ->
 
 def test_the_element_replaces_the_results_of_a_row_that_has_fewer(of: Url) -> None:
     as_role(of, "owner")
-    init_database(("tests.many_tasks",))
     # Of 40 rows, by their keys, 0 to n results each; a row without any keeps those that it had.
     for n, rows in ((3, 60), (1, 40)):
         as_role(of, "plans")

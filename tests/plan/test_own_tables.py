@@ -97,7 +97,6 @@ def survey(postgres: Postgres) -> Iterator[str]:
         with connection():
             dialect().run("CREATE SCHEMA survey")
             rows_of_all()
-        with connection():
             dialect().run("GRANT USAGE ON SCHEMA survey TO astra")
             dialect().run("GRANT SELECT ON ALL TABLES IN SCHEMA survey TO astra")
         bind(postgres.url("survey", user="astra"))
@@ -116,7 +115,8 @@ def others(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
         url = request.getfixturevalue("sqlite_url")
         with connection():
             rows_of_all()
-        init_database(("tests.own_tables",))
+        for _, output in TASKS.values():
+            output.create_table()
         yield url
         return
     postgres, template = map(request.getfixturevalue, ("postgres", "survey"))

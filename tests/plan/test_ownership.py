@@ -14,7 +14,6 @@ from astra.errors import TaskError, UsageError
 from astra.models import BossCombinedSpectrum, BossVisitSpectrum, PipelineOutputModel, Source
 from astra.models.failures import Failure
 from astra.models.plans import MadeBy, Plan
-from astra.models.schema import init_database
 from astra.plan.lookup import get_plan
 from astra.plan.ownership import rename_task
 from astra.plan.plan import create_plan
@@ -69,7 +68,7 @@ MEASURE = REFUSED.format("tests.sample_tasks.measure")
 
 
 def test_a_second_task_is_refused_and_has_its_own_table(url: str) -> None:
-    init_database()
+    OtherMeasured.create_table()
     fill(4)
     (first,) = create_plan(measure, BossVisitSpectrum)
     with pytest.raises(TaskError, match=f"{MEASURE[:-15]}.*astra cancel {first.plan}"):  # will be
@@ -121,7 +120,7 @@ def test_what_a_direct_call_has_stored_counts(url: str) -> None:
 
 
 def test_results_of_spectra_by_a_task_on_sources_keep_others_out(url: str) -> None:
-    init_database()
+    Shared.create_table()
     fill(4)
     (spectra,) = create_plan(of_spectra)  # and the other way round
     with pytest.raises(

@@ -25,7 +25,6 @@ from astra.models.attempts import Attempt
 from astra.models.failures import Failure, NoResult
 from astra.models.nights import Night
 from astra.models.plans import MadeBy, Page, Plan
-from astra.models.schema import init_database
 from astra.night.plans import NightStep, begin_tasks
 from astra.plan.plan import create_plan
 from astra.plan.selection import Selection
@@ -55,7 +54,7 @@ def relabel(
 
 @pytest.fixture
 def labels(url, tmp_path):
-    init_database(("tests.plan.test_redo",))
+    Labelled.create_table()
     (tmp_path / "model.txt").write_text("1")
     fill(6)
     return tmp_path / "model.txt"
@@ -365,7 +364,7 @@ def run_night(settings) -> list[int]:
 def test_a_new_model_relabels_the_archive_over_two_nights(pg_url, tmp_path):
     """10,000 rows in two nights of 5,000, newest first; no row is without a result meanwhile."""
     settings = checked(tomllib.loads(NIGHT)["nights"])["labels"]
-    init_database(("tests.plan.test_redo",))
+    Labelled.create_table()
     (tmp_path / "model.txt").write_text("1")
     fill(10_000)
     with connection():

@@ -25,7 +25,7 @@ from astra.report.earlier import earlier_of
 from astra.report.format import duration
 from astra.report.page import html
 from astra.report.report import report_of
-from astra.resume.resume import resume, resume_local
+from astra.resume.resume import resume
 from astra.slurm.parse import Usage, parse_usage
 from astra.states import PlanState, SlurmState
 from astra.submit.submit import submit
@@ -420,7 +420,7 @@ def test_a_plan_of_one_attempt_has_a_report(sqlite_url, n_pages):
     """Series of one have their types, too."""
     fill(n_pages)
     (planned,) = create_plan(measure, "BossVisitSpectrum", limit=1)
-    resume_local(planned.plan)
+    run_here(planned.plan)
     report = report_of([planned.plan], "a plan")
     assert report.over_time is not None
     assert "Whole" in html(report)

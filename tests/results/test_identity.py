@@ -11,7 +11,6 @@ from astra.api import run_here
 from astra.database.connection import connection
 from astra.models import BossVisitSpectrum, PipelineOutputModel
 from astra.models.failures import Failure, NoResult
-from astra.models.schema import init_database
 from astra.plan.plan import create_plan
 from astra.status.status import status
 from astra.status.verify import verify
@@ -91,7 +90,7 @@ def misnamed_among_many(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Named]
 
 def run(which, **arguments) -> tuple[dict[str, str], set[int], set[str]]:
     """Run a plan of two pages; return messages of failures, rows with results, and without."""
-    init_database()
+    Named.create_table()
     fill(8, sources=1)
     (made,) = create_plan(which, BossVisitSpectrum, limit=4, arguments=arguments)
     run_here(made.plan)

@@ -11,7 +11,6 @@ from astra.database.connection import connection
 from astra.element.claiming import claim_page, this_process
 from astra.models import BossVisitSpectrum
 from astra.models.failures import Failure, NoResult
-from astra.models.schema import init_database
 from astra.plan.plan import create_plan
 from astra.results.checkpoint import take_back_failures, write
 from astra.results.rows import Checkpoint, HandedRow, Refusal, target_of
@@ -74,7 +73,6 @@ def yields_after_all(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Peak]:
 
 def run(function: object, batch_size: int, n: int = 3, **arguments: object) -> dict[str, int]:
     """Run a plan of `n` rows; return how many ended in which way."""
-    init_database(("tests.many_tasks",))
     fill(n)
     arguments |= {"batch_size": batch_size}
     (planned,) = create_plan(function, BossVisitSpectrum, limit=n, arguments=arguments)

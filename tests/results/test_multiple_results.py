@@ -13,7 +13,6 @@ from astra.database.connection import connection, database, dialect
 from astra.errors import DatabaseError, TaskError
 from astra.models import BossVisitSpectrum, OutputModel, Source, result_of
 from astra.models.failures import Failure, NoResult
-from astra.models.schema import init_database
 from astra.plan.lookup import get_plan
 from astra.plan.plan import create_plan
 from astra.plan.spool import recover
@@ -30,7 +29,6 @@ N, SOURCES = 30, 5
 @pytest.fixture
 def filled(url, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    init_database(("tests.many_tasks",))
     fill(N, sources=SOURCES)
     return url
 

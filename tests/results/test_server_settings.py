@@ -11,10 +11,10 @@ import pytest
 from peewee import BlobField, DateTimeField, DoubleField, TextField
 
 from astra import task
+from astra.api import run_here
 from astra.database.connection import bind, connection, database
 from astra.models import BossVisitSpectrum, PipelineOutputModel
 from astra.plan.plan import create_plan
-from astra.resume.resume import resume_local
 from astra.status.status import status
 from astra.status.verify import verify
 from tests.sample_tasks import fill
@@ -69,7 +69,7 @@ def test_what_is_stored_is_what_was_yielded(pg_url, postgres, n, of):
         postgres.sql(f"ALTER {of.format(name)} SET {setting} = {value}")
     bind(pg_url)
     (made,) = create_plan(settle, BossVisitSpectrum)
-    resume_local(made.plan)
+    run_here(made.plan)
     assert status(made.plan).state == "whole" and verify(made.plan).sound
     with psycopg2.connect(pg_url, options="-c extra_float_digits=3") as link, link.cursor() as c:
         c.execute("SELECT count(*) FROM settled JOIN boss_visit_spectrum s USING (spectrum_pk) "

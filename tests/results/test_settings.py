@@ -2,11 +2,11 @@
 
 import pytest
 
+from astra.api import run_here
 from astra.database.connection import bind, connection, database, reset, writing
 from astra.models import BossVisitSpectrum
 from astra.models.failures import Failure
 from astra.plan.plan import create_plan
-from astra.resume.resume import resume_local
 from astra.status.verify import verify
 from tests.sample_tasks import Measured, fill, measure
 
@@ -17,7 +17,7 @@ def run_all() -> dict[str, str]:
     """What failed of a plan of all pending rows, which is sound and has no pending row left."""
     (planned,) = create_plan(measure, BossVisitSpectrum, limit=60)
     assert planned.plan is not None
-    resume_local(planned.plan)
+    run_here(planned.plan)
     found = verify(planned.plan)
     assert found.sound and found.whole, found
     with connection():

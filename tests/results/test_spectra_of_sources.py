@@ -6,7 +6,6 @@ from peewee import fn
 from astra import generate_queries_for_task
 from astra.database.connection import connection
 from astra.models import BossVisitSpectrum
-from astra.models.schema import init_database
 from astra.plan.lookup import get_plan
 from astra.plan.plan import create_plan
 from astra.resume.resume import resume
@@ -23,7 +22,6 @@ pytestmark = [pytest.mark.slurm, pytest.mark.postgres]
 
 def test_a_killed_element_loses_and_repeats_no_spectrum(slurm):
     """Three spectra for each of 1,000 sources: 3,000 results, and nothing is pending."""
-    init_database(("tests.many_tasks",))
     fill(3000, sources=1000)
     with connection():
         key = fn.MOD(BossVisitSpectrum.spectrum_pk - 1, 1000) + 1

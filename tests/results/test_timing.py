@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from astra.api import run_here
 from astra.database.connection import database
 from astra.models.attempts import Attempt
 from astra.models.schema import init_database
@@ -123,7 +124,7 @@ def _signalled(plan_pk: int, number: int) -> None:
 
 
 def test_initdb_adds_missing_columns_and_tables(url):
-    resume_local(plan_of(5, 5))
+    run_here(plan_of(5, 5))
     for name in ("t_start_s", "t_rows_s", "row_times"):
         database.execute_sql(f"ALTER TABLE attempt DROP COLUMN {name}")
     for table in ("night_plan", "night"):

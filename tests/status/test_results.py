@@ -19,7 +19,6 @@ from astra.database.connection import connection
 from astra.errors import DatabaseError, TaskError
 from astra.fields import ArrayField
 from astra.models import BossVisitSpectrum, PipelineOutputModel
-from astra.models.schema import init_database
 from astra.plan.plan import create_plan
 from astra.status import results as module
 from astra.status.results import StoredResults, json_value
@@ -104,7 +103,7 @@ def shaped(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Shaped]:
 
 
 def test_arrays_flags_and_uuids_are_printed(sqlite_url):
-    init_database((__name__,))
+    Shaped.create_table()
     fill(2)
     run_here(create_plan(shaped)[0].plan)
     shown = astra("results", f"{__name__}.shaped").stdout

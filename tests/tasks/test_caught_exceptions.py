@@ -12,7 +12,6 @@ from astra.database.connection import connection
 from astra.errors import DatabaseError
 from astra.models import BossVisitSpectrum
 from astra.models.failures import NoResult
-from astra.models.schema import init_database
 from astra.plan.lookup import get_plan
 from astra.plan.plan import create_plan
 from astra.plan.spool import recover
@@ -59,7 +58,6 @@ def two_peaks(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Peak]:
 
 
 def test_a_row_with_some_of_its_results_is_not_stored(url):
-    init_database(("tests.many_tasks",))
     fill(3)
     with connection():
         rows = list(BossVisitSpectrum.select().order_by(BossVisitSpectrum.spectrum_pk))
