@@ -49,11 +49,8 @@ def provenance_of(
     TaskError
         If a file that an argument names cannot be read.
     """
-    declared, files, stored = (
-        declared_by(function),
-        _files(function, arguments),
-        _as_json(arguments),
-    )
+    declared, files = declared_by(function), _files(function, arguments)
+    stored = _as_json(arguments)
     columns = {
         "task": task_name(function),
         "output_table": None if output is None else table_name(output),
