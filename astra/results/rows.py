@@ -227,9 +227,8 @@ def changed_key_message(values: Sequence[object], output: type[Model]) -> str:
 def place_of(error: BaseException) -> str | None:
     """Return the line of the task, or of the user's code that it calls, that raised."""
     frame = own_frame(error)
-    if frame is None and isinstance(
-        error.__cause__, StopIteration
-    ):  # generator raised StopIteration
+    # Python replaces a StopIteration that a generator raises, and loses its place.
+    if frame is None and isinstance(error.__cause__, StopIteration):
         frame = own_frame(error.__cause__)
     return f"{frame.filename}:{frame.lineno} in {frame.name}" if frame else None
 
