@@ -131,6 +131,18 @@ def shown(value: object) -> str:
         return "a number of thousands of digits"
 
 
+def count(n: int, word: str, verb: str = "") -> str:
+    """Write a number with its noun, and with its verb.
+
+    >>> count(1, "row"), count(20000, "page"), count(1, "row", "are"), count(2, "row", "have")
+    ('1 row', '20,000 pages', '1 row is', '2 rows have')
+    """
+    if n == 1:
+        of_one = {"": "", "are": "is", "have": "has"}.get(verb, f"{verb}s")
+        return f"1 {word} {of_one}".rstrip()
+    return f"{n:,} {word}s {verb}".rstrip()
+
+
 def nearest(name: str, choices: Iterable[str]) -> str:
     """Return a sentence for the end of a message: the nearest known names, or all of them.
 

@@ -14,7 +14,7 @@ import numpy as np
 from astra.api import create_plan, init_database
 from astra.cli import show
 from astra.database.connection import bind, connection, database, reset, tuples
-from astra.errors import UsageError
+from astra.errors import UsageError, count
 from astra.models import BossVisitSpectrum, Slam, Source
 from astra.models.attempts import Attempt
 from astra.models.plans import Page
@@ -168,4 +168,4 @@ def _show_results() -> None:
         cells = ("" if n is None else f"{n:.{digits}f}" for n, digits in numbers)
         table.add(str(r.spectrum_pk), *cells)
     table.print(show.console)
-    show.line(f"... {show.count(n, 'result')} in the table slam, each spectrum once")
+    show.line(f"... {count(n, 'result')} in the table slam, each spectrum once")

@@ -7,7 +7,7 @@ from astra.cli.completion import TASK
 from astra.cli.group import main
 from astra.cli.options import COUNT, csv_option, input_model_option, json_option, read_keys
 from astra.cli.output import show, show_rows
-from astra.errors import UsageError
+from astra.errors import UsageError, count
 
 
 @main.command()
@@ -38,7 +38,7 @@ def results(
     else:
         show_rows.results(stored, limit)
     if stored.unknown and limit is None:
-        n = show.count(len(stored.unknown), "key")
+        n = count(len(stored.unknown), "key")
         show.note(f"{n} without a result: {api.keys_as_text(stored.unknown)}")
 
 

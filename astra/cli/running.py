@@ -23,7 +23,7 @@ from astra.cli.options import (
 from astra.cli.output import show, show_rows
 from astra.config.startup import one_line_for_each_error
 from astra.config.units import is_number
-from astra.errors import UsageError
+from astra.errors import UsageError, count
 from astra.states import worst
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def plan(
 def rename(old: str, task: str) -> None:
     """Assign the plans and results of a task's former name OLD to TASK."""
     n_plans = api.rename_task(old, task)
-    show.line(f"{show.count(n_plans, 'plan')} of {old} and their results now belong to {task}")
+    show.line(f"{count(n_plans, 'plan')} of {old} and their results now belong to {task}")
 
 
 @main.command()

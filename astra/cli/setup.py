@@ -12,7 +12,7 @@ from astra.cli.completion import COMMAND, MODULE
 from astra.cli.group import main
 from astra.cli.options import Number, json_option, profile_option, seconds
 from astra.cli.output import show
-from astra.errors import UsageError, nearest
+from astra.errors import UsageError, count, nearest
 
 if TYPE_CHECKING:
     from astra.doctor.finding import Finding
@@ -66,7 +66,7 @@ def initdb(
     if as_json:
         show.as_json({"database": hide_password(api.database_url()), "new": new, "notes": notes})
     else:
-        tables = f"{show.count(len(new), 'new table')}: {', '.join(new)}" if new else "up to date"
+        tables = f"{count(len(new), 'new table')}: {', '.join(new)}" if new else "up to date"
         show.line(f"{hide_password(api.database_url())}: {tables}")
         for note in notes:
             show.line(note)
@@ -124,10 +124,10 @@ def show_findings(findings: Iterable["Finding"], as_json: bool, quiet: bool, rea
         show.as_json(shown)
     elif api.is_ready(shown) and not quiet:
         warnings = sum(finding.state == "warning" for finding in shown)
-        show.line(f"{ready}, with {show.count(warnings, 'warning')}" if warnings else ready)
+        show.line(f"{ready}, with {count(warnings, 'warning')}" if warnings else ready)
     elif not quiet:
         failed = sum(finding.state == "failed" for finding in shown)
-        show.line(f"not ready: {show.count(failed, 'check')} failed")
+        show.line(f"not ready: {count(failed, 'check')} failed")
     sys.exit(0 if api.is_ready(shown) else 4)
 
 

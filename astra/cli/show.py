@@ -23,6 +23,7 @@ from astra.cli.listing import COLOURS, Listing, Terminal
 from astra.config.secrets import hide
 from astra.config.startup import printable
 from astra.config.units import written_moment
+from astra.errors import count
 from astra.states import PageState
 
 if TYPE_CHECKING:
@@ -93,15 +94,6 @@ def note(text: str) -> None:
 def coloured(state: str) -> str:
     colour = COLOURS.get(state)
     return f"[{colour}]{state}[/]" if colour else escape(state)
-
-
-def count(n: int, word: str) -> str:
-    """Write a number with its noun.
-
-    >>> count(1, "row"), count(20000, "page")
-    ('1 row', '20,000 pages')
-    """
-    return f"{n:,} {word}{'' if n == 1 else 's'}"
 
 
 def planned(plans: Iterable[Planned]) -> None:

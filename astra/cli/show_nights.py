@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from astra.cli.listing import Listing
-from astra.cli.show import coloured, console, count, escape, line
+from astra.cli.show import coloured, console, escape, line
 from astra.config.units import written_moment
+from astra.errors import count
 
 if TYPE_CHECKING:
     from astra.night.clean import Cleaned

@@ -16,6 +16,7 @@ from astra.cli import json_output, show
 from astra.cli.listing import Listing
 from astra.config.secrets import hide
 from astra.config.units import written_moment
+from astra.errors import count
 
 if TYPE_CHECKING:
     from astra.element.trial import Tried
@@ -160,7 +161,7 @@ def tried(row: Tried) -> None:
         return
     why = f", refused: {row.exception}: {row.message}" if row.exception else ""
     show.line(
-        f"{row.key}: {show.count(len(row.results), 'result') if row.results else 'no result'}{why}"
+        f"{row.key}: {count(len(row.results), 'result') if row.results else 'no result'}{why}"
     )
     for result in row.results:
         for name, value in result.items():

@@ -17,7 +17,6 @@ from astra import api
 from astra.cli.listing import COLOURS, Terminal
 from astra.cli.show import (
     console,
-    count,
     counts,
     error,
     escape,
@@ -26,6 +25,7 @@ from astra.cli.show import (
 )
 from astra.config.secrets import hide
 from astra.config.units import written_moment
+from astra.errors import count
 from astra.states import PageState
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import click
 
 from astra.cli.group import main
 from astra.cli.output import show
-from astra.errors import UsageError
+from astra.errors import UsageError, count
 
 if TYPE_CHECKING:
     from astra.pipelines.slam.model import Model
@@ -69,7 +69,7 @@ def train(
     _check_output(output, table, others)
     sample = read_sample(table, names, _range(within))
     if sample.n_without_labels:
-        n_rows = show.count(sample.n_without_labels, "row")
+        n_rows = count(sample.n_without_labels, "row")
         show.line(f"omitted {n_rows} in which a label is missing")
     outside = read_others(others, names, sample.wavelength) if others else None
     train_model(

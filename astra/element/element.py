@@ -41,6 +41,7 @@ from astra.errors import (
     OutOfMemory,
     Superseded,
     UsageError,
+    count,
 )
 from astra.models.archive import check_archive
 from astra.models.attempts import Attempt, is_same_attempt
@@ -380,7 +381,8 @@ class Element:
         """End an attempt as interrupted; return the error to raise."""
         n_left = claim.outcomes.count(Outcome.PENDING)
         message = (
-            f"asked to stop ({reason}); all yielded results are stored, {n_left} rows are left"
+            f"asked to stop ({reason}); all yielded results are stored, "
+            f"{count(n_left, 'row', 'are')} left"
         )
         self._record_end(claim, AttemptState.INTERRUPTED, message, gives_back)
         return Interrupted(f"page {claim.page.number} of plan {claim.page.plan_pk}: {message}")
@@ -445,7 +447,9 @@ def _save_to_spool(plan: Plan, claim: Claim, writer: Writer, error: DatabaseErro
     except UsageError as full:
         return Interrupted(f"{page}: {error}; what was yielded is lost, too, and will be computed "
                            f"again: the spool file cannot be written: {full}")  # fmt: skip
-    message = f"{len(unwritten)} rows are kept in {path}" if path else "all of it is stored"
+    message = (
+        f"{count(len(unwritten), 'row', 'are')} kept in {path}" if path else "all of it is stored"
+    )
     return Interrupted(f"{page}: {error}; {message}: astra resume {claim.page.plan_pk}")
 
 

@@ -38,7 +38,15 @@ from astra.config.run_folder import check_folder, write_whole
 from astra.config.settings import settings_of
 from astra.config.units import time_limit_s, written_moment
 from astra.database.connection import connection, dialect
-from astra.errors import AstraError, BusyError, ConfigError, SlurmError, Superseded, UsageError
+from astra.errors import (
+    AstraError,
+    BusyError,
+    ConfigError,
+    SlurmError,
+    Superseded,
+    UsageError,
+    count,
+)
 from astra.models.nights import Night, NightPlan
 from astra.models.table_checks import check_version
 from astra.night import finalizer as finalizer_module
@@ -451,7 +459,7 @@ def _missing(entries: list[NightPlan], settings: NightSettings, default_reason: 
             reason, command = default_reason, f"astra status {entry.plan_pk}"
             if entry.message:
                 reason, command = f"{default_reason} (it was cancelled)", "astra plans"
-            rows = f"{n_left(entry):,} rows are left{reason}"
+            rows = f"{count(n_left(entry), 'row', 'are')} left{reason}"
             lines.append(f"plan {entry.plan_pk} of {entry.task}: {rows}: {command}")
     begun = {entry.key for entry in entries}
     for task in settings.tasks:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from peewee import JOIN, Expression, fn
 
 from astra.database.connection import connection, tuples
+from astra.errors import count
 from astra.models.attempts import Attempt
 from astra.models.nights import Night, NightPlan
 from astra.models.plans import N_PENDING, Page, Plan, Submission
@@ -46,8 +47,8 @@ def rows_elsewhere(planned: Iterable[Planned]) -> list[str]:
     with connection():
         known = {plan for (plan,) in tuples(of_nights)}
     return [
-        f"plan {plan}, which is of no night, has {n_pending_rows(plan):,} pending rows of {task}: "
-        f"astra status {plan}"
+        f"plan {plan}, which is of no night, has "
+        f"{count(n_pending_rows(plan), 'pending row')} of {task}: astra status {plan}"
         for plan, task in task_of.items()
         if plan not in known
     ]

@@ -217,7 +217,7 @@ def _earlier(report: Report) -> Table | None:
         "rows/s": lambda e: number(e.rows_per_s, short),
         "time of a row": lambda e: number(e.row_s, unbroken),
         "whole": lambda e: (
-            "yes" if e.whole else f"{e.pending:,} rows left" if e.pending else "failed rows"
+            "yes" if e.whole else f"{e.pending:,} left" if e.pending else "failed rows"
         ),
     })  # fmt: skip
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from astra.database.connection import dialect
+from astra.errors import count
 from astra.plan.pages import PageStatus
 from astra.states import PageState, PlanState, worst
 from astra.status.page_states import never_starts
@@ -99,7 +100,7 @@ def _text(plans: Sequence[PlanStatus], kind: Kind) -> str:
         waiting, unsubmitted = pages["waiting"], pages["unsubmitted"]
         parts = [f"{_pages(waiting)} in the queue"] if waiting else []
         parts += [f"{_pages(unsubmitted)} not submitted"] if unsubmitted else []
-        return f"None of {n_rows:,} row{'s' if n_rows != 1 else ''} has begun: {', '.join(parts)}."
+        return f"None of {count(n_rows, 'row')} has begun: {', '.join(parts)}."
     return "; ".join([some, *_stuck_text(plans, pages)]) + "."
 
 
@@ -125,7 +126,7 @@ def _stuck_text(plans: Sequence[PlanStatus], pages: Mapping[str, int]) -> Iterab
 
 
 def _pages(n: int) -> str:
-    return f"{n:,} page{'s' if n != 1 else ''}"
+    return count(n, "page")
 
 
 def total(counts: Iterable[Mapping[str, int]]) -> Counter[str]:

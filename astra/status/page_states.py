@@ -14,6 +14,7 @@ from typing import NamedTuple, overload
 
 from astra.config import run_folder, settings
 from astra.database.connection import connection, database, dialect, tuples
+from astra.errors import count
 from astra.models.attempts import Attempt
 from astra.models.plans import N_PENDING, Page, Plan, Submission
 from astra.plan.pages import PageStatus
@@ -385,7 +386,7 @@ def spool_notes(plan: Plan) -> list[str]:
     """Return a note if results of a plan wait in spool files."""
     if not (files := run_folder.spool_files(plan.folder)):
         return []
-    many = "a spool file holds" if len(files) == 1 else f"{len(files)} spool files hold"
+    many = count(len(files), "spool file", "hold")
     return [f"{many} results that the database did not store: astra recover {plan.pk}"]
 
 

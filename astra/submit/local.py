@@ -14,7 +14,7 @@ from peewee import fn
 from astra.config import settings as config
 from astra.config.run_folder import check_folder, open_to_append, run_folder, umask_without_write
 from astra.database.connection import connection, retrying, tuples, url
-from astra.errors import DatabaseError, Interrupted
+from astra.errors import DatabaseError, Interrupted, count
 from astra.models.plans import Page, Plan, Submission
 from astra.plan.pages import pages_without_keys
 from astra.submit.intent import make_intent, new_submission
@@ -56,7 +56,7 @@ def _failed_elements(statuses: dict[int, int], log_path: str) -> str:
     """
     element, status = next(iter(statuses.items()))
     how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
-    number = "1 element" if len(statuses) == 1 else f"{len(statuses)} elements"
+    number = count(len(statuses), "element")
     which = ":" if len(statuses) == 1 else ", first"
     return f"{number} failed{which} element {element} ({how}); see {log_path}_{element}.log"
 

@@ -66,7 +66,7 @@ def spooled(n: int = 20, limit: int = 10) -> int:
 def test_what_was_spooled_is_not_computed_again(url):
     plan = spooled()
     Page.update(submission_pk=None).execute()
-    assert f"a spool file holds results that the database did not store: astra recover {plan}" in (
+    assert f"1 spool file holds results that the database did not store: astra recover {plan}" in (
         status(plan).notes
     )
     assert spool.recover(get_plan(plan)).rows == 6
