@@ -13,15 +13,14 @@ from typing import Any
 from astra.errors import AstraError, TaskError
 
 
-def import_named(name: str) -> types.ModuleType:
-    """Import a module by its dotted name.
+def import_named(name: str) -> types.ModuleType | None:
+    """Import a module by its dotted name; return None if it, or a package above it, does not exist.
 
     Raises
     ------
     TaskError
-        If the name is invalid, or the import raises or exits.
-    ModuleNotFoundError
-        If it, or a module that it imports, does not exist.
+        If the name is invalid, or the import raises or exits, also as a module that it imports does
+        not exist.
     """
     if not all(part.isidentifier() for part in name.split(".")) or name.endswith(".py"):
         parts = re.split(r"[/\\]", name.removesuffix(".py"))
@@ -33,15 +32,10 @@ def import_named(name: str) -> types.ModuleType:
         )
     try:
         return importlib.import_module(name)
-    except ModuleNotFoundError:
-        raise
     except (Exception, SystemExit) as error:
-        raise import_failed(name, error) from error
-
-
-def import_failed(name: str, error: BaseException) -> TaskError:
-    """Return the error to raise after the import of a module raised another."""
-    return TaskError(f"importing {name} failed: {_import_error(error)}")
+        if isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}."):
+            return None
+        raise TaskError(f"importing {name} failed: {_import_error(error)}") from error
 
 
 def _import_error(error: BaseException) -> str:

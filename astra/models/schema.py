@@ -21,7 +21,7 @@ from astra.models.administration import (
 from astra.models.archive import identify_archive
 from astra.models.base import BaseModel, columns_gone, every_subclass, missing_columns
 from astra.models.failures import RowWithoutResult
-from astra.models.importing import import_failed, import_named, import_path
+from astra.models.importing import import_named, import_path
 from astra.models.pipeline import BASES, OutputModel
 from astra.models.plans import Schema
 from astra.models.roles import Grant, check_grants, give, parse_grants
@@ -189,16 +189,12 @@ def _upgrade(version: int | None) -> None:
 
 
 def _import(name: str) -> None:
-    try:
-        import_named(name)
-    except ModuleNotFoundError as error:
+    if import_named(name) is None:
         package = name.rpartition(".")[0]
         hint = "is it installed, or in this folder?"
-        if package and error.name == name and "is not a package" in str(error):
-            hint = f"give the module alone: astra initdb {package}"
-        if error.name != name and not name.startswith(f"{error.name}."):
-            raise import_failed(name, error) from error
-        raise UsageError(f"the module {name!r} cannot be imported: {error}; {hint}") from error
+        if package and (above := import_named(package)) and not hasattr(above, "__path__"):
+            hint = f"{package!r} is not a package; give the module alone: astra initdb {package}"
+        raise UsageError(f"there is no module {name!r}; {hint}")
 
 
 def _shared_tables() -> Iterator[str]:

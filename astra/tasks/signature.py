@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeGuard, cast
 from peewee import Model
 
 from astra.errors import TaskError, nearest
-from astra.models.importing import import_failed, import_named
+from astra.models.importing import import_named
 
 if TYPE_CHECKING:
     from astra.models.pipeline import OutputModel
@@ -81,14 +81,8 @@ def _import(path: str) -> Callable[..., object] | None:
     module_name, _, function = path.partition(":")
     if not all(part.isidentifier() for part in module_name.split(".")):
         return None
-    try:
-        module = import_named(module_name)
-    except ModuleNotFoundError as error:
-        # What is missing is this module or one of its parents, not a module that it imports.
-        if error.name and (module_name + ".").startswith(error.name + "."):
-            return None
-        raise import_failed(module_name, error) from error
-    value = getattr(module, function, None)
+    module = import_named(module_name)
+    value = None if module is None else getattr(module, function, None)
     return value if callable(value) else None
 
 
@@ -159,15 +153,10 @@ def _near_tasks(name: str) -> str:
 
 
 def _tasks_in(module_name: str) -> list[str]:
-    """Return the names of a module's tasks; none where it cannot be imported."""
+    """Return the names of a module's tasks; none where there is no such module."""
     module = None
-    if module_name and all(part.isidentifier() for part in module_name.split(".")):
-        for path in (module_name, f"{_PIPELINES}.{module_name}"):
-            try:
-                module = import_named(path)
-                break
-            except ModuleNotFoundError:
-                continue
+    if all(part.isidentifier() for part in module_name.split(".")):
+        module = import_named(module_name) or import_named(f"{_PIPELINES}.{module_name}")
     values = vars(module) if module is not None else {}
     return sorted(f"{module_name}.{key}" for key, v in values.items() if hasattr(v, "__astra__"))
 
@@ -336,10 +325,7 @@ def _model_named(name: str) -> type[Model] | None:
 
     module, _, class_name = name.replace(":", ".").rpartition(".")
     for path in (f"{models.__name__}.{module}".rstrip("."), module):
-        try:
-            model = getattr(import_named(path), class_name, None) if path else None
-        except ModuleNotFoundError:
-            continue
+        model = getattr(import_named(path), class_name, None) if path else None
         if _is_model(model):
             return model
     models.import_all()
