@@ -8,19 +8,43 @@ import pwd
 import resource
 import sys
 import time
+from functools import cache
 from pathlib import Path
 
 
-def process_began(pid: int) -> str | None:
-    """Return when a process began, in ticks since the machine started; None if it has ended.
+@cache
+def process_space() -> str:
+    """Identify the machine since its start, and the space in which its processes are numbered.
 
-    It distinguishes a process from a later one with the same number (proc(5), field 22 of stat).
+    Containers may share a host name, and so may two machines.
+    """
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{boot} {os.stat('/proc/self/ns/pid').st_ino}"
+
+
+def process_began(pid: int) -> str | None:
+    """Return where and when a process began; None if it has ended, or is elsewhere.
+
+    The time, in ticks since the machine started, distinguishes a process from a later one with the
+    same number (proc(5), field 22 of stat).
     """
     try:
         fields = _stat(pid)
     except OSError:
         return None
-    return None if fields[0] == "Z" else fields[19]
+    return None if fields[0] == "Z" else f"{process_space()} {fields[19]}"
+
+
+def is_here(began: str | None) -> bool:
+    """Return whether a process of this host that began so can be seen by this one, if it lives."""
+    space = (began or "").rpartition(" ")[0]  # earlier versions did not record it
+    return space in ("", process_space())
+
+
+def is_running(pid: int, began: str | None) -> bool:
+    """Return whether the process with this number that began so runs here."""
+    now, then = process_began(pid), (began or "").rpartition(" ")[2]
+    return now is not None and now.rpartition(" ")[2] == then and is_here(began)
 
 
 def _stat(pid: int | str) -> list[str]:

@@ -116,8 +116,8 @@ class SQLite(Writing):
     def advice(self, message: str) -> str:
         """Describe what to check if the file cannot be opened."""
         return (
-            "check that its folder is there, that it is a file that you may read and write, and "
-            "ASTRA_DATABASE_URL, or [database] url"
+            "check that its folder is there and its disk not full, that it is a file that you may "
+            "read and write, and ASTRA_DATABASE_URL, or [database] url"
         )
 
     @staticmethod

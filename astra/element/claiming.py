@@ -21,7 +21,7 @@ from astra.errors import BusyError, Superseded
 from astra.models.attempts import Attempt, Suspect
 from astra.models.plans import Page, Plan, Submission
 from astra.plan.pages import is_cancelled, release
-from astra.processes import process_began
+from astra.processes import is_here, is_running, process_began
 from astra.results.claim import Claim, claim_of
 from astra.states import KILLED, OUT_OF_MEMORY, AttemptState, Outcome, SlurmState
 
@@ -266,7 +266,8 @@ def _supersede(
         and process.restarts > old.restarts
     )
     silent_s = (dialect().now() - old.seen).total_seconds()
-    dead_here = old.host == process.host and process_began(old.pid) != old.pid_began
+    can_be_seen = old.host == process.host and is_here(old.pid_began)
+    dead_here = can_be_seen and not is_running(old.pid, old.pid_began)
     overdue = silent_s > settings.current().element.lease_s
     # A claim of this process that was not acknowledged: it has not been given a row.
     is_own = unacknowledged and (old.host, old.pid, old.pid_began) == (

@@ -32,7 +32,7 @@ from astra.element.controls import is_throttled
 from astra.element.page_pool import cancel_waiting, left_in, may_have_waiting
 from astra.models.attempts import Attempt
 from astra.models.plans import Page, Plan, Submission
-from astra.processes import elements_here, now_s, process_began, process_start_s
+from astra.processes import elements_here, is_here, is_running, now_s, process_start_s
 from astra.results.stopping import Stop
 from astra.states import HELD, AttemptState, SlurmState
 
@@ -196,9 +196,10 @@ class Watcher:
     def _dead(self, held: list[Attempt]) -> list[tuple[Attempt, SlurmState | str]]:
         """Return the attempts whose process has ended, each with what is known of its end."""
         if self.submission.kind != "slurm":
-            self.given_up |= {a.pk for a in held if a.host != socket.gethostname()}
+            here = socket.gethostname()
+            self.given_up |= {a.pk for a in held if a.host != here or not is_here(a.pid_began)}
             local = [a for a in held if a.pk not in self.given_up]
-            ended = [a for a in local if process_began(a.pid) != a.pid_began]
+            ended = [a for a in local if not is_running(a.pid, a.pid_began)]
             alive = elements_here(self.submission.token) if ended else set()
             # An earlier process of this element crashed, and this one was not given its page.
             alive.discard(self.element)

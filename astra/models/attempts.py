@@ -40,7 +40,7 @@ class Attempt(BaseModel):
     restarts = IntegerField(default=0)  # SLURM_RESTART_COUNT
     host = TextField()
     pid = IntegerField()
-    pid_began = TextField(null=True)  # the start time of the process, from /proc
+    pid_began = TextField(null=True)  # where and when the process began, from /proc
     log = TextField(null=True)
     began = TimeField(now=True, null=False)
     seen = TimeField(now=True, null=False)  # the last claim, checkpoint, heartbeat or end

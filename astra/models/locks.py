@@ -7,7 +7,6 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -28,7 +27,7 @@ from astra.database.statement_timeout import bounded
 from astra.errors import AstraError, BusyError, UsageError
 from astra.models.archive import check_archive
 from astra.models.base import BaseModel, TimeField
-from astra.processes import user_name
+from astra.processes import process_space, user_name
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +42,7 @@ class Lock(BaseModel):
     purpose = TextField()
     since = TimeField(now=True, null=False)
     until = TimeField(null=True)  # NULL if nobody holds it
-    token = TextField(null=True)  # of the holder, see _process()
+    token = TextField(null=True)  # of the holder, see process_space()
 
     class Meta:
         table_name = "astra_lock"
@@ -134,7 +133,7 @@ class _Lease:
     """
 
     def __init__(self, name: str, purpose: str) -> None:
-        self._name, self._purpose, self._token = name, purpose, f"{_process()} {uuid4().hex}"
+        self._name, self._purpose, self._token = name, purpose, f"{process_space()} {uuid4().hex}"
         self._lasts_s = max(settings.current().database.answer_timeout_s, 4.0)
         self.is_over = threading.Event()
 
@@ -211,15 +210,9 @@ def _holder(purpose: str) -> dict[str, object]:
     return {**me, "purpose": purpose, "since": since}
 
 
-def _process() -> str:
-    """Identify the machine since its start, and the space in which its processes are numbered."""
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return f"{boot} {os.stat('/proc/self/ns/pid').st_ino}"
-
-
 def _is_dead(lock: Lock) -> bool:
     """Return whether the holder was a process of this machine, and has ended."""
-    if lock.token is None or not lock.token.startswith(f"{_process()} "):
+    if lock.token is None or not lock.token.startswith(f"{process_space()} "):
         return False
     try:
         os.kill(lock.pid, 0)

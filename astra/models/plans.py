@@ -120,7 +120,7 @@ class Submission(BaseModel):
     job_id = BigIntegerField(null=True, index=True)  # of the array; for local ones the pid
     cluster = TextField(null=True)  # as given to sbatch's --clusters
     cluster_name = TextField(null=True)  # of the cluster that took it
-    pid_began = TextField(null=True)  # for local ones: the start time of the process
+    pid_began = TextField(null=True)  # for local ones: where and when the process began
     job_name = TextField()
     host = TextField()  # from which it was submitted
     elements = KeysField()  # numbers of its elements, counted from 1 over the whole plan

@@ -23,7 +23,7 @@ from astra.models.attempts import Attempt
 from astra.models.plans import Page, Plan, Submission
 from astra.plan.lookup import get_plan
 from astra.plan.pages import PageStatus, pages_without_keys, release
-from astra.processes import command_of, is_element, process_began
+from astra.processes import command_of, is_element, is_running
 from astra.slurm import client, parse
 from astra.states import ALIVE, AttemptState, PageState
 from astra.status.page_states import current_pages, slurm_jobs
@@ -217,7 +217,7 @@ def _processes(attempts: Iterable[Attempt]) -> Iterator[int]:
     """
     for attempt in attempts:
         is_local = attempt.job_id is None and attempt.host == socket.gethostname()
-        if is_local and attempt.pid_began and process_began(attempt.pid) == attempt.pid_began:
+        if is_local and is_running(attempt.pid, attempt.pid_began):
             query = Submission.select(Submission.token)
             with connection():
                 token = query.where(Submission.pk == attempt.submission_pk).scalar()

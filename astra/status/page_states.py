@@ -18,7 +18,7 @@ from astra.errors import count
 from astra.models.attempts import Attempt
 from astra.models.plans import N_PENDING, Page, Plan, Submission
 from astra.plan.pages import PageStatus
-from astra.processes import elements_here, process_began
+from astra.processes import elements_here, is_here, is_running
 from astra.slurm import client, command, parse
 from astra.states import ALIVE, HELD, AttemptState, PageState, SlurmState
 
@@ -275,8 +275,8 @@ class Pages(Sequence[PageStatus]):
             return PageState.UNSUBMITTED
         if attempt.state not in HELD:
             return _RECORDED.get(attempt.state, PageState.LOST)
-        if attempt.host == socket.gethostname():
-            lives = process_began(attempt.pid) == attempt.pid_began
+        if attempt.host == socket.gethostname() and is_here(attempt.pid_began):
+            lives = is_running(attempt.pid, attempt.pid_began)
             lives = lives or attempt.element in self._elements_here(submission.token)
         else:
             lives = not self._is_silent(attempt.seen)
@@ -446,7 +446,7 @@ def _submitter_lives(submission: Submission) -> bool:
         submission.state == "submitted"
         and submission.host == socket.gethostname()
         and submission.job_id is not None
-        and submission.pid_began == process_began(submission.job_id)
+        and is_running(submission.job_id, submission.pid_began)
     )
 
 

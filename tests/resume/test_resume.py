@@ -1,7 +1,8 @@
 """A resume leaves a page to the element that claims it meanwhile."""
 
 import socket
-from datetime import timedelta
+from dataclasses import replace
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,25 @@ def interrupted(url: str) -> tuple[Plan, Submission]:
     claim(plan, submission, ElementProcess(host=socket.gethostname(), pid=1, pid_began="gone"))
     assert states(plan) == [PageState.LOST]
     return plan, submission
+
+
+def test_a_process_of_another_container_with_this_host_name_is_not_called_dead(url):
+    """Its number means nothing here: only a heartbeat that is overdue says that it has ended."""
+    plan = plan_of(20, 10)
+    submission = pool_of(plan)
+    here = this_process("local", Path())
+    elsewhere = replace(here, pid=1, pid_began="other-boot 4026531999 17")
+    earlier = replace(here, pid_began=str(here.pid_began).split()[-1])  # as version 0.8.1 wrote it
+    with connection():
+        for number, process in ((1, elsewhere), (2, earlier)):
+            assert claim_page(plan, number, submission, number, process) is not None
+    assert states(plan) == [PageState.RUNNING] * 2
+    with pytest.raises(BusyError), connection():
+        claim_page(plan, 1, submission, 3, here)
+    assert resume_local(plan.pk).skipped == {"running": 2}
+    with connection():
+        Attempt.update(seen=datetime(2026, 1, 1)).where(Attempt.pid == 1).execute()
+    assert states(plan) == [PageState.LOST, PageState.RUNNING]
 
 
 class TestHere:
