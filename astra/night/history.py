@@ -175,10 +175,12 @@ def night_of(name: str, date: object = None) -> NightStatus:
 def _unknown(name: str) -> UsageError:
     with connection():
         names = [n for (n,) in tuples(Night.select(Night.name).distinct())]
-    return UsageError(
-        f"no night {name!r} has begun yet; to begin it: astra nightly {name}. "
-        f"{nearest(name, names)}"
-    )
+    if name in (configured := settings.current().nights):
+        then = f"; to begin it: astra nightly {name}. {nearest(name, names)}"
+    else:
+        known = nearest(name, {*names, *configured})
+        then = f", and none of this name is configured. {known}"
+    return UsageError(f"no night {name!r} has begun yet{then}")
 
 
 def _states(listed: list[Night]) -> dict[int, str]:

@@ -27,6 +27,7 @@ from astra.slurm.parse import Answer, Execution, JobId
 from astra.states import SlurmState as S
 from astra.status.headline import Kind
 from astra.submit.intent import plan_lock
+from tests.configuration import configure
 from tests.nights import a_night, settings_of_tasks
 from tests.sample_tasks import fill, measure
 
@@ -202,7 +203,7 @@ def test_a_night_that_cannot_be_healed_keeps_no_other_from_it(url, monkeypatch):
 def test_a_night_that_there_is_not_is_named_as_it_was_given(sqlite_url):
     a_night()
     for name, which, words in (
-        ("survy", None, "no night 'survy' has begun yet; .*Did you mean 'survey'"),
+        ("survy", None, "no night 'survy' has begun yet, .*Did you mean 'survey'"),
         ("survey", "2026-01-03", "no night survey began on 2026-01-03. Did you mean '2026-01-02'"),
         ("survey", 77, "no night survey has the number 77. Known: 2026-01-02"),
     ):
@@ -210,6 +211,21 @@ def test_a_night_that_there_is_not_is_named_as_it_was_given(sqlite_url):
             night_of(name, which)
     with pytest.raises(UsageError, match="no night 'survy' has begun yet"):
         nights("survy")
+
+
+def test_a_night_that_is_not_configured_is_not_to_be_begun(sqlite_url, tmp_path, monkeypatch):
+    a_night()
+    text = '[nights.deep]\ntasks = ["tests.sample_tasks.measure"]\n'
+    configure(tmp_path, text, monkeypatch)
+    with pytest.raises(UsageError) as unknown:
+        nights("x")
+    assert str(unknown.value) == (
+        "no night 'x' has begun yet, and none of this name is configured. Known: deep, survey."
+    )
+    with pytest.raises(
+        UsageError, match=r"'deep' has begun yet; to begin it: astra nightly deep\. "
+    ):
+        nights("deep")
 
 
 def test_a_finalizer_waits_by_the_clock_for_jobs_of_another_cluster():
