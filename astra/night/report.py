@@ -2,8 +2,11 @@
 
 from collections.abc import Sequence
 
-from astra.night.history import NightStatus, night_of, nights
-from astra.report.earlier import Earlier, earlier_of
+from astra.database.connection import connection
+from astra.models.nights import Night
+from astra.night.history import NightStatus, night_of
+from astra.night.totals import plan_pks
+from astra.report.earlier import N_EARLIER, Earlier, earlier_of
 from astra.report.report import Report, report_of
 from astra.status.headline import Headline, Kind, headline_of
 from astra.status.status import PlanStatus
@@ -69,13 +72,9 @@ def _commands(night: NightStatus, kind: Kind, of_plans: Headline) -> list[str]:
 
 
 def _earlier_nights(night: NightStatus) -> list[Earlier]:
-    """Return earlier nights of the same name whose plans remain, the latest first."""
-    lines = []
-    for listed in nights(night.name, 8):
-        if listed.night >= night.night:
-            continue
-        earlier_night = night_of(listed.name, str(listed.night))
-        plans = [p.plan for p in earlier_night.plans if p.plan is not None and p.kept]
-        if plans and (earlier := earlier_of(plans, earlier_night.date)):
-            lines.append(earlier)
-    return lines
+    """Return the nights before one of the same name whose plans remain, the latest first."""
+    before = (Night.name == night.name) & (Night.pk < night.night)
+    with connection():
+        nights = list(Night.select().where(before).order_by(Night.pk.desc()).limit(N_EARLIER))
+    lines = (earlier_of(plan_pks(earlier), earlier.date) for earlier in nights)
+    return [line for line in lines if line is not None]

@@ -178,6 +178,17 @@ def test_a_plan_with_failed_rows_is_not_called_whole_in_its_night(sqlite_url):
     assert (earlier.pending, earlier.whole) == (0, False)
 
 
+def test_the_report_of_an_old_night_compares_it_with_the_nights_before(sqlite_url):
+    fill(2)
+    (made,) = create_plan(measure, BossVisitSpectrum)
+    run_here(made.plan)
+    with connection():
+        first, second, *_ = [a_night() for _ in range(10)]
+        NightPlan.create(night=first.pk, task="measure", plan_pk=made.plan)
+    _, report = report_of_night("survey", str(second.pk))
+    assert [(line.title, line.rows) for line in report.earlier] == [(first.date, 2)]
+
+
 def test_a_night_that_cannot_be_healed_keeps_no_other_from_it(url, monkeypatch):
     with connection():
         for name in ("damaged", "other"):
