@@ -221,8 +221,7 @@ def ends_of(page: Page) -> list[End]:
 def parsed_ends(text: str) -> list[End] | None:
     """Parse the stored ends of a page; return None if they are damaged."""
     try:
-        # Rows that were written before the field was renamed have its earlier name.
-        ends = [End(**end) for end in json.loads(text.replace('"in_vain"', '"no_row_ended"'))]
+        ends = [End(**end) for end in json.loads(text)]
     except (ValueError, TypeError, RecursionError):
         return None
     return ends if all(isinstance(end.state, str) for end in ends) else None

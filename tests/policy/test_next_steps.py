@@ -35,13 +35,6 @@ from tests.sample_tasks import Measured, fill, hungry, measure
 from tests.servers import Slurm, wait_for
 
 
-def test_ends_are_read_that_were_stored_under_an_earlier_name():
-    text = '[{"state": "TIMEOUT", "node": "n1", "in_vain": false}]'
-    ends = [End("TIMEOUT", "n1", no_row_ended=False)]
-    assert next_steps.parsed_ends(text) == ends
-    assert next_steps.parsed_ends(next_steps.ends_as_stored(ends)) == ends
-
-
 @pytest.mark.parametrize("accounting", [True, False])
 def test_a_page_that_nobody_began_uses_up_no_retry_if_slurm_cannot_say_its_end(url, accounting):
     """The accounting was purged, or gives no answer, and squeue has forgotten the array."""
