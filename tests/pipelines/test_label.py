@@ -190,3 +190,13 @@ def test_columns_are_those_of_the_table(model):
     assert own - {"result_flags"} == set(columns)
     row = Slam(**columns | {"flag_bad_chi2": True})
     assert row.flag_bad and row.flag_warn and not row.flag_edge
+
+
+@pytest.mark.parametrize("n", [2, 8, 20, 60])
+def test_a_spectrum_of_scattered_pixels_is_flagged(model, n, v_rad):
+    """Half way to their neighbours, they are wider than the model's spline reaches."""
+    pixels = synthetic.spectrum(DWARF, 60, np.random.default_rng(1), WAVELENGTH)
+    which = np.sort(np.random.default_rng(n).choice(WAVELENGTH.size, n, replace=False))
+    found = label(model, *(array[which] for array in pixels))
+    assert "flag_few_pixels" in flags(found)
+    assert near(found, DWARF) if found["teff"] else "flag_fit_failed" in flags(found)

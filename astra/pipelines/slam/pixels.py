@@ -34,6 +34,10 @@ MAX_WIDTH_AT_GAP = 3.0
 #: Number of edges after which the response of the spline to one edge falls below 1e-16.
 REACH = 28
 
+#: Pixels of the model to either side of its own that an observed pixel may cover. Wider ones, as of
+#: a spectrum of a few scattered pixels, are omitted: the spline reaches no further at its ends.
+MAX_HALF_WIDTH = REACH - 4
+
 _POLE = np.sqrt(3) - 2
 
 
@@ -237,7 +241,8 @@ class Binned:
         n_pixels = grid.wavelength.size
         pixel, _ = grid.place((observed.left + observed.right) / 2)
         (first, t_first), (last, t_last) = grid.place(observed.left), grid.place(observed.right)
-        inside = np.flatnonzero((first >= 0) & (last < n_pixels))
+        fits = np.maximum(pixel - first, last - pixel) <= MAX_HALF_WIDTH
+        inside = np.flatnonzero((first >= 0) & (last < n_pixels) & fits)
         pixel, first, last = pixel[inside], first[inside], last[inside]
         t_first, t_last = t_first[inside], t_last[inside]
         weight = observed.ivar[inside]
