@@ -133,11 +133,10 @@ class Common:
         """Escape the characters of a text that the database's encoding lacks."""
         return text
 
-    def table(self, model: Any) -> str:
-        """Return the quoted name of a model's table, with its schema."""
-        meta = model._meta
-        parts = [meta.schema, meta.table_name] if meta.schema else [meta.table_name]
-        return ".".join(map(self.quote, parts))
+    def table(self, model: Any, beside: str | None = None) -> str:
+        """Return the quoted name of a model's table, or of what is `beside` it, with its schema."""
+        schema, name = model._meta.schema, beside or model._meta.table_name
+        return ".".join(map(self.quote, [schema, name] if schema else [name]))
 
     def literal(self, value: Any) -> str:
         """Write a value as a statement without parameters has it."""

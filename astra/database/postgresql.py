@@ -262,9 +262,7 @@ class PostgreSQL(Keys):
         The column never keeps its value, and never decreases: saving a row that was loaded earlier
         cannot hide a change that somebody else made meanwhile.
         """
-        table = self.table(model)
-        prefix = self.quote(model._meta.schema) + "." if model._meta.schema else ""
-        function = prefix + self.quote(_keeper_of(column))
+        table, function = self.table(model), self.table(model, _keeper_of(column))
         body = queries.KEEP_MODIFIED_BODY.format(column=self.quote(column))
         heirs = [
             name.replace("%", "%%") for name in self.fetch_column(queries.INHERITING, (table,) * 2)

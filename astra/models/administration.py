@@ -61,7 +61,7 @@ def index_while_in_use(models: Iterable[type[BaseModel]]) -> None:
         for name, columns, sql, parameters in missing:
             if have.keys() >= set(columns) and not parameters:
                 # An earlier attempt may have left an invalid index.
-                index = _name_beside(model, stored_name(name))
+                index = engine.table(model, stored_name(name))
                 engine.run(postgresql_queries.DROP_INDEX, index=index)
                 engine.run(sql.replace("INDEX IF NOT EXISTS", "INDEX CONCURRENTLY IF NOT EXISTS"))
 
@@ -74,7 +74,7 @@ def make_views(models: Iterable[type[BaseModel]]) -> list[str]:
         if not issubclass(model, OutputModel) or not (links := model.declared_links.values()):
             continue
         name = f"{model._meta.table_name}_current"
-        view, table = _name_beside(model, name), engine.table(model)
+        view, table = engine.table(model, name), engine.table(model)
         current = " AND ".join(
             queries.IS_CURRENT.format(table=table, same_row=_same_row(model, link))
             for link in links
@@ -105,12 +105,6 @@ def _replace_view(view: str, table: str, condition: str) -> None:
             f"the view {view} cannot be replaced: {engine.message(error)}; nothing was changed; "
             f"drop it (DROP VIEW {view}), and run this again"
         ) from error
-
-
-def _name_beside(model: type[Model], name: str) -> str:
-    """Return the quoted name of an object in the schema of a model's table."""
-    names = [model._meta.schema, name] if model._meta.schema else [name]
-    return ".".join(map(dialect().quote, names))
 
 
 def _same_row(model: type[Model], link: Link) -> str:
