@@ -1,8 +1,8 @@
 """Submit and resume plans, on Slurm or on this machine."""
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import overload
 
@@ -11,7 +11,7 @@ from astra.config.profiles import choose_profile, keys_for_slurm
 from astra.config.units import is_number
 from astra.database.connection import connection, keep_connected
 from astra.database.threads import in_background
-from astra.errors import AstraError, UsageError
+from astra.errors import AstraError, SlurmUnknown, UsageError
 from astra.models.plans import MadeBy, Plan
 from astra.plan import sizes
 from astra.plan.plan import Planned, Planning
@@ -111,7 +111,8 @@ class Execution:
     def resume(self, plan: int, failed: bool, only: list[str]) -> Submitted:
         self.check()
         if not self.local:
-            return resume(plan, failed, only, self.profile_name, self.options, self.dry_run)
+            with _names_next_step(f"astra {'retry' if failed else 'resume'} {plan}"):
+                return resume(plan, failed, only, self.profile_name, self.options, self.dry_run)
         if only:
             raise UsageError("--only selects pages by their Slurm state; --local has none")
         return self._run_here(plan, failed)
@@ -127,6 +128,17 @@ class Execution:
             return resume_local(
                 plan, self.n_processes, failed, report, chosen.row_timeout, chosen.setup
             )
+
+
+@contextmanager
+def _names_next_step(command: str) -> Iterator[None]:
+    """End the message of an error with the command to type when Slurm answers, if it has none."""
+    try:
+        yield
+    except SlurmUnknown as error:
+        if "astra " not in str(error):
+            error.args = (f"{error}; when Slurm answers: {command}",)
+        raise
 
 
 def submit_task(
@@ -151,7 +163,8 @@ def submit_task(
                 f"plan {plan} is frozen: {', '.join(given)} can be chosen when a task is planned, "
                 "not afterwards; leave it out, or give the task's name"
             )
-        return [(None, execution.submit(plan))]
+        with _names_next_step(f"astra submit {plan}"):
+            return [(None, execution.submit(plan))]
     profile = None
     if not execution.local:
         profile = choose_profile(execution.profile_name, execution.options)

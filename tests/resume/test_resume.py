@@ -20,6 +20,7 @@ from astra.slurm.parse import Answer, Execution, merge_answers
 from astra.states import PageState, SlurmState
 from astra.status.status import status
 from astra.submit.submit import submit
+from tests.configuration import configure
 from tests.forks import astra
 from tests.pools import array_of, plan_of, pool_of, states
 from tests.servers import Slurm, wait_for
@@ -170,6 +171,23 @@ def test_a_command_that_submits_no_page_ends_with_another_status(pg_url, monkeyp
         done = astra(verb, plan.pk)
         assert done.returncode == 6 and "3 unknown" in done.stdout, done.stdout
         assert f"astra resume {plan.pk}   again" in done.stdout
+
+
+@pytest.mark.parametrize("verb", ["submit", "resume", "retry"])
+def test_what_to_type_when_slurm_answers_again_is_said(pg_url, tmp_path, monkeypatch, verb):
+    plan = plan_of(6, 3, raise_every=5)
+    if verb == "retry":
+        resume_local(plan.pk)
+    for name in ("sbatch", "squeue", "sacct", "scontrol", "sinfo"):
+        script = tmp_path / "bin" / name
+        script.parent.mkdir(exist_ok=True)
+        script.write_text("#!/bin/sh\necho 'Unable to contact slurm controller' >&2; exit 1\n")
+        script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:/usr/bin:/bin")
+    configure(tmp_path, "[slurm]\nretries = 0\n", monkeypatch)
+    done = astra(verb, plan.pk)
+    assert done.returncode == 6, done.stdout + done.stderr
+    assert done.stderr.endswith(f"; when Slurm answers: astra {verb} {plan.pk}\n"), done.stderr
 
 
 @pytest.mark.parametrize(("n_held", "exit_status"), [(3, 4), (1, 4), (0, 0)])
