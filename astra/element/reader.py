@@ -4,6 +4,7 @@ import logging
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from datetime import datetime
 from functools import cache, reduce
 from inspect import getattr_static
@@ -45,7 +46,7 @@ from astra.models.pipeline import OutputModel, link_of
 from astra.models.spectrum import pixel_columns
 from astra.plan.pending import has_result
 from astra.results.claim import Claim
-from astra.results.rows import HandedRow, Refusal, changed_key_message
+from astra.results.rows import HandedRow, Refusal, changed_key_message, described, error_text
 from astra.results.stopping import Stop
 from astra.results.writer import Writer
 from astra.states import INPUT_GONE, Outcome
@@ -59,6 +60,13 @@ CHUNK_ROWS, CHUNK_BYTES, MIN_ROWS_LEFT = 1000, 4_000_000, 32
 
 #: Seconds of work for which an attempt records in advance which rows will be in progress.
 LOOK_AHEAD_S = 5.0
+
+#: Errors that one row may bring about as it is read: of a column that a view computes, of a value
+#: that the driver does not know, or of a field of the model.
+_UNREADABLE = (
+    peewee.DataError, peewee.InternalError, ArithmeticError, AttributeError, LookupError, TypeError,
+    ValueError,
+)  # fmt: skip
 
 #: Rows that were read together, and the keys of the rows after them.
 Chunk = tuple[list[HandedRow], list[RowKey]]
@@ -221,13 +229,14 @@ class Reader:
         # The clock is read first, so that the rows are at least as recent as this time.
         now = dialect().now()
         chunk, rest = self._cut(keys)
-        rows = self._rows(chunk)
+        unread: dict[RowKey, Exception] = {}
+        rows = self._rows(chunk, unread)
         if self.unmeasured and len(rows) < len(chunk):
             self.unmeasured = False
             chunk, rest = self._cut(keys)
-            rows = self._rows(chunk)
-        changed = self._note_changed(rows)
-        rest = self._note_missing([k for k in chunk if k not in rows and k not in changed]) + rest
+            rows = self._rows(chunk, unread)
+        ended = self._note_changed(rows) | self._note_unread(unread, len(chunk))
+        rest = self._note_missing([k for k in chunk if k not in rows and k not in ended]) + rest
         self.t_read_s += time.perf_counter() - began
         return [self._handed(k, *rows[k], now) for k in chunk if k in rows], rest
 
@@ -240,11 +249,24 @@ class Reader:
     def _query_for(self, keys: list[RowKey]) -> "ModelSelect[Model]":
         return self.key.narrowed(all_rows(self.model), keys)
 
-    def _rows(self, keys: list[RowKey]) -> dict[RowKey, tuple[Model, object]]:
+    def _rows(
+        self, keys: list[RowKey], unread: dict[RowKey, Exception]
+    ) -> dict[RowKey, tuple[Model, object]]:
         """Return the rows without a result, and when they were modified, by key.
 
-        As long as arrays are not measured, it omits rows that have any.
+        As long as arrays are not measured, it omits rows that have any. Rows that cannot be read
+        are found by halves, and added to `unread` with their error.
         """
+        try:
+            return self._rows_at_once(keys)
+        except _UNREADABLE as error:
+            if len(keys) == 1:
+                unread[keys[0]] = error
+                return {}
+        half = len(keys) // 2
+        return self._rows(keys[:half], unread) | self._rows(keys[half:], unread)
+
+    def _rows_at_once(self, keys: list[RowKey]) -> dict[RowKey, tuple[Model, object]]:
         wanted = ~self._has_result()
         if self.unmeasured:
             wanted &= self._size() < 1  # for "= 0" PostgreSQL's planner would expect hardly any
@@ -277,6 +299,35 @@ class Reader:
                 refusal = Refusal(HandedRow(k, None, modified), "KeyChanged", message)
                 self.writer.add(failures=[refusal])
         return changed
+
+    def _note_unread(self, unread: dict[RowKey, Exception], n_rows: int) -> set[RowKey]:
+        """Record rows of a chunk that cannot be read as failures; return their keys.
+
+        Raises
+        ------
+        BrokenElement
+            If most rows cannot be read: the table or its model is to blame, and not its rows.
+        """
+        if not unread or self.writer is None:
+            return set(unread)
+        tally = self.writer.tally
+        is_first = not self.n_given and Outcome.RESULT.value not in self.claim.outcomes
+        if len(unread) > tally.share * n_rows and (n_rows >= tally.after or is_first):
+            key, error = next(iter(unread.items()))
+            raise BrokenElement(
+                f"{len(unread)} of {n_rows} rows cannot be read, such as {key}: "
+                f"{described(error)}: the rows stay pending"
+            ) from error
+        moment = peewee.Value(None) if self.moment is None else self.moment
+        for key, error in unread.items():
+            query, stored = self._query_for([key]).select(moment), None
+            with suppress(*_UNREADABLE):
+                stored = next(iter(database.execute(query).fetchall()), (None,))[0]
+            modified = OutputModel.input_modified.python_value(stored)
+            message = f"the row cannot be read: {error_text(error)}"
+            refusal = Refusal(HandedRow(key, None, modified), type(error).__name__, message)
+            self.writer.add(failures=[refusal])
+        return set(unread)
 
     def _note_missing(self, keys: list[RowKey]) -> list[RowKey]:
         """Record rows that already have a result or were deleted; return the keys of the others."""
