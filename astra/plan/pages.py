@@ -13,6 +13,7 @@ from astra.models.attempts import Attempt
 from astra.models.keys import RowKey
 from astra.models.plans import N_PENDING, Page, Plan
 from astra.states import AttemptState, PageState
+from astra.version import CURRENT
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,3 +130,30 @@ def pages_without_keys(plan: Plan) -> "ModelSelect[Page]":
         .where(Page.plan == plan.pk)
         .order_by(Page.number)
     )  # fmt: skip
+
+
+def planning_lock(name: str, table: str) -> str:
+    """Return the name of the lock of whoever gives rows of a task to a plan."""
+    return f"planning {name} {table}"
+
+
+def live_pages(name: str, table: str) -> "ModelSelect[Page]":
+    """Return the pages of a task's plans that still have to end rows.
+
+    A plan of another version cannot run. A cancelled one lives on in the pages that an attempt
+    still runs.
+    """
+    running = Attempt.select(Attempt.pk).where(
+        (Attempt.pk == Page.attempt_pk) & (Attempt.state == AttemptState.RUNNING.value)
+    )
+    return (
+        Page.select()
+        .join(Plan)
+        .where(
+            (Plan.task == name)
+            & (Plan.input_table == table)
+            & CURRENT.shares_results(Plan.v_astra)
+            & (Plan.cancelled.is_null() | fn.EXISTS(running))
+            & (N_PENDING > 0)
+        )
+    )

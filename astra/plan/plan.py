@@ -16,21 +16,20 @@ from astra.database.connection import connection, dialect, tuples
 from astra.database.threads import in_background
 from astra.errors import TaskError
 from astra.models.archive import check_archive
-from astra.models.attempts import Attempt
 from astra.models.failures import Failure
 from astra.models.importing import import_path
 from astra.models.keys import all_rows, check_keys, key_of, modified_field, table_name
 from astra.models.locks import transaction_with_locks
 from astra.models.pipeline import OutputModel, link_of
-from astra.models.plans import N_PENDING, Page, Plan
+from astra.models.plans import Page, Plan
 from astra.models.table_checks import check_guards, check_key_types, check_tables, check_version
 from astra.plan.ownership import check_many, check_own_results
-from astra.plan.pages import release_without_heartbeat
+from astra.plan.pages import live_pages, planning_lock, release_without_heartbeat
 from astra.plan.pending import whole_number
 from astra.plan.selection import Choice, Selection, ended
 from astra.plan.task_import import check_importable, current_folder, import_root
 from astra.processes import user_name
-from astra.states import QUARANTINED, AttemptState
+from astra.states import QUARANTINED
 from astra.tasks.arguments import as_stored, parse_arguments
 from astra.tasks.declared import declared_by
 from astra.tasks.provenance import (
@@ -245,14 +244,14 @@ def plan_at_most(task: Callable[..., object] | str, planning: Planning) -> list[
 def _freeze(choice: Choice, arguments: dict[str, object], limit: int, dry_run: bool) -> Planned:
     """Freeze the rows of one input model, in one transaction that no other planning overlaps."""
     name, table, model, output = choice.task, choice.table, choice.model, choice.output
-    locks = (f"planning {name} {table}", f"results in {table_name(output)}")
+    locks = (planning_lock(name, table), f"results in {table_name(output)}")
     with transaction_with_locks(locks, f"plans {name} on {table}"):
         check_own_results(choice.function, model, output)
         release_without_heartbeat(name, table)
-        live_pages = _live_pages(name, table)
-        query = live_pages.select(Page.plan).distinct().order_by(Page.plan)
+        held_pages = live_pages(name, table)
+        query = held_pages.select(Page.plan).distinct().order_by(Page.plan)
         live = [pk for (pk,) in tuples(query)]
-        pending, left_out = _without_left_out(choice, live_pages if live else None)
+        pending, left_out = _without_left_out(choice, held_pages if live else None)
         plan = _record(choice, arguments, limit, dry_run)
         pages, rows = _write_pages(plan, pending, choice)
         if not rows:
@@ -314,28 +313,6 @@ def _write_pages(plan: Plan, pending: ModelSelect, choice: Choice) -> tuple[int,
     keys = pending.select(key.column.alias("key"), *columns).order_by(*map(SQL, by))
     keys = keys.limit(choice.selection.max_rows)
     return dialect().freeze(keys, Page, plan.pk, plan.limit, ", ".join(by), key.page_column)
-
-
-def _live_pages(name: str, table: str) -> "ModelSelect[Page]":
-    """Return the pages of a task's plans that still have to end rows.
-
-    A plan of another version cannot run. A cancelled one lives on in the pages that an attempt
-    still runs.
-    """
-    running = Attempt.select(Attempt.pk).where(
-        (Attempt.pk == Page.attempt_pk) & (Attempt.state == AttemptState.RUNNING.value)
-    )
-    return (
-        Page.select()
-        .join(Plan)
-        .where(
-            (Plan.task == name)
-            & (Plan.input_table == table)
-            & CURRENT.shares_results(Plan.v_astra)
-            & (Plan.cancelled.is_null() | fn.EXISTS(running))
-            & (N_PENDING > 0)
-        )
-    )
 
 
 def _record(choice: Choice, arguments: dict[str, object], limit: int, dry_run: bool) -> Plan:

@@ -1,16 +1,19 @@
 """Resume a plan: submit the pages that are neither done nor running, with their missing rows."""
 
+import logging
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from astra.config.profiles import choose_profile
-from astra.database.connection import connection, writing
+from astra.database.connection import connection
 from astra.element.suspects import reset_deaths
 from astra.errors import UsageError, nearest
+from astra.models.keys import RowKey
+from astra.models.locks import transaction_with_locks
 from astra.models.plans import Page, Plan
 from astra.plan.lookup import check_plan_version, get_plan, paused_message
-from astra.plan.pages import PageStatus, pages_without_keys
+from astra.plan.pages import PageStatus, live_pages, pages_without_keys, planning_lock
 from astra.policy import retry_policy
 from astra.policy.next_steps import (
     PageStep,
@@ -28,6 +31,8 @@ from astra.submit.intent import hold_plan
 from astra.submit.local import LocalRun, start_local
 from astra.submit.night_hours import ALWAYS, Hours
 from astra.submit.submit import Submitted, check_ready, refuse_cancelled, submit_pages
+
+log = logging.getLogger(__name__)
 
 
 def resume(
@@ -278,16 +283,33 @@ def _ends(page: PageStatus) -> set[str | None]:
 
 
 def _reset(plan: Plan, numbers: set[int]) -> None:
-    """Make the failed rows of these pages pending again."""
-    with connection(), writing():
-        failed = Page.select().where((Page.plan == plan.pk) & (Page.n_failed > 0))
-        pages = [page for page in failed if page.number in numbers]
+    """Make the failed rows of these pages pending again, except those that other plans will run."""
+    lock = planning_lock(plan.task, plan.input_table)
+    with connection(), transaction_with_locks((lock,), f"retries plan {plan.pk}"):
+        has_failed = Page.select().where((Page.plan == plan.pk) & (Page.n_failed > 0))
+        pages = [page for page in has_failed if page.number in numbers]
+        failed = {key for page in pages for key in _keys_by_outcome(page, Outcome.FAILURE)}
+        held: defaultdict[int, set[RowKey]] = defaultdict(set)
+        for page in live_pages(plan.task, plan.input_table).where(Page.plan != plan.pk):
+            held[page.plan_pk].update(failed.intersection(_keys_by_outcome(page, Outcome.PENDING)))
+        again = failed.difference(*held.values())
         reset_deaths(pages)
         for page in pages:
-            was = bytes(page.outcomes)
-            outcomes = was.replace(bytes([Outcome.FAILURE]), bytes([Outcome.PENDING]))
+            outcomes = bytearray(page.outcomes)
+            for place, key in enumerate(page.row_keys):
+                if outcomes[place] == Outcome.FAILURE and key in again:
+                    outcomes[place] = Outcome.PENDING
             as_read = (Page.pk == page.pk) & (Page.outcomes == page.outcomes)
-            Page.update(outcomes=outcomes, n_failed=0).where(as_read).execute()
+            n_failed = outcomes.count(Outcome.FAILURE)
+            Page.update(outcomes=bytes(outcomes), n_failed=n_failed).where(as_read).execute()
+    for other, keys in held.items():
+        if keys:
+            text = "%d failed rows are left to plan %d, which will run them: astra status %d"
+            log.warning(text, len(keys), other, other)
+
+
+def _keys_by_outcome(page: Page, outcome: Outcome) -> Iterator[RowKey]:
+    return (key for key, was in zip(page.row_keys, page.outcomes, strict=True) if was == outcome)
 
 
 def checked_states(texts: Iterable[str]) -> frozenset[str]:

@@ -8,12 +8,16 @@ from pathlib import Path
 import pytest
 
 import astra.resume.resume as resume_module
+from astra.api import run_here
 from astra.cli import show
 from astra.database.connection import connection, dialect
 from astra.element.claiming import ElementProcess, claim_page, this_process
 from astra.errors import BusyError, SlurmError, UsageError
+from astra.models import BossVisitSpectrum
 from astra.models.attempts import Attempt
 from astra.models.plans import Page, Plan, Submission
+from astra.plan.plan import create_plan
+from astra.resume.cancel import cancel
 from astra.resume.controls import pause
 from astra.resume.resume import checked_states, resume, resume_local
 from astra.slurm.parse import Answer, Execution, merge_answers
@@ -23,6 +27,7 @@ from astra.submit.submit import submit
 from tests.configuration import configure
 from tests.forks import astra
 from tests.pools import array_of, plan_of, pool_of, states
+from tests.sample_tasks import fill, measure
 from tests.servers import Slurm, wait_for
 
 
@@ -77,6 +82,20 @@ def test_a_process_of_another_container_with_this_host_name_is_not_called_dead(u
     with connection():
         Attempt.update(seen=datetime(2026, 1, 1)).where(Attempt.pid == 1).execute()
     assert states(plan) == [PageState.LOST, PageState.RUNNING]
+
+
+def test_failed_rows_that_a_later_plan_will_run_are_left_to_it(url, caplog):
+    """They would be computed twice."""
+    fill(10)
+    (first,) = create_plan(measure, BossVisitSpectrum, arguments={"raise_every": 4})
+    run_here(first.plan)
+    (later,) = create_plan(measure, BossVisitSpectrum, again=True, max_rows=1)
+    assert (status(first.plan).rows["failed"], later.rows) == (2, 1)
+    assert resume_local(first.plan, failed=True).rows == 1
+    assert f"1 failed rows are left to plan {later.plan}, which will" in caplog.text
+    assert status(first.plan).rows["failed"] == 2  # of which one is that of the later plan
+    cancel(later.plan)
+    assert resume_local(first.plan, failed=True).rows == 2
 
 
 class TestHere:
