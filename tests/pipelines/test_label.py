@@ -8,6 +8,7 @@ import pytest
 from astra.models import BossVisitSpectrum
 from astra.pipelines.slam import BATCH, slam, synthetic
 from astra.pipelines.slam.label import label, label_many, prepare
+from astra.pipelines.slam.model_file import load
 from astra.pipelines.slam.synthetic import LABELS, WAVELENGTH
 from astra.pipelines.slam.training import train
 from tests.pipelines.spectra import DWARF, flags, near, small_set
@@ -193,10 +194,23 @@ def test_columns_are_those_of_the_table(model):
 
 
 @pytest.mark.parametrize("n", [2, 8, 20, 60])
-def test_a_spectrum_of_scattered_pixels_is_flagged(model, n, v_rad):
+def test_a_spectrum_of_scattered_pixels_is_flagged(model, n):
     """Half way to their neighbours, they are wider than the model's spline reaches."""
     pixels = synthetic.spectrum(DWARF, 60, np.random.default_rng(1), WAVELENGTH)
     which = np.sort(np.random.default_rng(n).choice(WAVELENGTH.size, n, replace=False))
     found = label(model, *(array[which] for array in pixels))
     assert "flag_few_pixels" in flags(found)
     assert near(found, DWARF) if found["teff"] else "flag_fit_failed" in flags(found)
+
+
+@pytest.mark.parametrize("part", [slice(400, 1400), slice(300, 900), slice(700, None)])
+@pytest.mark.parametrize("teff", [3840.0, 4060.0])
+def test_a_spectrum_of_which_a_part_is_missing_begins_at_the_right_node(part, teff):
+    """Its continuum differs from that of a whole one, for which another node would fit better."""
+    model = load("slam_templates")
+    flux = model.flux(np.array([[teff, 0.0]]))[0] * (model.wavelength / 6000) ** 3
+    noise = np.full(flux.size, 50.0 / flux.mean())
+    flux = flux + np.random.default_rng(1).normal(size=flux.size) / noise
+    found = label(model, model.wavelength[part], flux[part], noise[part] ** 2)
+    assert abs(found["teff"] - teff) < 2 * found["e_teff"] < 400, found["teff"]
+    assert "flag_bad_chi2" not in flags(found)

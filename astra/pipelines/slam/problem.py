@@ -80,13 +80,17 @@ class Problem:
         """Return the nodes at which to start (M, D), and the chi2 of the best node (M,).
 
         The first is the node with the lowest chi2. With few nodes, chi2 may have several minima, so
-        the best of the nodes that are far from the first is returned as well. For speed, the
-        continuum is not fitted, the model is not averaged like the spectra, and only some pixels of
-        a large model are used.
+        the best of the nodes that are far from the first is returned as well, and the continuum is
+        fitted: that of a spectrum of which a part is missing differs from the model's. For speed,
+        it is not fitted with many nodes, the model is not averaged like the spectra, and only some
+        pixels of a large model are used.
         """
         model, some = self.model, self.model.start_pixels
         square, flux = self.weight[:, some] ** 2, self.spectra.flux[:, some]
-        chi2 = np.append(square, square * flux, axis=1) @ model.start_fluxes
+        if len(model.nodes) <= FEW_NODES and self.curves.shape[1]:
+            chi2 = self._chi2_with_continua(square, flux)
+        else:
+            chi2 = np.append(square, square * flux, axis=1) @ model.start_fluxes
         chi2 += (square * flux**2).sum(1, keepdims=True)
         best = np.argmin(chi2, axis=1)
         starts = [self._at_nodes(best)]
@@ -95,6 +99,17 @@ class Problem:
             far = np.where(distance > FAR_DISTANCE, chi2, np.inf)
             starts.append(self._at_nodes(np.argmin(far, axis=1)))
         return starts, chi2.min(1)
+
+    def _chi2_with_continua(self, square: Array, flux: Array) -> Array:
+        """Return chi2 at each node with its best continuum, less that of a flux of 0; (M, N)."""
+        some = self.model.start_pixels
+        nodes, curves = self.model.node_flux[:, some], self.curves[some]
+        gram = np.stack([products(square * node**2, self.model.continuum_moments[some])
+                         for node in nodes], axis=1)  # fmt: skip
+        along = np.stack([(square * flux * node) @ curves for node in nodes], axis=1)
+        trace = np.trace(gram, axis1=2, axis2=3)[..., None, None]
+        inverse = np.linalg.inv(gram + (1e-13 * trace + 1e-300) * np.eye(curves.shape[1]))
+        return -(along[..., None, :] @ inverse @ along[..., None])[..., 0, 0]
 
     def _at_nodes(self, which: Integers) -> Array:
         """Return the parameters of nodes, with the velocity in the middle of its range; (M, D)."""
