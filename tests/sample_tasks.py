@@ -185,6 +185,23 @@ def catch_everything(
 
 
 @task
+def own_handler(
+    spectra: Iterable[BossVisitSpectrum], begun: str = "", then: str = ""
+) -> Iterable[Measured]:
+    """Handles SIGTERM itself, by a function that raises; or no more, so that it dies of it."""
+
+    def on_sigterm(number: int, frame: object) -> None:
+        raise {"exits": SystemExit, "interrupts": KeyboardInterrupt, "raises": ValueError}[then]
+
+    signal.signal(signal.SIGTERM, signal.SIG_DFL if then == "dies" else on_sigterm)
+    for row in spectra:
+        if begun:
+            Path(begun).touch()
+            time.sleep(600)
+        yield Measured.from_spectrum(row, value=1.0)
+
+
+@task
 def close_files(spectra: Iterable[BossVisitSpectrum], at: int = 0) -> Iterable[Measured]:
     """At one row it closes every file of its process, as libraries that become daemons do."""
     for row in spectra:

@@ -42,11 +42,14 @@ def note_death(
         log.error("the element's process %s before it claimed a page", death.cause)
         return False
 
-    def work() -> bool:
+    places = [] if death.on_request else board.places()
+
+    def work() -> None:
         with writing():
             page = Page.get_or_none(Page.pk == board.page_pk)  # its plan may have been removed
-            places = board.places()
             subject = "a row" if places else "no row was in progress: the task"
+            if death.on_request:
+                subject = "the task"
             values = {
                 "message": clean(f"{subject} {death.cause}", 2000),
                 "n_handed": -1,
@@ -60,15 +63,14 @@ def note_death(
             update = Attempt.update(values).where(is_open)
             if page and page.attempt_pk == board.attempt_pk and update.execute():
                 record_death(page.pk, places, death)
-            return bool(places)
 
     try:
-        had_rows = retrying(work, waiting=waiting)
+        retrying(work, waiting=waiting)
     except AstraError as error:
         log.error("the suspect rows could not be recorded: %s", error)
         return False
-    log.error("the task %s; suspect rows: %d", death.cause, board.n_in_progress())
-    return had_rows
+    log.error("the task %s; suspect rows: %d", death.cause, len(places))
+    return bool(places)
 
 
 def give_up(board: ProgressBoard, death: Death, waiting: Any = None) -> None:

@@ -363,6 +363,8 @@ class Element:
                 pass
             self.tally.check_end(self.plan.task)
         finally:
+            # A handler of the task's that raises must not interrupt how its page ends.
+            self.stop.take_back_signals()
             writer.close()
             self._abandon()
 
@@ -372,6 +374,7 @@ class Element:
         It also records the end of the attempt, unless there are failures: these may still turn out
         to be the fault of no row.
         """
+        self.stop.take_back_signals()
         self._abandon()
         if not self.tally.n_failed:
             claim.end = lambda: _end_attempt(claim, AttemptState.DONE, blame.note)

@@ -14,7 +14,7 @@ from astra.database.connection import LAST_WAIT_S
 from astra.database.memory import start_thread
 from astra.database.statement_timeout import limit_all
 from astra.errors import Interrupted
-from astra.results.stopping import ActiveRuns, Stop
+from astra.results.stopping import ActiveRuns, SignalHandler, Stop
 
 _NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
@@ -127,6 +127,11 @@ def stop_on_signals(stop: Stop) -> Iterator[None]:
                 if number in _NUMBERS:
                     ask_to_stop(number)
 
+    def take_back() -> dict[int, SignalHandler]:
+        handlers = {number: signal.signal(number, on_signal) for number in _NUMBERS}
+        return {number: own for number, own in handlers.items() if own is not on_signal}
+
+    stop.take_back_signals = take_back
     previous = {n: signal.signal(n, on_signal) for n in _NUMBERS}
     previous[_INTERRUPT] = signal.signal(_INTERRUPT, interrupter.on_signal)
     waker = signal.set_wakeup_fd(pipe.write_end, warn_on_full_buffer=False)
@@ -135,6 +140,7 @@ def stop_on_signals(stop: Stop) -> Iterator[None]:
     try:
         yield
     finally:
+        stop.take_back_signals = dict
         interrupter.end()
         interrupting.join()
         if pipe.is_open():

@@ -263,6 +263,9 @@ class _Parent:
             return Death(TIMED_OUT, cause, True)
         if self.board.out_of_memory:
             return Death(OUT_OF_MEMORY, "ran out of memory (MemoryError)")
+        if self.requests.is_set() and status != -signal.SIGKILL:
+            how = f"exit status {status}" if status >= 0 else signal.Signals(-status).name
+            return Death(KILLED, f"ended its process when asked to stop ({how})", on_request=True)
         if status >= 0:
             return Death(KILLED, f"ended its process (exit status {status})")
         name = signal.Signals(-status).name

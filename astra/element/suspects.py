@@ -25,6 +25,7 @@ class Death:
     exception: str
     cause: str  # "killed its process (signal 11, SIGSEGV)"
     certain: bool = False  # a row that was alone in progress is to blame, at its first death
+    on_request: bool = False  # the process was asked to stop: no row is to blame
 
 
 def record_death(page_pk: int, places: Sequence[int], death: Death) -> None:

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from astra.config.value_checks import entry, flag, number, whole
@@ -31,6 +32,12 @@ class Settings:
     re_raise_exceptions: bool = entry(True, flag)
 
 
+SignalHandler = Callable[[int, FrameType | None], object] | int | None
+
+#: How long the thread that receives signals may take to hear of one [s].
+HEARD_S = 0.2
+
+
 class Stop:
     """A request to end the run, after the row in progress or soon after."""
 
@@ -39,6 +46,8 @@ class Stop:
         self.is_wanted = False  # the same, for code that does not wait: it is read at every row
         self.reason = ""
         self.is_loading = False  # the task is imported, which may be interrupted like a row
+        #: Ends the handlers of signals that the task has set; returns them.
+        self.take_back_signals: Callable[[], dict[int, SignalHandler]] = dict
 
     @contextmanager
     def loading(self) -> Iterator[None]:
@@ -53,6 +62,16 @@ class Stop:
         self.reason = self.reason or reason
         self.is_wanted = True
         self.wanted.set()
+
+    def was_asked(self) -> bool:
+        """Return whether a stop is wanted, also by the signal at which a handler of the task's own
+        has raised. Such a handler does not interrupt what follows."""
+        own = self.take_back_signals()
+        if self.wanted.wait(HEARD_S if own else 0):
+            return True
+        for caught, handler in own.items():
+            signal.signal(caught, handler)
+        return False
 
     def retrying(self, work: Callable[[], T], bound_s: float | None = None) -> T:
         """Call `work()` as :func:`retrying` does, for LAST_WAIT_S once a stop is wanted."""

@@ -252,21 +252,19 @@ class Run:
     def _check_end(self, error: BaseException | None = None) -> None:
         """Raise what ended the run, where the task has caught it, and returned or raised `error`.
 
-        The rows in progress have neither failed then, nor no result.
+        The rows in progress have neither failed then, nor no result. Nor has a row failed that
+        raises when its element was asked to stop: a handler of the task's own may have raised.
         """
         ActiveRuns.check()
         fatal_error = self.writer.fatal_error
         if fatal_error is not None:
             raise fatal_error from (None if fatal_error is error else error)
+        if error is not None and self.is_page and self.stop.was_asked():
+            raise Terminated from error
 
     def _ends_with(self, error: BaseException) -> bool:
-        """Return whether an exception ends the run, and is no failure of a row.
-
-        In an element, a signal raises nothing else than :class:`Terminated`: its task itself raised
-        whatever it is.
-        """
-        is_own = self.is_page and not self.stop.is_wanted
-        return isinstance(error, Terminated if is_own else INTERRUPTIONS)
+        """Return whether an exception ends the run, and is no failure of a row."""
+        return isinstance(error, Terminated if self.is_page else INTERRUPTIONS)
 
     def _stored(self) -> Iterator[object]:
         """Pass on results that are in the database, unless they were passed on at once."""

@@ -16,7 +16,9 @@ from astra.api import run_here
 from astra.config import settings
 from astra.database.connection import LAST_WAIT_S, connection, database
 from astra.element.signals import stop_on_signals
-from astra.models.attempts import Attempt
+from astra.errors import Interrupted
+from astra.models.attempts import Attempt, Suspect
+from astra.results import checkpoint
 from astra.results.stopping import Stop, Terminated
 from astra.status.verify import verify
 from tests.conftest import ROOT
@@ -26,6 +28,7 @@ from tests.sample_tasks import (
     close_and_print,
     close_descriptors,
     close_output,
+    own_handler,
 )
 from tests.servers import wait_for
 
@@ -199,6 +202,41 @@ def test_a_row_that_is_interrupted_stays_pending_although_its_task_catches_that(
     assert verify(plan.pk).rows["pending"] == 5
     with connection():
         assert [attempt.state for attempt in Attempt.select()] == ["interrupted"]
+
+
+@pytest.mark.parametrize("then", ["exits", "interrupts", "raises", "dies"])
+def test_no_row_is_to_blame_if_the_task_handles_the_signal_itself(url, tmp_path, monkeypatch, then):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    begun = tmp_path / "begun"
+    plan = plan_of(5, 5, own_handler, begun=str(begun), then=then)
+    words = ["--plan", str(plan.pk), "--job", pool_of(plan).token, "--element", "1"]
+    with subprocess.Popen([sys.executable, "-m", "astra", "run-page", *words]) as element:
+        wait_for(begun.exists, "the first row", 60)
+        element.terminate()
+    assert element.returncode == 75
+    assert verify(plan.pk).rows["pending"] == 5
+    with connection():
+        assert not Suspect.select().exists()
+        (attempt,) = Attempt.select()
+    assert attempt.state == ("died" if then == "dies" else "interrupted")
+
+
+@pytest.mark.postgres
+def test_a_handler_of_the_tasks_own_does_not_interrupt_the_end_of_a_page(pg_url, monkeypatch):
+    """Rows that were committed at that moment would be counted twice."""
+
+    def write_and_be_asked_to_stop(*arguments):
+        written = checkpoint.write(*arguments)
+        signal.raise_signal(signal.SIGTERM)
+        return written
+
+    monkeypatch.setattr("astra.results.writer.write", write_and_be_asked_to_stop)
+    plan = plan_of(5, 5, own_handler, then="exits")
+    with pytest.raises(Interrupted):
+        run_here(plan.pk)
+    assert verify(plan.pk).whole
+    with connection():
+        assert [(attempt.state, attempt.n_done) for attempt in Attempt.select()] == [("done", 5)]
 
 
 @pytest.mark.parametrize("function", [close_descriptors, close_and_print])
