@@ -399,9 +399,13 @@ def usage(jobs: Iterable[int | JobId], recent_s: float = 0.0) -> list[Usage]:
         If there is no accounting, or it does not answer.
     """
     usages: list[Usage] = []
-    for cluster, some in _by_cluster(jobs):
+    # One accounting answers for several clusters, on each of them.
+    given = (job if isinstance(job, JobId) else JobId(job) for job in jobs)
+    placed = (replace(job, cluster=job.cluster or job.home) for job in given)
+    for cluster, some in _by_cluster(placed):
         for part in _chunks(_ids(some)):
-            args = ["sacct", "-n", "-P", *_EVER, "-j", _list(part)]
+            # -D: also of jobs whose number is another job's by now.
+            args = ["sacct", "-n", "-P", "-D", *_EVER, "-j", _list(part)]
             args += ["-o", ",".join(USAGE), *on(cluster)]
             usages += parse_usage(run(args, recent_s), _names(some))
     return usages

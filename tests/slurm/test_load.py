@@ -64,6 +64,7 @@ def fifty_arrays() -> int:
     for place, page in enumerate(Page.select().order_by(Page.number)):
         submission = new_submission(plan, [page.number], 0, 1, "slurm")
         submission.state, submission.job_id = "submitted", 800_000 + place
+        submission.cluster_name = "test"
         make_intent(submission, [page])
     return plan.pk
 

@@ -18,7 +18,7 @@ from astra.night import finalizer
 from astra.plan.plan import create_plan
 from astra.resume.cancel import cancel
 from astra.resume.resume import resume
-from astra.slurm import limits
+from astra.slurm import client, limits
 from astra.slurm.limits import partition_limits
 from astra.slurm.parse import JobId
 from astra.status.status import status
@@ -160,3 +160,20 @@ def test_limits_of_a_user_on_another_cluster_are_not_those_here(slurm, other_clu
     found = [finding.message for finding in check_slurm([])]
     other_cluster.run("sacctmgr", *f"{limit}-1".split())
     assert [line for line in found if "sdss" in line] == ["account sdss: no limit of jobs"]
+
+
+def test_what_elements_used_is_known_although_a_stranger_has_their_number(
+    slurm, other_cluster, at_login
+):
+    """Also on a login node of another cluster."""
+    at_login(other_cluster)
+    words = ("sbatch", "--parsable", "--array=1", "--wrap=sleep 1.5", "-o", "/dev/null")
+    ours = int(other_cluster.run(*words, "--job-name=ours"))
+    other_cluster.wait_job(ours, accounted=True)
+    other_cluster.forget(ours)
+    assert int(other_cluster.run(*words, "--job-name=stranger")) == ours
+    other_cluster.wait_job(ours, accounted=True)
+    at_login(slurm)
+    for name in ("ours", "stranger"):
+        (used,) = client.usage([JobId(ours, name=name, home="other")])
+        assert used.job == f"{ours}_1" and used.elapsed_s > 0
