@@ -115,7 +115,7 @@ def test_a_terminal_is_left_as_it_was(slurm, how):
 def test_it_ends_with_the_plan_and_asks_once_a_look(slurm, tmp_path, monkeypatch):
     """A plan in several arrays; not in a terminal, a line for each change."""
     fast = tmp_path / "fast"
-    plan = planned(8000, 1000, row_s=0.5, slow_until=str(fast))
+    plan = planned(200, 50, row_s=0.5, slow_until=str(fast))
     slurm.set_max_submit(3)
     submit(plan, options={"pull": False})
     slurm.set_max_submit(None)
@@ -146,7 +146,7 @@ def test_it_ends_with_the_plan_and_asks_once_a_look(slurm, tmp_path, monkeypatch
     assert watching.returncode == 0, printed
     assert "\x1b" not in printed
     lines = [line for line in printed.splitlines() if re.match(r"\d\d:\d\d:\d\d \S+ plan", line)]
-    assert "running:" in lines[0] and "whole: 8,000 done = 8,000 rows" in lines[-1]
+    assert "running:" in lines[0] and "whole: 200 done = 200 rows" in lines[-1]
     calls = (counted / "calls").read_text().split()
     # The last look finds the plan whole, and asks nothing.
     n_asked = len(lines) - 1
