@@ -78,17 +78,13 @@ class NightStep:
 
     jobs: set[JobId] = field(default_factory=set)  # arrays that are alive
     n_elements: int = 0  # how many elements they may run at once
-    anything_alive: bool = False  # even if it is not an array
+    open: bool = False  # the night stays open: elements are alive, or a later step submits some
     resubmitted_unbegun: bool = False  # pages were submitted again that no element had begun
     postponed: bool = False  # pages that could be submitted again wait for a later step
     pause_s: int = 0  # until pages may be submitted again whose elements ended at once
     due: list[DuePlan] = field(default_factory=list)
     new: list[tuple[int, int]] = field(default_factory=list)  # plans that were begun, their rows
     problems: list[str] = field(default_factory=list)
-
-    @property
-    def open(self) -> bool:
-        return bool(self.jobs or self.anything_alive)
 
 
 def hours_of(night: Night) -> Hours:
@@ -215,7 +211,7 @@ def submit_due(night: Night, settings: NightSettings, step: NightStep) -> None:
                 if began := _submit(due, share, night, settings, step):
                     step.n_elements += share
             else:
-                began = step.anything_alive = True
+                began = step.open = True
                 step.postponed |= bool(due.ended)
             if due.leftover_entry is not None and began:
                 with connection():
@@ -246,10 +242,10 @@ def _submit(
             submitted = submit(due.plan, profile, options, hours=hours)
         began = _note_arrays(submitted, step)
     except BusyError:
-        began = step.anything_alive = True  # another process submits or cancels it
+        began = step.open = True  # another process submits or cancels it
     except AstraError as error:
         if isinstance(error, SlurmRefused) and error.closed:
-            began = step.anything_alive = True  # other plans may have other partitions
+            began = step.open = True  # other plans may have other partitions
         elif is_temporary(error):
             raise
         step.problems.append(f"plan {due.plan} of {due.task.task}: {error}")
@@ -266,7 +262,7 @@ def _note_arrays(submitted: Submitted, step: NightStep) -> bool:
             )
             step.jobs |= {s.job for s in submissions}
     later = bool(submitted.unsubmitted or submitted.message)
-    step.anything_alive |= later or bool(submitted.pages)
+    step.open |= later or bool(submitted.pages)
     return later or bool(submitted.pages)
 
 
@@ -354,7 +350,7 @@ def assess_plans(
         unbegun = states[PageState.UNSUBMITTED] - never_submitted
         ended = unbegun + sum(n for state, n in states.items() if state not in _NOT_ENDED)
         if begins and ended and retries and (left_s := _pause_left(plan, pages, pause_s)):
-            step.anything_alive, step.pause_s, ended = True, max(step.pause_s, left_s), 0
+            step.open, step.pause_s, ended = True, max(step.pause_s, left_s), 0
         if begins and (never_submitted or (ended and retries)):
             taken = entry if entry.pk is None and entry not in alive else None
             task = _task_of(entry, settings)
@@ -438,7 +434,7 @@ def _note_alive(pages: Pages, step: NightStep) -> bool:
             step.jobs.add(s.job)
             step.n_elements += min(s.stored_profile.get("throttle") or n, n)
     lives = not ALIVE.isdisjoint(pages.tally)
-    step.anything_alive |= lives
+    step.open |= lives
     return lives
 
 
