@@ -143,7 +143,9 @@ def _model(tables: Introspector, table: str, schema: str | None) -> list[str]:
             column.nullable = False
         own = None
         may_be_key = column.name in primary or not primary
-        if may_be_key and kind and (own := _own_field(kind)):
+        # peewee's field has ten digits, if the column does not say how many it has.
+        is_exact = kind != "numeric" or bool(column.extra_parameters)
+        if may_be_key and kind and (own := _own_field(kind, is_exact)):
             declared = f'"{kind}"' if kind == "char" else kind if "." in kind else kind.upper()
             # What is not of the server itself, such as an enum, is a text to the driver.
             base = "TextField" if "." in kind else "peewee.Field"
@@ -178,10 +180,10 @@ def _identifier(tables: Introspector, name: str, taken: set[str]) -> str:
     return name
 
 
-def _own_field(kind: str) -> str | None:
+def _own_field(kind: str, is_exact: bool) -> str | None:
     """Return the name of the field that a key of a type needs, if peewee has none for it."""
     words = re.findall(r"[^\W_]+", kind.rpartition(".")[2])
-    return None if kind in _KEY_FIELDS else f"Own{''.join(map(str.title, words))}Field"
+    return None if kind in _KEY_FIELDS and is_exact else f"Own{''.join(map(str.title, words))}Field"
 
 
 def _field(column: Column, kind: str | None, own: str | None) -> str:

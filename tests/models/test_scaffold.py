@@ -41,6 +41,8 @@ def test_a_module_of_awkward_names_and_types_can_be_used(url, tmp_path, monkeypa
         ("interval", "'1 day'"),
         ("timestamptz", "'2024-01-01 12:00+05'"),
         ("positive", "1.25"),
+        ("numeric", "27021600491023544.1234567"),
+        ("numeric(12, 4)", "1.2345"),
     ],
 )
 def test_a_key_of_a_type_that_peewee_has_no_field_for_can_be_used(
