@@ -199,14 +199,19 @@ class Keys(Writing):
         with self._evaluated(cut, (limit, *parameters)) as (pages, values):
             parts = {"page": self.table(page), "keys": column, "cut": pages}
             n_pages, n_rows = self.run(queries.FREEZE, (plan_pk, *values), **parts).fetchone()
-        limits = (plan_pk, _MAX_KEY_BYTES)
-        for (text,) in self.run(queries.LONG_KEY, limits, page=self.table(page)).fetchall():
-            raise TaskError(
-                f"a row has a key of {len(text.encode()):,} bytes, {text[:60]!r}...: no index of "
-                f"PostgreSQL could hold it, and keys of more than {_MAX_KEY_BYTES:,} bytes cannot "
-                "be planned: declare another unique column as the primary key of the model"
-            )
+        self._check_keys(plan_pk, parts["page"])
         return int(n_pages), int(n_rows)
+
+    def _check_keys(self, plan_pk: int, page: str) -> None:
+        """Refuse keys that are too long; reading shows those that are no texts, as in SQL_ASCII."""
+        parameters = (plan_pk, _MAX_KEY_BYTES, self.database.codec == "ascii")  # type: ignore[attr-defined]
+        for (text,) in self.run(queries.LONG_KEYS, parameters, page=page).fetchall():
+            if (size := len(text.encode())) > _MAX_KEY_BYTES:
+                raise TaskError(
+                    f"a row has a key of {size:,} bytes, {text[:60]!r}...: no index of PostgreSQL "
+                    f"could hold it, and keys of more than {_MAX_KEY_BYTES:,} bytes cannot be "
+                    "planned: declare another unique column as the primary key of the model"
+                )
 
     @contextmanager
     def _evaluated(

@@ -340,10 +340,10 @@ FREEZE = """
         RETURNING n_rows)
     SELECT count(*), coalesce(sum(n_rows), 0) FROM frozen"""
 
-#: A key that would be too long for the indexes in which it would be recorded how its row ended.
-LONG_KEY = """
+#: The keys of a plan that may be too long for the index of how their rows ended, or all.
+LONG_KEYS = """
     SELECT key FROM {page}, unnest(key_texts) AS key
-    WHERE plan_pk = %s AND octet_length(key) > %s LIMIT 1"""
+    WHERE plan_pk = %s AND (octet_length(key) > %s OR %s)"""
 
 MAY_MAKE_TEMPORARY_TABLES = "SELECT has_database_privilege(current_database(), 'TEMPORARY')"
 

@@ -2,14 +2,17 @@
 
 from collections.abc import Iterable
 
+import peewee
 import pytest
 from psycopg2.sql import SQL
 
 from astra import task
 from astra.api import run_here
 from astra.database.connection import bind, connection, database
-from astra.models import BossVisitSpectrum
+from astra.errors import TaskError
+from astra.models import BossVisitSpectrum, OutputModel, result_of
 from astra.models.failures import Failure
+from astra.models.keys import bound_to_database
 from astra.models.schema import init_database
 from astra.plan.plan import create_plan
 from astra.status.verify import verify
@@ -28,6 +31,17 @@ def greek(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
         yield Measured.from_spectrum(spectrum, value=1.0, text=text)
 
 
+def bind_database(postgres, monkeypatch, encoding, name="in"):
+    name = f"{name}_{encoding.lower()}"
+    postgres.sql(
+        f"CREATE DATABASE {name} ENCODING '{encoding}' TEMPLATE template0 "
+        "LC_COLLATE 'C' LC_CTYPE 'C' OWNER astra"
+    )
+    monkeypatch.setenv("ASTRA_DATABASE_URL", postgres.url(name))
+    bind(postgres.url(name))
+    init_database(("tests.sample_tasks",))
+
+
 @pytest.mark.parametrize(
     ("encoding", "n_stored", "message"),
     [
@@ -37,15 +51,7 @@ def greek(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
     ],
 )
 def test_a_letter_costs_its_row_at_most(postgres, monkeypatch, encoding, n_stored, message):
-    name = f"in_{encoding.lower()}"
-    postgres.sql(
-        f"CREATE DATABASE {name} ENCODING '{encoding}' TEMPLATE template0 "
-        "LC_COLLATE 'C' LC_CTYPE 'C' OWNER astra"
-    )
-    url = postgres.url(name)
-    monkeypatch.setenv("ASTRA_DATABASE_URL", url)
-    bind(url)
-    init_database(("tests.sample_tasks",))
+    bind_database(postgres, monkeypatch, encoding)
     fill(60)
     (planned,) = create_plan(greek, BossVisitSpectrum, limit=60)
     assert planned.plan is not None
@@ -71,3 +77,35 @@ def test_every_letter_is_stored_whatever_encoding_the_url_asks_for(pg_url):
         assert Failure.get().message == "no \u03bb at 6563"
         assert Measured.select().count() == 59 and verify(planned.plan).sound
         assert database.execute_sql(SQL("SELECT 1")).fetchone() == (1,)  # of psycopg2
+
+
+class Bytes(peewee.Model):
+    key = peewee.TextField(primary_key=True)
+
+    class Meta:
+        table_name = "others_bytes"
+
+
+class OfBytes(OutputModel):
+    of = result_of(Bytes)
+
+
+@task
+def of_bytes(rows: Iterable[Bytes]) -> Iterable[OfBytes]:
+    for row in rows:
+        yield OfBytes.from_row(row)
+
+
+def test_a_key_that_is_no_text_is_refused(postgres, monkeypatch):
+    """A page that held it could not be read, nor the rows beside it."""
+    bind_database(postgres, monkeypatch, "SQL_ASCII", "keys_in")
+    with connection():
+        database.execute_sql("CREATE TABLE others_bytes (key text PRIMARY KEY)")
+        database.execute_sql("INSERT INTO others_bytes VALUES ('\u03bb'), ('x' || chr(200))")
+        bound_to_database(Bytes)
+        OfBytes.create_table()
+    with pytest.raises(TaskError, match="a row of others_bytes cannot be read: invalid byte"):
+        create_plan(of_bytes)
+    (planned,) = create_plan(of_bytes, keys=["\u03bb"])
+    run_here(planned.plan)
+    assert verify(planned.plan).sound and planned.rows == 1
