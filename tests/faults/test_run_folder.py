@@ -7,15 +7,17 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 
 import pytest
 
+from astra import task
 from astra.models import BossVisitSpectrum
 from astra.models.plans import Submission
 from astra.plan.plan import create_plan
 from astra.status.verify import verify
 from tests.conftest import ROOT
-from tests.sample_tasks import fill, measure
+from tests.sample_tasks import Measured, fill, measure
 
 pytestmark = [
     pytest.mark.postgres,
@@ -91,6 +93,30 @@ def test_elements_go_on_where_it_fills_up(disk, tmp_path):
     found = verify(1)
     assert found.sound and found.whole and found.rows["result"] == 40
     assert len(computed.read_text().split()) == 40
+
+
+@task
+def talkative(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
+    for spectrum in spectra:
+        if "QUIET" not in os.environ:
+            print("x" * 3000)
+        yield Measured.from_spectrum(spectrum, value=1.0)
+
+
+def test_a_task_whose_prints_fill_the_disk_of_its_log_breaks_its_pages_and_no_row(disk):
+    fill(200)
+    create_plan(talkative, BossVisitSpectrum, limit=100)
+    script = f"""
+        status=0; {_RESUME} -j 2 || status=$?; [ $status = 4 ]
+        {sys.executable} -m astra status 1 || true
+        rm "$DISK"/runs/plan-*/logs/*
+        QUIET=1 {_RESUME}
+    """
+    done = on_a_small_disk(disk, script)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "No space left on device: this is not attributed to a row" in done.stdout
+    found = verify(1)
+    assert found.sound and found.whole and found.rows["result"] == 200
 
 
 def test_a_path_with_blanks_and_quotes(disk):
