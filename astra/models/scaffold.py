@@ -256,7 +256,7 @@ def start_here(
     if tables and is_missing_file():  # connecting would create it
         raise UsageError(
             f"the database {hide_password(current().database.url if url is None else url)} "
-            "does not exist: correct --database, which names the one that holds the tables"
+            "does not exist: name the one that holds the tables, with --database URL"
         )
     if url is not None and not tables and not is_missing_file():
         with connection():
