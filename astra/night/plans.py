@@ -211,8 +211,9 @@ def submit_due(night: Night, settings: NightSettings, step: NightStep) -> None:
                 if began := _submit(due, share, night, settings, step):
                     step.n_elements += share
             else:
-                began = step.open = True
+                began = True
                 step.postponed |= bool(due.ended)
+            step.open |= began
             if due.leftover_entry is not None and began:
                 with connection():
                     due.leftover_entry.save(force_insert=True)
@@ -242,10 +243,10 @@ def _submit(
             submitted = submit(due.plan, profile, options, hours=hours)
         began = _note_arrays(submitted, step)
     except BusyError:
-        began = step.open = True  # another process submits or cancels it
+        began = True  # another process submits or cancels it
     except AstraError as error:
         if isinstance(error, SlurmRefused) and error.closed:
-            began = step.open = True  # other plans may have other partitions
+            began = True  # other plans may have other partitions
         elif is_temporary(error):
             raise
         step.problems.append(f"plan {due.plan} of {due.task.task}: {error}")
@@ -261,9 +262,7 @@ def _note_arrays(submitted: Submitted, step: NightStep) -> bool:
                 Submission.job_id.in_(pks), Submission.plan == submitted.plan
             )
             step.jobs |= {s.job for s in submissions}
-    later = bool(submitted.unsubmitted or submitted.message)
-    step.open |= later or bool(submitted.pages)
-    return later or bool(submitted.pages)
+    return bool(submitted.unsubmitted or submitted.message or submitted.pages)
 
 
 def take_leftovers(night: Night, settings: NightSettings, step: NightStep) -> None:
