@@ -63,7 +63,7 @@ LOOK_AHEAD_S = 5.0
 
 #: Errors that one row may bring about as it is read: of a column that a view computes, of a value
 #: that the driver does not know, or of a field of the model.
-_UNREADABLE = (
+UNREADABLE = (
     peewee.DataError, peewee.InternalError, ArithmeticError, AttributeError, LookupError, TypeError,
     ValueError,
 )  # fmt: skip
@@ -259,7 +259,7 @@ class Reader:
         """
         try:
             return self._rows_at_once(keys)
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             if len(keys) == 1:
                 unread[keys[0]] = error
                 return {}
@@ -321,7 +321,7 @@ class Reader:
         moment = peewee.Value(None) if self.moment is None else self.moment
         for key, error in unread.items():
             query, stored = self._query_for([key]).select(moment), None
-            with suppress(*_UNREADABLE):
+            with suppress(*UNREADABLE):
                 stored = next(iter(database.execute(query).fetchall()), (None,))[0]
             modified = OutputModel.input_modified.python_value(stored)
             message = f"the row cannot be read: {error_text(error)}"

@@ -13,15 +13,15 @@ from peewee import Model, PeeweeException
 from astra.config import secrets
 from astra.database.connection import connection, dialect, writing
 from astra.element.loaded_task import planned_arguments
-from astra.element.reader import read_rows
-from astra.errors import BrokenElement, DatabaseError, UsageError
+from astra.element.reader import UNREADABLE, read_rows
+from astra.errors import BrokenElement, DatabaseError, TaskError, UsageError
 from astra.models.given_keys import find_keys, keys_as_text
 from astra.models.importing import load
-from astra.models.keys import RowKey, all_rows, bound_to_database, key_of
+from astra.models.keys import RowKey, all_rows, bound_to_database, key_of, table_name
 from astra.models.pipeline import BASES
 from astra.plan.lookup import get_plan, task_of
 from astra.results.row_results import write_rows
-from astra.results.rows import Refusal, YieldedResult, error_text
+from astra.results.rows import Refusal, YieldedResult, described, error_text
 from astra.results.stopping import INTERRUPTIONS
 from astra.tasks.arguments import parse_arguments
 from astra.tasks.decorator import target_of_call
@@ -109,7 +109,13 @@ def _rows(model: type[Model], keys: Sequence[str]) -> dict[RowKey, object]:
             raise UsageError(f"{model.__name__} has no row with the key {keys_as_text(missing)}")
         key = key_of(model)
         query = key.narrowed(all_rows(model), existing)
-        rows = {k: row for row, (k,) in read_rows(query, [key.given])}
+        try:
+            rows = {k: row for row, (k,) in read_rows(query, [key.given])}
+        except UNREADABLE as error:
+            raise TaskError(
+                f"a row of {table_name(model)} cannot be read: {described(error)}; correct the "
+                "row, the view that computes it, or the model"
+            ) from error
     return {k: rows[k] for k in existing}
 
 

@@ -8,6 +8,8 @@ import pytest
 from astra import task
 from astra.api import run_here
 from astra.database.connection import connection, dialect
+from astra.element.trial import trial_of_plan
+from astra.errors import TaskError
 from astra.models import OutputModel, result_of
 from astra.models.attempts import Attempt
 from astra.models.keys import bound_to_database
@@ -79,6 +81,8 @@ def test_one_row_of_a_page_is_its_own_failure(url):
     resume_local(planned.plan, failed=True)  # now they are the only ones of their pages
     assert status(planned.plan).rows == {"done": N_ROWS - len(bad), "failed": len(bad)}
     assert verify(planned.plan).sound
+    with pytest.raises(TaskError, match="a row of others_computed cannot be read: ValueError: 1"):
+        trial_of_plan(planned.plan, ["9"])
     correct()
     resume_local(planned.plan, failed=True)
     assert status(planned.plan).rows == {"done": N_ROWS} and verify(planned.plan).sound
