@@ -4,7 +4,7 @@ import math
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from types import FrameType
@@ -22,6 +22,9 @@ _NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 #: it has a handler of its own, which would raise the exception of a row that takes too long.
 _INTERRUPT = signal.SIGRTMAX
 
+#: What is written to the pipe to know that all signals before it were received.
+_MARK = 255
+
 
 class _Pipe:
     """A pipe to the thread that receives signals.
@@ -35,6 +38,7 @@ class _Pipe:
         self.read_end, self.write_end = os.pipe()
         os.set_blocking(self.write_end, False)
         self.identity = self._identify(self.write_end)
+        self.heard = threading.Event()  # of all signals before a mark
 
     @staticmethod
     def _identify(end: int) -> tuple[int, int] | None:
@@ -54,6 +58,22 @@ class _Pipe:
     def read(self) -> bytes:
         """Wait for signals and return their numbers; nothing once the pipe was closed."""
         return os.read(self.read_end, 64) if self.is_open() else b""
+
+    def watch(self, ask_to_stop: Callable[[int], None]) -> None:
+        """Pass on each signal that is received, until the number 0 is."""
+        while (received := self.read()) and 0 not in received:
+            for number in received:
+                if number in _NUMBERS:
+                    ask_to_stop(number)
+            if _MARK in received:
+                self.heard.set()
+
+    def wait_until_heard(self) -> None:
+        """Wait until all signals that have come so far were passed on."""
+        if self.is_open():
+            self.heard.clear()
+            self.write(_MARK)
+            self.heard.wait(1.0)
 
     def close(self) -> None:
         for end in (self.read_end, self.write_end):
@@ -121,21 +141,18 @@ def stop_on_signals(stop: Stop) -> Iterator[None]:
         for run in list(ActiveRuns.runs):
             run.writer.wait_no_longer()
 
-    def watch() -> None:
-        while (received := pipe.read()) and 0 not in received:
-            for number in received:
-                if number in _NUMBERS:
-                    ask_to_stop(number)
-
     def take_back() -> dict[int, SignalHandler]:
-        handlers = {number: signal.signal(number, on_signal) for number in _NUMBERS}
-        return {number: own for number, own in handlers.items() if own is not on_signal}
+        own: dict[int, SignalHandler] = {n: signal.signal(n, on_signal) for n in _NUMBERS}
+        own = {number: handler for number, handler in own.items() if handler is not on_signal}
+        if own:
+            pipe.wait_until_heard()
+        return own
 
     stop.take_back_signals = take_back
     previous = {n: signal.signal(n, on_signal) for n in _NUMBERS}
     previous[_INTERRUPT] = signal.signal(_INTERRUPT, interrupter.on_signal)
     waker = signal.set_wakeup_fd(pipe.write_end, warn_on_full_buffer=False)
-    watching = start_thread(watch, "astra signals")
+    watching = start_thread(partial(pipe.watch, ask_to_stop), "astra signals")
     interrupting = start_thread(interrupter.run, "astra interrupt")
     try:
         yield

@@ -34,9 +34,6 @@ class Settings:
 
 SignalHandler = Callable[[int, FrameType | None], object] | int | None
 
-#: How long the thread that receives signals may take to hear of one [s].
-HEARD_S = 0.2
-
 
 class Stop:
     """A request to end the run, after the row in progress or soon after."""
@@ -46,7 +43,8 @@ class Stop:
         self.is_wanted = False  # the same, for code that does not wait: it is read at every row
         self.reason = ""
         self.is_loading = False  # the task is imported, which may be interrupted like a row
-        #: Ends the handlers of signals that the task has set; returns them.
+        #: Ends the handlers of signals that the task has set, and returns them. What they have
+        #: received until then is known.
         self.take_back_signals: Callable[[], dict[int, SignalHandler]] = dict
 
     @contextmanager
@@ -67,7 +65,7 @@ class Stop:
         """Return whether a stop is wanted, also by the signal at which a handler of the task's own
         has raised. Such a handler does not interrupt what follows."""
         own = self.take_back_signals()
-        if self.wanted.wait(HEARD_S if own else 0):
+        if self.is_wanted:
             return True
         for caught, handler in own.items():
             signal.signal(caught, handler)
