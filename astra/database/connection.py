@@ -344,13 +344,15 @@ def retrying(
     if bound_s is None:
         bound_s = config.current().database.retry_for_s
     began, pause_s, ending_since = time.monotonic(), 0.1, 0.0
+    # Not after an error: what is left of a broken connection may say that it is in a transaction.
+    is_callers = in_transaction()
     while True:
         try:
             left_s = bound_s - (time.monotonic() - began)
             with bounded(statement_s or _statement_limit_s(left_s)), connection():
                 return work()
         except (peewee.DatabaseError, peewee.InterfaceError, _Unreachable) as error:
-            if not dialect().is_transient(getattr(error, "error", error)) or in_transaction():
+            if not dialect().is_transient(getattr(error, "error", error)) or is_callers:
                 raise
             check_memory(error)
             if not dialect().is_lock(getattr(error, "error", error)):

@@ -1,5 +1,6 @@
 """A server, or something on the way to it, that falls silent."""
 
+import os
 import select
 from urllib.parse import urlsplit
 
@@ -7,7 +8,15 @@ import peewee
 import psycopg2
 import pytest
 
-from astra.database.connection import bind, connected, connection, database, retrying
+from astra.database.connection import (
+    bind,
+    connected,
+    connection,
+    database,
+    keep_connected,
+    retrying,
+    writing,
+)
 from astra.element.element import Element
 from astra.models import BossVisitSpectrum
 from astra.plan.lookup import get_plan
@@ -45,6 +54,22 @@ def test_work_is_repeated_after_what_the_server_ended(pg_url, error):
         return "done"
 
     assert retrying(work) == "done"
+
+
+def test_work_is_repeated_after_its_connection_was_closed_within_a_transaction(pg_url):
+    """As by a task that closes all files of its process while its results are stored."""
+    tries = []
+
+    def work() -> object:
+        with writing():
+            tries.append(database.execute_sql("SELECT 1").fetchone())
+            if len(tries) == 1:
+                os.close(database.obj.connection().fileno())
+            return database.execute_sql("SELECT 2").fetchone()
+
+    bind()
+    with keep_connected():
+        assert retrying(work) == (2,)
 
 
 def test_an_element_survives_the_idle_timeouts_of_pgbouncer(pg_url, postgres):
