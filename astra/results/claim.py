@@ -50,6 +50,13 @@ class Claim:
         with self.mutex:
             return bytes(self.outcomes), self.attempt.n_found
 
+    def catch_up(self, stored: bytes) -> None:
+        """Note the outcomes that a checkpoint stored without being acknowledged."""
+        with self.mutex:
+            for place, outcome in enumerate(stored):
+                if outcome != Outcome.PENDING:
+                    self.outcomes[place] = outcome
+
     def advance(self, progress: "Progress") -> None:
         """Apply a committed checkpoint, and keep what :meth:`find` noted while it was written."""
         with self.mutex:
@@ -105,6 +112,8 @@ def _locked(page: peewee.Value, attempt: peewee.Value, token: peewee.Value) -> p
 def check_nothing_lost(claim: Claim) -> None:
     """Check that the database still has the attempt, and every checkpoint that it acknowledged.
 
+    Catch up with one that it has stored and not acknowledged.
+
     A standby that became the primary, or a restored backup, may be in an earlier state, where
     another attempt may have got the number of this one. What this process knows of the page does
     not hold there, and must not be written.
@@ -115,7 +124,11 @@ def check_nothing_lost(claim: Claim) -> None:
         If the attempt or a checkpoint is missing.
     """
     query = Attempt.select(Attempt.n_checkpoints).where(is_same_attempt(claim.attempt))
-    _check_checkpoints(claim, query.scalar())
+    n_checkpoints = query.scalar()
+    _check_checkpoints(claim, n_checkpoints)
+    if n_checkpoints > claim.attempt.n_checkpoints:
+        outcomes = Page.select(Page.outcomes).where(Page.pk == claim.page.pk)
+        claim.catch_up(outcomes.scalar())
 
 
 def _check_checkpoints(claim: Claim, n_checkpoints: int | None) -> None:

@@ -32,6 +32,8 @@ from astra.models import BossCombinedSpectrum, BossVisitSpectrum, PipelineOutput
 from astra.models.failures import Failure, NoResult
 from astra.models.plans import Page
 from astra.plan.plan import create_plan
+from astra.results.claim import Claim
+from astra.status.verify import verify
 from tests.conftest import ROOT
 from tests.sample_tasks import Measured, fill, keyed, measure
 
@@ -423,6 +425,18 @@ def test_a_plan_of_a_task_is_whole_when_its_rows_are_up_to_date(url):
     list(measure(spectra()))
     (_, query), *_ = generate_queries_for_task(measure, "BossVisitSpectrum")
     assert query.count() == 0
+
+
+def test_the_end_of_an_attempt_keeps_what_was_stored_without_being_acknowledged(url, monkeypatch):
+    def lose(claim: Claim, progress: object) -> None:
+        raise OSError("the answer to the commit is lost")
+
+    fill(5)
+    (planned,) = create_plan(measure, BossVisitSpectrum)
+    monkeypatch.setattr(Claim, "advance", lose)
+    run_here(planned.plan)
+    checked = verify(planned.plan)
+    assert checked.whole and not checked.breaches
 
 
 @pytest.mark.parametrize("raise_every", [0, 7])
