@@ -106,6 +106,10 @@ class Common:
     def log_sequences(self, schema: str | None) -> None:
         """Make sure that a copied database never assigns the numbers of its rows again."""
 
+    def drop_not_null(self, model: Any, column: str) -> bool:
+        """Let rows have no value in a column; return False if that is impossible."""
+        return False
+
     def session_role(self) -> str | None:
         """Return the role that this process has logged in as; None where there are no roles."""
         return None

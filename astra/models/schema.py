@@ -216,9 +216,12 @@ def _differences(model: type[Model], have: dict[str, Column]) -> list[str]:
     notes = [f"{table}: added the column {name}" for name in missing_columns(model, have)]
     for name in columns_gone(model, have):
         drop = f"ALTER TABLE {dialect().table(model)} DROP COLUMN {dialect().quote(name)}"
+        kept, column = "it is kept", have[name]
+        if column.is_not_null and not (column.has_default or column.is_computed):
+            is_dropped = dialect().drop_not_null(model, name)
+            kept += ", empty in new rows" if is_dropped else ", and no row can be added"
         notes.append(
-            f"{table}: the column {name} is no longer in {model_name}; it is kept. "
-            f"To drop it: {drop}"
+            f"{table}: the column {name} is no longer in {model_name}; {kept}. To drop it: {drop}"
         )
     for field in model._meta.sorted_fields:
         kind = have.get(field.column_name, NO_COLUMN).kind.lower()

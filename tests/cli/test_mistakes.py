@@ -3,6 +3,7 @@
 import importlib
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import peewee
@@ -15,6 +16,7 @@ from astra.database.connection import connection, database
 from astra.errors import UsageError
 from astra.models import BossVisitSpectrum, OutputModel
 from tests import forks
+from tests.nights import a_night
 from tests.sample_tasks import fill
 
 BEGIN = """\
@@ -144,6 +146,24 @@ def test_initdb_says_what_it_added_and_what_is_no_longer_in_the_model(module, ur
     assert "the column former is no longer in mistake_" in done.output
     assert "DROP COLUMN" in done.output
     assert "added the" not in astra("initdb").output
+
+
+@pytest.mark.postgres
+def test_a_column_that_left_its_model_does_not_keep_rows_from_being_stored(module, pg_url):
+    """As when it was removed from the model of results, or from one of astra's own tables."""
+    assert astra("initdb", module(MODEL.format(n=3, columns="value = FloatField()"))).exit_code == 0
+    columns = ("former TEXT NOT NULL", "other TEXT NOT NULL DEFAULT 'x'")
+    with connection():
+        for table, column in product(("mistaken_3", "night"), columns):
+            database.execute_sql(f"ALTER TABLE {table} ADD COLUMN {column}")
+    output = astra("initdb").output
+    assert "column former is no longer in mistake_" in output and "Night; it is kept" in output
+    assert output.count("it is kept, empty in new rows. To drop it") == 2
+    assert output.count("it is kept. To drop it") == 2
+    a_night()
+    with connection():
+        row = database.execute_sql("SELECT former, other FROM night").fetchone()
+    assert row == (None, "x")
 
 
 def test_a_column_that_was_renamed_or_changed(module, url):
