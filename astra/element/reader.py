@@ -324,7 +324,7 @@ class Reader:
             with suppress(*UNREADABLE):
                 stored = next(iter(database.execute(query).fetchall()), (None,))[0]
             modified = OutputModel.input_modified.python_value(stored)
-            message = f"the row cannot be read: {error_text(error)}"
+            message = f"the row cannot be read: {error_text(error).strip()}"
             refusal = Refusal(HandedRow(key, None, modified), type(error).__name__, message)
             self.writer.add(failures=[refusal])
         return set(unread)
