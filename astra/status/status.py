@@ -181,7 +181,7 @@ def _status(stored: StoredPlan, answer: Answer, notes: list[str], include_done: 
     if pages.any_ended:
         pages = read_pages(plan, answer, include_done)
     steps, more = _next_steps(plan, pages)
-    if pages.tally.keys() - {PageState.DONE, PageState.CANCELLED}:
+    if plan.cancelled is None and pages.tally.keys() - {PageState.DONE}:
         more = [*_controls(plan), *more]
     return _summary(plan, pages, [*notes, *spool_notes(plan), *more], steps)
 
@@ -283,10 +283,8 @@ def _advice(plan: Plan, pages: Pages, rows: Mapping[str, int], steps: list[NextS
         states = {at for row, at in numbers if row.number not in given_up}
     suffix = " --local" if pages.any_local() or dialect().name == "sqlite" else ""
     advice = []
-    is_paused = plan.paused is not None and pages.tally.keys() - {
-        PageState.DONE,
-        PageState.CANCELLED,
-    }
+    is_controlled = plan.cancelled is None and pages.tally.keys() - {PageState.DONE}
+    is_paused = plan.paused is not None and is_controlled
     for broken in islice(in_states(pages, {PageState.BROKEN}), 1):  # the cause, before all else
         then = f"continue {plan.pk}" if is_paused else f"resume {plan.pk}{suffix}"
         advice.append(f"astra logs {plan.pk} {broken.page}   shows why; fix it, then astra {then}")

@@ -385,6 +385,22 @@ def test_a_job_that_slurm_refuses_to_cancel_does_not_keep_the_others(url, slurm_
     assert cancelled == ["scancel --name j 7", "scancel --name k 8"]
 
 
+def test_a_cancelled_plan_that_was_paused_is_not_to_be_continued(url, slurm_says, monkeypatch):
+    """Slurm did not let its elements be cancelled, as those of another user."""
+    monkeypatch.setenv("SLURM_CONF", __file__)
+    plan = plan_of(20, 10)
+    array_of(plan, [1, 2], {})
+    with connection():
+        now = dialect().now()
+        Plan.update(paused=now, pause_reason="by me", cancelled=now, throttle=1).execute()
+    held = [f"7_{n}|PENDING|0||JobHeldUser|j|" for n in (1, 2)]
+    slurm_says(squeue="".join(f"echo '{line}';" for line in held), sacct="true")
+    found = status(plan.pk)
+    said = "\n".join((*found.notes, *found.advice))
+    assert found.pages == {"waiting": 2}
+    assert "astra cancel 1" in said and "astra continue" not in said and "throttle" not in said
+
+
 def test_of_two_jobs_of_an_intent_the_second_is_cancelled(url, slurm_says):
     plan = plan_of(20, 10)
     array_of(plan, [1, 2], {}, state="intent", job_id=None)
