@@ -430,8 +430,13 @@ def cancel(job: JobId, indices: Iterable[int] = (), waiting_only: bool = False) 
     """
     if not _ids([job]):
         return
-    cluster = job.cluster or _if_elsewhere(job.home)
+    indices = list(indices)
+    # One of several clusters took it, and others may have a job of its number.
+    for cluster in names_of(job.cluster or _if_elsewhere(job.home)):
+        _cancel_on(cluster, job, indices, waiting_only)
 
+
+def _cancel_on(cluster: str | None, job: JobId, indices: Sequence[int], waiting_only: bool) -> None:
     def is_shown() -> bool:
         return bool(parse_squeue(_squeue([job.job_id], cluster), _names([job])))
 
@@ -441,7 +446,7 @@ def cancel(job: JobId, indices: Iterable[int] = (), waiting_only: bool = False) 
             f"cancel job {job.job_id}"
         )
     args = on(cluster)
-    if indices := list(indices):
+    if indices:
         # With --name, scancel cancels all waiting elements instead of the given ones (22.05).
         if job.name is None or is_shown():
             _scancel([*args, f"{job.job_id}_[{array_spec(indices)}]"])

@@ -177,3 +177,20 @@ def test_what_elements_used_is_known_although_a_stranger_has_their_number(
     for name in ("ours", "stranger"):
         (used,) = client.usage([JobId(ours, name=name, home="other")])
         assert used.job == f"{ours}_1" and used.elapsed_s > 0
+
+
+def test_of_several_clusters_only_the_one_that_has_the_job_cancels_an_element(
+    slurm, other_cluster, at_login
+):
+    """The answer of sbatch was lost, and an element has told the number, but not the cluster."""
+    at_login(slurm)
+    words = ("sbatch", "--parsable", "--hold", "--array=1-2", "--wrap=:", "-o", "/dev/null")
+    ours = int(slurm.run(*words, "--job-name=ours"))
+    other_cluster.forget(ours)
+    assert int(other_cluster.run(*words, "--job-name=another")) == ours
+    for several in ("other,test", "all"):
+        client.cancel(JobId(ours, several, "ours"), [1 if several == "all" else 2])
+    wait_for(lambda: "PENDING" not in slurm.states(ours).values(), "the end of ours")
+    assert set(other_cluster.states(ours).values()) == {"PENDING"}
+    client.cancel(JobId(ours, "all", "another"))
+    wait_for(other_cluster.idle, "the end of the other job")
