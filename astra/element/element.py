@@ -361,7 +361,9 @@ class Element:
             self._disconnect()
             for _ in run:
                 pass
-            self.tally.check_end(self.plan.task)
+            claim = writer.claim
+            if claim is None or Outcome.RESULT.value not in claim.outcomes:
+                self.tally.check_end(self.plan.task)  # else other rows of the page have succeeded
         finally:
             # A handler of the task's that raises must not interrupt how its page ends.
             self.stop.take_back_signals()

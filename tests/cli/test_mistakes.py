@@ -393,3 +393,14 @@ def test_rows_that_all_have_results_can_be_taken_again(module, url):
     assert astra("run", f"{name}.f").exit_code == 0
     assert "--redo all also takes rows" in astra("run", f"{name}.f").output
     assert "1 row in 1 page" in astra("run", f"{name}.f", "--redo", "all").output
+
+
+def test_rows_that_fail_again_leave_their_plan_as_it_was(module, url):
+    """They are not the fault of the task, as other rows of their page have results."""
+    fill(4)
+    text = "@task\ndef f(rows: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:\n"
+    text += "    for r in rows:\n        value = 1.0 if r.spectrum_pk < 3 else None + 1\n"
+    name = module(text + "        yield Measured.from_row(r, value=value)\n")
+    assert "failed rows: 2 done + 2 failed" in astra("run", f"{name}.f").output
+    done = astra("retry", "1", "--local")
+    assert "failed rows: 2 done + 2 failed" in done.output and done.exit_code == 8, done.output
