@@ -221,14 +221,14 @@ class Elsewhere(peewee.Model):
         schema = "elsewhere"
 
 
-class OfElsewhere(OutputModel):
+class OfHidden(OutputModel):
     elsewhere = result_of(Elsewhere)
 
 
 @task
-def of_elsewhere(rows: Iterable[Elsewhere]) -> Iterable[OfElsewhere]:
+def of_hidden(rows: Iterable[Elsewhere]) -> Iterable[OfHidden]:
     for row in rows:
-        yield OfElsewhere.from_row(row)
+        yield OfHidden.from_row(row)
 
 
 def test_a_page_is_broken_while_the_tables_of_its_rows_may_not_be_used(
@@ -246,8 +246,8 @@ def test_a_page_is_broken_while_the_tables_of_its_rows_may_not_be_used(
         "GRANT SELECT ON elsewhere.elsewhere TO astra",
     )
     as_role(of, "owner")
-    OfElsewhere.create_table()
-    (planned,) = create_plan(of_elsewhere)
+    OfHidden.create_table()
+    (planned,) = create_plan(of_hidden)
     as_superuser("REVOKE USAGE ON SCHEMA elsewhere FROM astra")
     run_here(planned.plan)
     assert status(planned.plan).rows == {"done": 0, "broken": 1}
