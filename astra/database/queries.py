@@ -13,12 +13,6 @@ ON_CONFLICT = """
     DO UPDATE SET {columns}, "modified" = {now}
     WHERE stored."input_read" IS NULL OR excluded."input_read" >= stored."input_read" """
 
-#: Nights that ended before their state was one column.
-STATE_OF_NIGHTS = """
-    UPDATE {table} SET state = CASE WHEN whole THEN 'whole' WHEN failed_rows THEN 'failed rows'
-                                    ELSE 'not whole' END
-    WHERE ended IS NOT NULL AND state = 'running'"""
-
 DROP_VIEW = "DROP VIEW IF EXISTS {view}"
 
 CREATE_VIEW = "{create} {view} AS SELECT stored.* FROM {table} AS stored WHERE {condition}"

@@ -7,7 +7,6 @@ from typing import cast
 import peewee
 from peewee import Model
 
-from astra.database import queries
 from astra.database.connection import connection, database, dialect, long_s, retrying
 from astra.database.dialect import NO_COLUMN, Column
 from astra.errors import DatabaseError, NotAllowed, UsageError
@@ -23,7 +22,6 @@ from astra.models.archive import identify_archive
 from astra.models.base import BaseModel, columns_gone, every_subclass, missing_columns
 from astra.models.failures import RowWithoutResult
 from astra.models.importing import import_named, import_path
-from astra.models.nights import Night
 from astra.models.pipeline import BASES, OutputModel
 from astra.models.plans import Schema
 from astra.models.roles import Grant, check_grants, give, parse_grants
@@ -146,8 +144,6 @@ def _init(
             f"only {' or '.join(map(repr, owners))} may complete them and grant rights on them: "
             "run astra initdb as that role"
         )
-    if {"whole", "failed_rows"} <= dialect().columns(Night).keys():  # of an earlier version
-        dialect().run(queries.STATE_OF_NIGHTS, table=dialect().table(Night))
     _upgrade(version)
     if not owners and (settled := identify_archive(copied, moved)):
         notes.append(settled)

@@ -15,7 +15,6 @@ from astra.config import settings
 from astra.database.connection import connection, database
 from astra.errors import UsageError
 from astra.models import BossVisitSpectrum, OutputModel
-from astra.models.nights import Night
 from tests import forks
 from tests.nights import a_night
 from tests.sample_tasks import fill
@@ -147,19 +146,6 @@ def test_initdb_says_what_it_added_and_what_is_no_longer_in_the_model(module, ur
     assert "the column former is no longer in mistake_" in done.output
     assert "DROP COLUMN" in done.output
     assert "added the" not in astra("initdb").output
-
-
-def test_nights_that_ended_before_their_state_was_a_column_keep_it(url):
-    night, still_open = a_night(), a_night("other")
-    with connection():
-        for column in ("whole", "failed_rows"):
-            database.execute_sql(f"ALTER TABLE night ADD COLUMN {column} BOOLEAN")
-        done = "failed_rows = TRUE, ended = began"
-        database.execute_sql(f"UPDATE night SET {done} WHERE name = 'survey'")
-    astra("initdb")
-    with connection():
-        assert Night.get_by_id(night.pk).state == "failed rows"
-        assert Night.get_by_id(still_open.pk).state == "running"
 
 
 @pytest.mark.postgres
