@@ -241,6 +241,17 @@ def test_no_test_module_imports_from_another():
     assert not wrong
 
 
+def test_no_two_models_of_tests_have_one_table():
+    """Tables are named after their models, and a run of all tests knows the models of all."""
+    names = Counter(
+        node.name
+        for path in (ROOT / "tests").rglob("*.py")
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.ClassDef) and any("Output" in ast.unparse(b) for b in node.bases)
+    )
+    assert names and [name for name, n in names.items() if n > 1] == []
+
+
 def test_no_modules_import_each_other():
     assert not circles() and not circles(for_types=True)
 

@@ -29,23 +29,23 @@ class EvenField(peewee.IntegerField):
         return value
 
 
-class Computed(peewee.Model):
+class Quotient(peewee.Model):
     pk = peewee.IntegerField(primary_key=True)
     even = EvenField()
     inverse = peewee.FloatField(null=True)
 
     class Meta:
-        table_name = "others_computed"
+        table_name = "others_quotient"
 
 
-class OfComputed(OutputModel):
-    computed = result_of(Computed)
+class OfQuotient(OutputModel):
+    quotient = result_of(Quotient)
 
 
 @task
-def of_computed(rows: Iterable[Computed]) -> Iterable[OfComputed]:
+def of_quotient(rows: Iterable[Quotient]) -> Iterable[OfQuotient]:
     for row in rows:
-        yield OfComputed.from_row(row)
+        yield OfQuotient.from_row(row)
 
 
 def make_rows(odd: Iterable[int] = (), zeros: Iterable[int] = ()) -> None:
@@ -58,10 +58,10 @@ def make_rows(odd: Iterable[int] = (), zeros: Iterable[int] = ()) -> None:
             values = (pk, int(pk in odd), int(pk not in zeros))
             dialect().run("INSERT INTO others_stored VALUES ({}, {}, {})".format(*values))
         dialect().run(
-            "CREATE VIEW others_computed AS SELECT pk, even, 1 / x AS inverse FROM others_stored"
+            "CREATE VIEW others_quotient AS SELECT pk, even, 1 / x AS inverse FROM others_stored"
         )
-        bound_to_database(Computed)
-        OfComputed.create_table()
+        bound_to_database(Quotient)
+        OfQuotient.create_table()
 
 
 def correct() -> None:
@@ -72,7 +72,7 @@ def correct() -> None:
 def test_one_row_of_a_page_is_its_own_failure(url):
     zeros = [7] if dialect().name == "postgresql" else []
     make_rows(odd=[9, 50], zeros=zeros)
-    (planned,) = create_plan(of_computed, limit=40)
+    (planned,) = create_plan(of_quotient, limit=40)
     run_here(planned.plan)
     bad = {*zeros, 9, 50}
     assert status(planned.plan).rows == {"done": N_ROWS - len(bad), "failed": len(bad)}
@@ -81,7 +81,7 @@ def test_one_row_of_a_page_is_its_own_failure(url):
     resume_local(planned.plan, failed=True)  # now they are the only ones of their pages
     assert status(planned.plan).rows == {"done": N_ROWS - len(bad), "failed": len(bad)}
     assert verify(planned.plan).sound
-    with pytest.raises(TaskError, match="a row of others_computed cannot be read: ValueError: 1"):
+    with pytest.raises(TaskError, match="a row of others_quotient cannot be read: ValueError: 1"):
         trial_of_plan(planned.plan, ["9"])
     correct()
     resume_local(planned.plan, failed=True)
@@ -91,7 +91,7 @@ def test_one_row_of_a_page_is_its_own_failure(url):
 @pytest.mark.parametrize("n_odd", [N_ROWS, 35])
 def test_if_most_rows_cannot_be_read_they_stay_pending(url, n_odd):
     make_rows(odd=range(1, n_odd + 1))
-    (planned,) = create_plan(of_computed)
+    (planned,) = create_plan(of_quotient)
     run_here(planned.plan)
     assert status(planned.plan).rows == {"done": 0, "broken": N_ROWS}
     with connection():
