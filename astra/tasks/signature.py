@@ -158,7 +158,12 @@ def _tasks_in(module_name: str) -> list[str]:
     if all(part.isidentifier() for part in module_name.split(".")):
         module = import_named(module_name) or import_named(f"{_PIPELINES}.{module_name}")
     values = vars(module) if module is not None else {}
-    return sorted(f"{module_name}.{key}" for key, v in values.items() if hasattr(v, "__astra__"))
+    return sorted(f"{module_name}.{key}" for key, v in values.items() if _is_task(v))
+
+
+def _is_task(value: object) -> bool:
+    # Objects such as peewee's fn have every attribute.
+    return inspect.isfunction(value) and hasattr(value, "__astra__")
 
 
 def _is_missing(module: str) -> bool:
