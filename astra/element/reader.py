@@ -26,12 +26,13 @@ from peewee import (
 )
 
 from astra.config import settings
-from astra.database.connection import database, dialect, retrying
+from astra.database.connection import database, dialect, retrying, tuples
 from astra.database.dialect import peewee_errors
 from astra.database.threads import in_background
 from astra.element.suspects import CERTAIN, count_earlier, reset_deaths
 from astra.errors import AstraError, BrokenElement
 from astra.models.attempts import Attempt, is_same_attempt
+from astra.models.failures import Failure
 from astra.models.keys import (
     FALSE,
     RowKey,
@@ -50,6 +51,7 @@ from astra.results.rows import HandedRow, Refusal, changed_key_message, describe
 from astra.results.stopping import Stop
 from astra.results.writer import Writer
 from astra.states import INPUT_GONE, Outcome
+from astra.version import CURRENT
 
 log = logging.getLogger(__name__)
 
@@ -119,11 +121,26 @@ class Reader:
     def begin(self, writer: Writer) -> None:
         """Read the first chunk, before the task can have left anything open on the connection."""
         self.writer = writer
+        writer.tally.failed_before = ()
+        if self.redo or self.claim.attempt.number > 1:
+            writer.tally.failed_before = self.stop.retrying(lambda: self._failed_before(writer))
         self._give_up(writer)
         suspects = self.given_up.keys() | self.group_of.keys()
         row_keys = self.claim.page.row_keys
         self.keys = [k for k in row_keys if self._is_pending(k) and k not in suspects]
         self.first = self._read_retrying(self.keys)
+
+    def _failed_before(self, writer: Writer) -> set[str]:
+        """Return the keys of pending rows that failed at this version before."""
+        keys = [key for key in self.claim.page.row_keys if self._is_pending(key)]
+        query = Failure.select(Failure.key).where(
+            (Failure.task == writer.target.task)
+            & (Failure.input_table == writer.target.input_table)
+            & (Failure.v_astra_major_minor == CURRENT.major_minor)
+            & ~Failure.refused
+            & dialect().among(Failure.key, keys, "text")
+        )
+        return {key for (key,) in tuples(query)}
 
     def _give_up(self, writer: Writer) -> None:
         """Record the rows that crashed too many processes as failures.
@@ -312,7 +329,8 @@ class Reader:
             return set(unread)
         tally = self.writer.tally
         is_first = not self.n_given and Outcome.RESULT.value not in self.claim.outcomes
-        if len(unread) > tally.share * n_rows and (n_rows >= tally.after or is_first):
+        n_new = sum(str(key) not in tally.failed_before for key in unread)
+        if n_new > tally.share * n_rows and (n_rows >= tally.after or is_first):
             key, error = next(iter(unread.items()))
             raise BrokenElement(
                 f"{len(unread)} of {n_rows} rows cannot be read, such as {key}: "

@@ -5,7 +5,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -87,12 +87,21 @@ class Tally:
     n_mistakes: int = 0  # failures that are mistakes of the task or of its table
     last: str = ""  # the last failure: what was raised, and where
     n_stored: int = 0  # rows of which a result, or the fact that they have none, is stored
+    #: The keys of the page's rows that failed before: failing again, they blame nothing else.
+    failed_before: Container[str] = ()
+
+    def _blamable(self, failures: "Iterable[Refusal]") -> "list[Refusal]":
+        """Return the failures that the task, or the node, may be to blame for.
+
+        Not those of rows of which a further result was refused.
+        """
+        return [
+            f for f in failures if not f.refused and str(f.handed.key) not in self.failed_before
+        ]
 
     def count(self, failures: "Iterable[Refusal]") -> None:
-        """Count rows that have failed, and not those of which a further result was refused."""
-        for failure in failures:
-            if failure.refused:
-                continue
+        """Count rows that have failed."""
+        for failure in self._blamable(failures):
             self.n_failed += 1
             self.n_mistakes += failure.is_mistake
             self.last = failure.summary
@@ -105,7 +114,7 @@ class Tally:
         BrokenElement
             If more than the share of rows has failed.
         """
-        refused = [failure for failure in refused if not failure.refused]
+        refused = self._blamable(refused)
         n_failed = self.n_failed + len(refused)
         last = refused[-1].summary if refused else self.last
         if self.n_ended >= self.after and n_failed > self.share * self.n_ended:

@@ -381,12 +381,14 @@ def test_rows_that_all_have_results_can_be_taken_again(module, url):
     assert "1 row in 1 page" in astra("run", f"{name}.f", "--redo", "all").output
 
 
-def test_rows_that_fail_again_leave_their_plan_as_it_was(module, url):
-    """They are not the fault of the task, as other rows of their page have results."""
-    fill(4)
+@pytest.mark.parametrize(("n", "n_bad", "error"), [(10, 4, "None + 1"), (60, 24, "int('x')")])
+def test_rows_that_fail_again_leave_their_plan_as_it_was(module, url, n, n_bad, error):
+    """Nothing else is to blame: they failed before, while other rows did not."""
+    fill(n)
     text = "@task\ndef f(rows: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:\n"
-    text += "    for r in rows:\n        value = 1.0 if r.spectrum_pk < 3 else None + 1\n"
+    text += f"    for r in rows:\n        value = 1.0 if r.spectrum_pk % 5 > 1 else {error}\n"
     name = module(text + "        yield Measured.from_row(r, value=value)\n")
-    assert "failed rows: 2 done + 2 failed" in astra("run", f"{name}.f").output
+    expected = f"failed rows: {n - n_bad} done + {n_bad} failed"
+    assert expected in astra("run", f"{name}.f").output
     done = astra("retry", "1", "--local")
-    assert "failed rows: 2 done + 2 failed" in done.output and done.exit_code == 8, done.output
+    assert expected in done.output and done.exit_code == 8, done.output
