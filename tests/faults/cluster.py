@@ -48,14 +48,17 @@ class Daemons:
             time.sleep(for_s)
             self._clusters[home].start_controller()
 
-    def forget(self, home: int, first_job_id: int) -> int:
-        """Have a controller lose its state, and submit a stranger's job with one of its job ids."""
+    def forget(self, home: int, first_job_id: int) -> tuple[int, int]:
+        """Have a controller lose its state, and submit a stranger's job with one of its job ids.
+
+        Return this job id, and how often the controller has lost its state then.
+        """
         with self._turn:
             cluster = self._clusters[home]
+            self._forgotten[home] += 1  # before: another seed may look for its stranger meanwhile
             cluster.forget(first_job_id)
-            self._forgotten[home] += 1
             words = "--parsable --hold --job-name=stranger --array=1-2 --output=/dev/null --wrap=:"
-            return int(cluster.run("sbatch", *words.split()))
+            return int(cluster.run("sbatch", *words.split())), self._forgotten[home]
 
     def forgotten(self, home: int) -> int:
         """How often a controller has lost its state, for whichever seed."""
@@ -168,8 +171,7 @@ class Stranger:
 
     def __init__(self, cluster: Cluster, first_job_id: int) -> None:
         self.cluster = cluster
-        self.job_id = cluster.daemons.forget(cluster.home, first_job_id)
-        self._forgotten = cluster.forgotten()
+        self.job_id, self._forgotten = cluster.daemons.forget(cluster.home, first_job_id)
 
     def breaches(self) -> list[str]:
         """Whether it still waits, unless its controller has lost it."""
