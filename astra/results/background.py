@@ -83,8 +83,10 @@ class Background:
 
     def _write_until_over(self) -> None:
         last = time.monotonic()  # when the last checkpoint or heartbeat was written
-        while not self.over.is_set():
-            self.woken.clear()
+        while True:
+            self.woken.clear()  # before looking at anything that it announces
+            if self.over.is_set():
+                return
             wait_s = self.work.seconds_until_due()
             if wait_s is not None and wait_s <= 0:
                 self.work.write_due()
