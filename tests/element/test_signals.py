@@ -9,6 +9,7 @@ import threading
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +19,7 @@ from astra.database.connection import LAST_WAIT_S, connection, database
 from astra.element.signals import stop_on_signals
 from astra.errors import Interrupted
 from astra.models.attempts import Attempt, Suspect
+from astra.models.plans import Plan
 from astra.results import checkpoint
 from astra.results.stopping import Stop, Terminated
 from astra.status.verify import verify
@@ -185,6 +187,16 @@ def test_a_plan_is_run_in_a_thread_which_hears_no_signals(sqlite_url):
     assert verify(plan.pk).whole
 
 
+def stop_in_first_row(plan: Plan, begun: Path) -> None:
+    """Ask the element of a plan of five rows to stop during its first row: all stay pending."""
+    words = ["--plan", str(plan.pk), "--job", pool_of(plan).token, "--element", "1"]
+    with subprocess.Popen([sys.executable, "-m", "astra", "run-page", *words]) as element:
+        wait_for(begun.exists, "the first row", 60)
+        element.terminate()
+    assert element.returncode == 75
+    assert verify(plan.pk).rows["pending"] == 5
+
+
 @pytest.mark.parametrize("then", ["goes on", "raises", "yields"])
 def test_a_row_that_is_interrupted_stays_pending_although_its_task_catches_that(
     url, tmp_path, monkeypatch, then
@@ -194,12 +206,7 @@ def test_a_row_that_is_interrupted_stays_pending_although_its_task_catches_that(
     monkeypatch.setenv("ASTRA_CONFIG", str(tmp_path / "astra.toml"))
     begun = tmp_path / "begun"
     plan = plan_of(5, 5, catch_everything, begun=str(begun), then=then)
-    words = ["--plan", str(plan.pk), "--job", pool_of(plan).token, "--element", "1"]
-    with subprocess.Popen([sys.executable, "-m", "astra", "run-page", *words]) as element:
-        wait_for(begun.exists, "the first row", 60)
-        element.terminate()
-    assert element.returncode == 75
-    assert verify(plan.pk).rows["pending"] == 5
+    stop_in_first_row(plan, begun)
     with connection():
         assert [attempt.state for attempt in Attempt.select()] == ["interrupted"]
 
@@ -209,12 +216,7 @@ def test_no_row_is_to_blame_if_the_task_handles_the_signal_itself(url, tmp_path,
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     begun = tmp_path / "begun"
     plan = plan_of(5, 5, own_handler, begun=str(begun), then=then)
-    words = ["--plan", str(plan.pk), "--job", pool_of(plan).token, "--element", "1"]
-    with subprocess.Popen([sys.executable, "-m", "astra", "run-page", *words]) as element:
-        wait_for(begun.exists, "the first row", 60)
-        element.terminate()
-    assert element.returncode == 75
-    assert verify(plan.pk).rows["pending"] == 5
+    stop_in_first_row(plan, begun)
     with connection():
         assert not Suspect.select().exists()
         (attempt,) = Attempt.select()
