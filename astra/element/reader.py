@@ -51,7 +51,6 @@ from astra.results.rows import HandedRow, Refusal, changed_key_message, describe
 from astra.results.stopping import Stop
 from astra.results.writer import Writer
 from astra.states import INPUT_GONE, Outcome
-from astra.version import CURRENT
 
 log = logging.getLogger(__name__)
 
@@ -133,13 +132,8 @@ class Reader:
     def _failed_before(self, writer: Writer) -> set[str]:
         """Return the keys of pending rows that failed at this version before."""
         keys = [key for key in self.claim.page.row_keys if self._is_pending(key)]
-        query = Failure.select(Failure.key).where(
-            (Failure.task == writer.target.task)
-            & (Failure.input_table == writer.target.input_table)
-            & (Failure.v_astra_major_minor == CURRENT.major_minor)
-            & ~Failure.refused
-            & dialect().among(Failure.key, keys, "text")
-        )
+        is_theirs = Failure.is_of(writer.target.task, writer.target.input_table, keys)
+        query = Failure.select(Failure.key).where(is_theirs & ~Failure.refused)
         return {key for (key,) in tuples(query)}
 
     def _give_up(self, writer: Writer) -> None:

@@ -1,8 +1,19 @@
 """The tables of rows that ended without a result: failures, and rows rightly without one."""
 
-from peewee import BigAutoField, BigIntegerField, BooleanField, IntegerField, TextField
+from collections.abc import Iterable
 
+from peewee import (
+    BigAutoField,
+    BigIntegerField,
+    BooleanField,
+    ColumnBase,
+    IntegerField,
+    TextField,
+)
+
+from astra.database.connection import dialect
 from astra.models.base import BaseModel, TimeField
+from astra.version import CURRENT
 
 
 class RowWithoutResult(BaseModel):
@@ -22,6 +33,16 @@ class RowWithoutResult(BaseModel):
 
     class Meta:
         indexes = ((("task", "input_table", "key", "v_astra_major_minor"), True),)
+
+    @classmethod
+    def is_of(cls, task: str, table: str, keys: Iterable[int | str]) -> ColumnBase:
+        """Return the clause that a record is of one of these rows of a table, at this version."""
+        return (
+            (cls.task == task)
+            & (cls.input_table == table)
+            & dialect().among(cls.key, keys, "text")
+            & (cls.v_astra_major_minor == CURRENT.major_minor)
+        )
 
 
 class Failure(RowWithoutResult):

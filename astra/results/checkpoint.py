@@ -227,12 +227,7 @@ def _forget(kinds: set[type[RowWithoutResult]], target: Target, rows: list[Hande
         if row.key is not None:
             by_table.setdefault(row.table or target.input_table, []).append(row.key)
     for model, (table, keys) in product(kinds, by_table.items()):
-        model.delete().where(
-            (model.task == target.task)
-            & (model.input_table == table)
-            & dialect().among(model.key, keys, "text")
-            & (model.v_astra_major_minor == CURRENT.major_minor)
-        ).execute()
+        model.delete().where(model.is_of(target.task, table, keys)).execute()
 
 
 def _common_columns(target: Target, claim: Claim | None, row: HandedRow) -> dict[str, object]:
