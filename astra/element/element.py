@@ -302,12 +302,14 @@ class Element:
             raise self._end_interrupted(claim, stop.reason, self.gives_back) from None
         except OutOfMemory:
             raise
-        except AstraError as error:
-            if isinstance(error, DatabaseError) and writer is not None:
+        except DatabaseError as error:
+            if writer is not None:
                 raise self._keep_unwritten(claim, writer, error) from error
-            if isinstance(error, DatabaseError) and not isinstance(error, NotAllowed):
-                raise self._end_interrupted(claim, str(error)) from error
-            if writer is None:  # the task, its table or a right has changed since the planning
+            if isinstance(error, NotAllowed):  # a right was revoked since the planning
+                raise self._end_broken(claim, str(error)) from error
+            raise self._end_interrupted(claim, str(error)) from error
+        except AstraError as error:
+            if writer is None:  # the task, or its table, has changed since the planning
                 raise self._end_broken(claim, str(error)) from error
             if isinstance(error, BrokenElement) and not self.tally.n_stored:
                 stop.retrying(lambda: take_back_failures(claim))
