@@ -91,10 +91,8 @@ class Tally:
     failed_before: Container[str] = ()
 
     def _blamable(self, failures: "Iterable[Refusal]") -> "list[Refusal]":
-        """Return the failures that the task, or the node, may be to blame for.
-
-        Not those of rows of which a further result was refused.
-        """
+        """Return the failures that the task, or the node, may be to blame for: not those of rows
+        that failed before, nor those of which a further result was refused."""
         return [
             f for f in failures if not f.refused and str(f.handed.key) not in self.failed_before
         ]
@@ -253,13 +251,7 @@ def _handled_signals() -> list[signal.Signals]:
     return [n for n, module in zip(caught, modules, strict=True) if module.startswith("astra.")]
 
 
-class _MaskAtFork(threading.local):
-    """The signal mask of this thread before it forked."""
-
-    mask: Iterable[int] = ()
-
-
-_at_fork = _MaskAtFork()
+_at_fork = threading.local()  # `mask`: the signals that this thread held before it forked
 
 
 def _hold_signals() -> None:
