@@ -60,7 +60,7 @@ def new_place() -> str | None:
     if known is None:
         raise DatabaseError(
             f"the table astra_archive of {hide_password(url())} is empty, so that the database "
-            "cannot be told apart from a copy of it: astra initdb"
+            "cannot be distinguished from a copy of it: astra initdb"
         )
     if not dialect().is_same_location(known.made_in, place):
         if _is_standby():
