@@ -106,6 +106,10 @@ class Common:
     def log_sequences(self, schema: str | None) -> None:
         """Make sure that a copied database never assigns the numbers of its rows again."""
 
+    def schema_of_new_tables(self, model: Any) -> str | None:
+        """Return the schema of a model's table if new tables would be created in another one."""
+        return None
+
     def drop_not_null(self, model: Any, column: str) -> bool:
         """Let rows have no value in a column; return False if that is impossible."""
         return False

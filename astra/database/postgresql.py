@@ -22,6 +22,7 @@ from astra.database.postgresql_connection import PostgresqlDatabase
 from astra.database.postgresql_keys import Keys
 from astra.database.postgresql_writing import Target
 from astra.database.statement_timeout import PatientCursor
+from astra.errors import DatabaseError
 from astra.processes import process_label
 
 #: SQLSTATEs of temporary conditions: connection, resources, shutdown, serialization failures and
@@ -323,6 +324,23 @@ class PostgreSQL(Keys):
     def create_schema(self, schema: str) -> None:
         if not self.fetch_value(queries.HAS_SCHEMA, (schema,)):
             self.run(queries.CREATE_SCHEMA, schema=self.quote(schema))
+
+    def schema_of_new_tables(self, model: Any) -> str | None:
+        """Return the schema of a model's table if new tables would be created in another one, and
+        this role may create tables in it.
+
+        Raises
+        ------
+        DatabaseError
+            If no table can be created in any schema.
+        """
+        first, own = self.run(queries.SCHEMAS_OF_TABLES, (self.table(model),)).fetchone()
+        if first is None and own is None:
+            raise DatabaseError(
+                "the search_path of this role names no schema that exists and that it may use: "
+                "name one in [database] schema, which astra initdb creates"
+            )
+        return None if own == first else own
 
     def log_sequences(self, schema: str | None) -> None:
         self.run(queries.LOG_SEQUENCES, (schema,))

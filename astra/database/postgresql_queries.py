@@ -202,6 +202,12 @@ CASCADING_KEYS = """
 
 DROP_INDEX = "DROP INDEX CONCURRENTLY IF EXISTS {index}"
 
+#: The schema in which tables are created, and that of a table, if this role may create some there.
+SCHEMAS_OF_TABLES = """
+    SELECT current_schema(), (
+        SELECT nspname FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
+        WHERE pg_class.oid = to_regclass(%s) AND has_schema_privilege(relnamespace, 'CREATE'))"""
+
 CREATE_SCHEMA = "CREATE SCHEMA IF NOT EXISTS {schema}"
 
 DROP_NOT_NULL = "ALTER TABLE {table} ALTER {column} DROP NOT NULL"

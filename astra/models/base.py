@@ -175,10 +175,10 @@ class BaseModel(peewee.Model, metaclass=ModelMeta):
             If existing rows would have no value for a column.
         """
         with connection():
-            _add_columns(cls)
-            if cls.changes_often:
-                cls._meta.table_settings = dialect().with_room
-            peewee.SchemaManager(cls).create_table(safe, **options)
+            if not _add_columns(cls):
+                if cls.changes_often:
+                    cls._meta.table_settings = dialect().with_room
+                peewee.SchemaManager(cls).create_table(safe, **options)
             # Asking for an index that exists would wait for everybody who writes to the table.
             for _, _, sql, parameters in missing_indexes(cls):
                 database.execute_sql(sql, parameters)
@@ -226,8 +226,12 @@ class BaseModel(peewee.Model, metaclass=ModelMeta):
         return super().insert_many(rows, fields)
 
 
-def _add_columns(model: type[Model]) -> None:
-    """Add columns and defaults that a model was given after its table was created."""
+def _add_columns(model: type[Model]) -> bool:
+    """Add columns and defaults that a model was given after its table was created.
+
+    Returns whether there is a table. It may be in a later schema of the ``search_path`` than the
+    one in which PostgreSQL would create another table, which would hide it.
+    """
     have = dialect().columns(model)
     for field in model._meta.sorted_fields if have else ():
         by_database = _database_default(field)
@@ -245,6 +249,7 @@ def _add_columns(model: type[Model]) -> None:
                 f"the column by hand{_if_renamed(model, field, have)}"
             )
         dialect().add_column(model, field, None if by_database else field.db_value(default))
+    return bool(have)
 
 
 def columns_gone(model: type[Model], have: Iterable[str]) -> list[str]:

@@ -164,11 +164,13 @@ def _make_tables(
     own_models: list[type[BaseModel]] = []
     owners: set[str] = set()
     notes += _shared_tables()
+    schema = Schema._meta.schema or dialect().schema_of_new_tables(Schema)
     for model in tables():
         _check_names(model)
         have = dialect().columns(model)
         if not have:
             new.append(model._meta.table_name)
+            model._meta.schema = schema
         elif owner := dialect().other_owner(model):
             _check_others_table(model, have, owner, version)
             owners.add(owner)

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from astra.api import run_here
 from astra.cli.group import main
 from astra.database import postgresql
-from astra.database.connection import connection, database, dialect, reset, retrying
+from astra.database.connection import bind, connection, database, dialect, reset, retrying
 from astra.database.inspection import indexes
 from astra.database.postgresql_queries import LOCK_INITDB
 from astra.errors import DatabaseError
@@ -57,6 +57,28 @@ def test_astras_tables_are_found_behind_the_schema_of_a_role(pg_url):
         database.execute_sql("CREATE SCHEMA AUTHORIZATION CURRENT_USER")
     reset()
     check_version()
+
+
+@pytest.mark.postgres
+def test_no_second_archive_is_created_in_a_schema_that_comes_first(pg_url):
+    """New tables are created beside those of the archive, which stays the one that is used."""
+    with connection():
+        database.execute_sql("DROP TABLE measured")
+        database.execute_sql("CREATE SCHEMA AUTHORIZATION CURRENT_USER")
+    reset()
+    assert init_database((MODULE,)) == ["measured"]
+    with connection():
+        rows = database.execute_sql("SELECT relname FROM pg_class WHERE relkind = 'r' AND "
+            "relnamespace = to_regnamespace(current_schema())")  # fmt: skip
+        assert rows.fetchall() == []
+        assert database.execute_sql("SELECT 'public.measured'::regclass").fetchone() is not None
+
+
+@pytest.mark.postgres
+def test_a_search_path_without_a_schema_is_reported(pg_url):
+    bind(f"{pg_url}&options=-csearch_path%3Dnowhere")
+    with pytest.raises(DatabaseError, match=r"search_path.*\[database\] schema"):
+        init_database()
 
 
 def test_the_sql_of_a_new_file_leaves_none(tmp_path, monkeypatch):
