@@ -10,7 +10,6 @@ from psycopg2.extensions import (
     PYDATETIMETZ,
     encodings,
     new_type,
-    parse_dsn,
     register_type,
 )
 
@@ -60,12 +59,6 @@ class PostgresqlDatabase(peewee.PostgresqlDatabase):
         open_descriptors()
         connection = super()._connect()  # type: ignore[misc]
         self.was_open = True
-        if connection.get_parameter_status("standard_conforming_strings") == "off":
-            # The driver decides how it quotes texts when it connects.
-            connection.close()
-            options = parse_dsn(self.database).get("options", "")
-            self.connect_params["options"] = f"{options} -c standard_conforming_strings=on".strip()
-            connection = super()._connect()  # type: ignore[misc]
         for nearest in _NEAREST:
             register_type(nearest, connection)
         self.codec = encodings.get(connection.get_parameter_status("server_encoding"), "utf_8")
@@ -98,10 +91,14 @@ class PostgresqlDatabase(peewee.PostgresqlDatabase):
             return
         with peewee_errors:
             level = f" ISOLATION LEVEL {isolation_level}" if isolation_level else ""
-            begin = f"BEGIN{level}; {queries.WRITE_SETTINGS}; {ends_after(silence_s)}"
+            cursor = self.cursor()
+            # The driver decides how it quotes texts when it connects.
+            escapes = cursor.mogrify("%s", ("",)).startswith(b"E")
+            settings = queries.WRITE_SETTINGS.format(standard="off" if escapes else "on")
+            begin = f"BEGIN{level}; {settings}; {ends_after(silence_s)}"
             if not is_durable:
                 begin += f"; {queries.NOT_DURABLE}"
-            self.cursor().execute(begin)
+            cursor.execute(begin)
 
 
 def ends_after(silence_s: float) -> str:

@@ -13,7 +13,7 @@ parameter. Queries that both dialects understand are written with peewee where t
 #: disk when it is done: the next one of its page takes its rows as stored.
 WRITE_SETTINGS = """
     SET LOCAL array_nulls = on; SET LOCAL DateStyle = 'ISO';
-    SET LOCAL standard_conforming_strings = on; SET CONSTRAINTS ALL IMMEDIATE;
+    SET LOCAL standard_conforming_strings = {standard}; SET CONSTRAINTS ALL IMMEDIATE;
     SELECT set_config('synchronous_commit', 'on', true)
     WHERE current_setting('synchronous_commit') = 'off'"""
 

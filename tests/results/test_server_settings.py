@@ -108,3 +108,22 @@ def test_all_digits_are_read_through_pgbouncer(pg_url, postgres):
                 assert [s.snr for s in BossVisitSpectrum.select()] == [exact]
         other.close()
     bind(pg_url)
+
+
+def test_texts_arrive_through_pgbouncer_whatever_the_server_takes_backslashes_for(pg_url, postgres):
+    """Poolers take no further setting from a client that connects."""
+    name = urlsplit(pg_url).path.strip("/")
+    fill(60)
+    with connection():
+        Settled.create_table()
+        database.execute_sql("GRANT ALL ON ALL TABLES IN SCHEMA public TO astra")
+        database.execute_sql("GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO astra")
+    postgres.sql(f"ALTER DATABASE {name} SET standard_conforming_strings = off")
+    with PgBouncer(postgres) as pool:
+        bind(f"postgresql://astra@127.0.0.1:{pool.port}/{name}")
+        (made,) = create_plan(settle, BossVisitSpectrum, limit=40)
+        run_here(made.plan)
+        with connection():
+            stored = dict(Settled.select(Settled.spectrum_pk, Settled.text).tuples())
+    assert stored == {key: drawn(key)["text"] for key in range(1, 61)}
+    bind(pg_url)
