@@ -45,6 +45,12 @@ class Writing(Common):
     def checked(self, field: peewee.Field, value: Any) -> Any:
         """Check a value in database form: the server would take a text for bytes, and interpret
         some moments in its own way; it checks all others itself."""
+        if hasattr(field, "dimensions") and isinstance(value, list | tuple):  # its items
+            for item in value:
+                self.checked(field, item)
+            return value
+        if value is None:
+            return None
         if field.field_type in MOMENTS and type(value) is not date:
             check(field, value)
         if field.field_type == "BLOB" and not isinstance(value, BYTES | Binary):

@@ -7,6 +7,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterable
+from datetime import datetime, timedelta, timezone
 from enum import Enum
 from types import SimpleNamespace
 
@@ -17,6 +18,7 @@ from peewee import (
     BlobField,
     CharField,
     DateField,
+    DateTimeField,
     FloatField,
     IntegerField,
     JSONField,
@@ -51,6 +53,8 @@ class Wide(PipelineOutputModel):
 class Matrix(PipelineOutputModel):
     flat = Elements(FloatField, null=True, index=False)
     grid = Elements(IntegerField, dimensions=2, null=True, index=False)
+    moments = Elements(DateTimeField, null=True, index=False)
+    blobs = Elements(BlobField, null=True, index=False)
 
 
 class Quality(str, Enum):  # noqa: UP042 - a StrEnum writes itself as its value
@@ -103,6 +107,24 @@ def test_bytes_arrays_and_documents_come_back_as_they_were(url):
     assert found[1].document == {"a": ['x"\\', 1.5, None]} and found[2].document == []
     assert np.array_equal(found[0].pixels, np.arange(3.0))
     assert np.array_equal(found[2].pixels, [[np.nan, 1.0]], equal_nan=True)
+
+
+@pytest.mark.postgres
+def test_the_items_of_arrays_are_of_their_type(pg_url):
+    Matrix.create_table()
+    moments = [datetime(2024, 2, 3, microsecond=5), None]
+    values = [
+        {"moments": moments, "blobs": [b"\\\x00", None]},
+        {"moments": [datetime(2024, 2, 3, tzinfo=timezone(timedelta(hours=1)))]},
+        {"blobs": ["\\x41"]},
+        {"moments": ["now"]},
+    ]
+    yielding(Matrix, values)
+    assert sorted(map(int, failures())) == [2, 3, 4]
+    with connection():
+        (found,) = Matrix.select()
+    assert found.moments == moments
+    assert [item and bytes(item) for item in found.blobs] == [b"\\\x00", None]
 
 
 @pytest.mark.parametrize("n", [3, 60])
