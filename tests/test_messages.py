@@ -16,7 +16,7 @@ from peewee import FloatField
 
 from astra import generate_queries_for_task, task
 from astra.api import run_here
-from astra.database.connection import bind, connection, database
+from astra.database.connection import bind, connection, database, dialect
 from astra.element.loaded_task import load_outer_exceptions
 from astra.errors import DatabaseError, TaskError, UsageError
 from astra.models import BossVisitSpectrum, PipelineOutputModel, Source
@@ -132,6 +132,17 @@ def test_a_refused_login_is_not_a_server_that_does_not_run(postgres):
     assert "refused the login" in done.stderr and "check that the server runs" not in done.stderr
     done = astra("plans", ASTRA_DATABASE_URL=postgres.url("nowhere_at_all"))
     assert "createdb" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "said", ["FATAL:  Passwort-Authentifizierung fehlgeschlagen", "ВАЖНО:  no"]
+)
+def test_a_login_that_is_refused_in_another_language_is_one_too(pg_url, said):
+    """Servers write such messages in the language of their administrator (lc_messages)."""
+    advice = dialect().advice(f'connection to server at "127.0.0.1", port 5432 failed: {said}')
+    assert "refused the login" in advice
+    advice = dialect().advice('connection to server at "a", port 5432 failed: Connection refused')
+    assert "check that the server runs" in advice
 
 
 @pytest.mark.parametrize("schema", ["public", "own"])

@@ -57,6 +57,9 @@ _NO_CONNECTION = {
     ),
 }
 
+#: What the server itself says of a login, in its own language: its severity comes first.
+_ANSWER = r" failed: \w+\s?:  "
+
 #: SQLSTATEs for which one value is to blame: data, integrity, raised by a trigger.
 _ROWS_FAULT = ("22", "23", "P0001", "54")
 
@@ -179,13 +182,15 @@ class PostgreSQL(Keys):
         setting = "ASTRA_DATABASE_URL, or [database] url"
         if "does not exist" in message and "database" in message:
             return f"create it (createdb), or name another in {setting}"
-        if _is_refused_login(message):
+        for found, text in _NO_CONNECTION.items():
+            if re.search(found, message):
+                return text
+        if _is_refused_login(message) or re.search(_ANSWER, message):
             return (
-                f"the server runs, but refused the login: check the user in {setting}, and the "
-                "password (~/.pgpass)"
+                "the server runs, but refused the login: check the user and the database in "
+                f"{setting}, and the password (~/.pgpass)"
             )
-        advised = (text for found, text in _NO_CONNECTION.items() if re.search(found, message))
-        return next(advised, f"check that the server runs and {setting}")
+        return f"check that the server runs and {setting}"
 
     def is_lock(self, error: BaseException) -> bool:
         """Return whether only a lock is held by another, and the connection is intact."""

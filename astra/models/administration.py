@@ -13,7 +13,7 @@ from astra.database.inspection import literal, relations, stored_name
 from astra.errors import DatabaseError
 from astra.models.base import BaseModel, missing_indexes
 from astra.models.keys import Link
-from astra.models.pipeline import OutputModel
+from astra.models.pipeline import OutputModel, fitting_name
 
 #: How long initdb waits for a table in use; meanwhile all others wait behind it.
 LOCK_TIMEOUT_S = 5
@@ -73,7 +73,7 @@ def make_views(models: Iterable[type[BaseModel]]) -> list[str]:
     for model in models:
         if not issubclass(model, OutputModel) or not (links := model.declared_links.values()):
             continue
-        name = f"{model._meta.table_name}_current"
+        name = fitting_name(f"{model._meta.table_name}_current")
         view, table = engine.table(model, name), engine.table(model)
         current = " AND ".join(
             queries.IS_CURRENT.format(table=table, same_row=_same_row(model, link))

@@ -154,8 +154,8 @@ def _keep_own_columns(base: object, attrs: dict[str, object]) -> None:
 _LONGEST_NAME = 63
 
 
-def _name(name: str) -> str:
-    """Return a name for an index; one that is too long gets a digest at its end."""
+def fitting_name(name: str) -> str:
+    """Return a name for an index or a view; one that is too long gets a digest at its end."""
     if len(name.encode()) <= _LONGEST_NAME:
         return name
     digest = hashlib.sha256(name.encode()).hexdigest()[:12]
@@ -251,7 +251,7 @@ class OutputModel(BaseModel, metaclass=OutputMeta):
             names += ["v_astra_major_minor", "result_number"]
             columns = list(map(dialect().quote, names))
             if not dialect().has_unique(cls, names, link.where_clause):
-                index = _name(f"{cls._meta.table_name}_one_per_{'_'.join(link.result)}")
+                index = fitting_name(f"{cls._meta.table_name}_one_per_{'_'.join(link.result)}")
                 yield (
                     index,
                     names,
