@@ -47,16 +47,9 @@ class StoredPlan:
     attempts: Mapping[int | None, Attempt]
     now: datetime
 
-    def submissions_to_query(self, include_done: bool) -> list[Submission]:
-        """Return the submissions that Slurm has to be asked about."""
-        if include_done:
-            return list(self.submissions.values())
-        pending = {row.submission_pk for row in self.rows if row.n_pending}
-        return [s for pk, s in self.submissions.items() if pk in pending]
 
-
-def read_stored(plan: Plan, include_done: bool) -> StoredPlan:
-    """Read the pages, submissions and last attempts of a plan."""
+def read_pages(plan: Plan, answer: parse.Answer, include_done: bool) -> "Pages":
+    """Read a plan and its pages from the database, after Slurm has been asked about them."""
     attempts = (
         Attempt.select(
             Attempt.pk, Attempt.submission_pk, Attempt.number, Attempt.state, Attempt.host,
@@ -66,7 +59,7 @@ def read_stored(plan: Plan, include_done: bool) -> StoredPlan:
         .where((Page.plan == plan.pk) & (True if include_done else N_PENDING > 0))
     )  # fmt: skip
     with connection():
-        now = dialect().now()
+        plan, now = Plan.get_or_none(Plan.pk == plan.pk) or plan, dialect().now()
         of_plan = Submission.select().where(Submission.plan == plan.pk)
         submissions: dict[int | None, Submission] = {s.pk: s for s in of_plan}
         # Read the numbers as the driver returns them; peewee would convert each one by one.
@@ -76,7 +69,7 @@ def read_stored(plan: Plan, include_done: bool) -> StoredPlan:
         last: dict[int | None, Attempt] = {
             attempt.pk: attempt for attempt in attempts.namedtuples()
         }
-    return StoredPlan(plan, submissions, rows, last, now)
+    return Pages(StoredPlan(plan, submissions, rows, last, now), answer)
 
 
 #: The states of pages whose last attempt recorded its end before all rows had ended.
@@ -99,7 +92,6 @@ class Pages(Sequence[PageStatus]):
     states : of the pages, in their order.
     tally : how many pages are in each state, and how many of their rows have not ended.
     held : places of the pages that wait for something that only a person can change.
-    any_ended : whether a page has rows left and an element that is not known to be alive.
     """
 
     def __init__(self, stored: StoredPlan, answer: parse.Answer) -> None:
@@ -113,7 +105,6 @@ class Pages(Sequence[PageStatus]):
         }
         self.states = [PageState.DONE] * len(stored.rows)
         self.held: list[int] = []
-        self.any_ended = False
         counts: defaultdict[PageState, list[int]] = defaultdict(lambda: [0, 0])
         alike: dict[tuple[object, ...], tuple[PageState, list[int], bool]] = {}
         for place, row in enumerate(stored.rows):
@@ -125,12 +116,8 @@ class Pages(Sequence[PageStatus]):
             key = row.submission_pk, row.attempt_pk, row.free, id(execution)
             if (kind := alike.get(key)) is None:
                 state = self._state(row, execution)
-                held = False
-                if execution is not None:
-                    held = state is PageState.WAITING and parse.never_starts(execution.reason)
-                    self.any_ended |= execution.state is None or not execution.state.alive
-                elif row.submission_pk is not None:  # of local processes
-                    self.any_ended |= state not in ALIVE
+                reason = execution.reason if execution else None
+                held = state is PageState.WAITING and parse.never_starts(reason)
                 kind = alike[key] = state, counts[state], held
             if kind[0] in UNEXPLAINED and self._was_left(row, kind[0]):
                 kind = PageState.UNSUBMITTED, counts[PageState.UNSUBMITTED], False
@@ -375,13 +362,6 @@ def current_pages(plan: Plan, answer: parse.Answer | None = None) -> Pages:
     return read_pages(plan, answer or query_slurm_for([plan]), True)
 
 
-def read_pages(plan: Plan, answer: parse.Answer, include_done: bool) -> Pages:
-    """Read the pages from the database again, after Slurm has been asked."""
-    with connection():
-        now = Plan.get_or_none(Plan.pk == plan.pk) or plan
-    return Pages(read_stored(now, include_done), answer)
-
-
 def spool_notes(plan: Plan) -> list[str]:
     """Return a note if results of a plan wait in spool files."""
     if not (files := run_folder.spool_files(plan.folder)):
@@ -412,12 +392,19 @@ def slurm_jobs(submissions: Iterable[Submission]) -> list[parse.JobId]:
     return [s.job for s in sorted(arrays, key=lambda s: s.job_id or 0)]
 
 
-def query_slurm_for(plans: Iterable[Plan]) -> parse.Answer:
-    """Query Slurm about the arrays of some plans, all at once."""
-    pks = [plan.pk for plan in plans]
+def query_slurm_for(
+    plans: Iterable[Plan], include_done: bool = True, recent_s: float = 0.0
+) -> parse.Answer:
+    """Query Slurm about the arrays of some plans, all at once; on request only about those that
+    have pages with rows left."""
+    pks = [plan.pk for plan in plans] or [0]
+    query = Submission.select().where(Submission.plan.in_(pks))
+    if not include_done:
+        unfinished = Page.select(Page.submission_pk).where(Page.plan.in_(pks) & (N_PENDING > 0))
+        query = query.where(Submission.pk.in_(unfinished))
     with connection():
-        submissions = list(Submission.select().where(Submission.plan.in_(pks or [0])))
-    return query_slurm(slurm_jobs(submissions))
+        jobs = slurm_jobs(query)
+    return query_slurm(jobs, recent_s)
 
 
 def query_slurm(jobs: list[parse.JobId], recent_s: float = 0.0) -> parse.Answer:

@@ -32,12 +32,9 @@ from astra.states import ALIVE, COUNTED, ENDED, PageState, PlanState, SlurmState
 from astra.status.page_states import (
     UNEXPLAINED,
     Pages,
-    StoredPlan,
     in_states,
-    query_slurm,
+    query_slurm_for,
     read_pages,
-    read_stored,
-    slurm_jobs,
     spool_notes,
 )
 
@@ -143,17 +140,14 @@ def statuses(
     >>> [plan.state.value for plan in statuses([1])]
     ['whole']
     """
-    stored_plans = [read_stored(get_plan(plan), include_done) for plan in plans]
-    jobs = slurm_jobs(
-        s for stored in stored_plans for s in stored.submissions_to_query(include_done)
-    )
-    answer = query_slurm(jobs, recent_s)
+    frozen = [get_plan(plan) for plan in plans]
+    answer = query_slurm_for(frozen, include_done, recent_s)
     lost = cache(_lost_guard)
     return [
         _status(
-            s, answer, [*answer.notes, *lost(s.plan.input_table, s.plan.input_model)], include_done
+            plan, answer, [*answer.notes, *lost(plan.input_table, plan.input_model)], include_done
         )
-        for s in stored_plans
+        for plan in frozen
     ]
 
 
@@ -170,16 +164,13 @@ def _lost_guard(table: str, path: str) -> list[str]:
     return [f"the table {table} {lacks}"] if lacks else []
 
 
-def _status(stored: StoredPlan, answer: Answer, notes: list[str], include_done: bool) -> PlanStatus:
-    """Combine what is stored with Slurm's answer; read the pages again if they may have changed.
-
-    The first reading is enough for pages that were whole, and for elements that are alive. For an
-    element that has ended meanwhile, the last checkpoint must be included.
-    """
-    plan = stored.plan
-    pages = Pages(stored, answer)
-    if pages.any_ended:
+def _status(plan: Plan, answer: Answer, notes: list[str], include_done: bool) -> PlanStatus:
+    """Combine what is stored with Slurm's answer."""
+    pages = read_pages(plan, answer, include_done)
+    if pages.any_local() and not pages.tally.keys() <= ALIVE | {PageState.DONE}:
+        # A process of this machine may have recorded its end after its page was read.
         pages = read_pages(plan, answer, include_done)
+    plan = pages.stored.plan
     steps, more = _next_steps(plan, pages)
     if plan.cancelled is None and pages.tally.keys() - {PageState.DONE}:
         more = [*_controls(plan), *more]

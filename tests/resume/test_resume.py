@@ -139,7 +139,7 @@ def test_an_end_that_the_accounting_missed_is_an_administrators_concern(url, mon
     plan = plan_of(30, 10)
     array_of(plan, [1, 2, 3], {})
     answer = merge_answers({}, {("j", 2): Execution(SlurmState.RUNNING)})
-    monkeypatch.setattr("astra.status.status.query_slurm", lambda *_: answer)
+    monkeypatch.setattr("astra.status.page_states.query_slurm", lambda *_: answer)
     advice = status(plan.pk).advice
     assert any(line.startswith("sacctmgr show runawayjobs   ") and "7_2" in line for line in advice)
 
@@ -148,7 +148,7 @@ def test_how_an_element_that_hangs_is_ended_is_said(url, monkeypatch):
     plan = plan_of(30, 10)
     array_of(plan, [1, 2, 3], {1: 1, 2: 2, 3: 3})
     runs = {("j", n): Execution(SlurmState.RUNNING) for n in (1, 2, 3)}
-    monkeypatch.setattr("astra.status.status.query_slurm", lambda *_: Answer(executions=runs))
+    monkeypatch.setattr("astra.status.page_states.query_slurm", lambda *_: Answer(executions=runs))
     assert status(plan.pk).advice == ()
     with connection():
         long_ago = dialect().now() - timedelta(hours=1)
@@ -168,7 +168,7 @@ def test_a_page_is_of_the_element_that_took_it_also_when_it_is_not_given_back(ur
         Page.update(free=None).where(Page.number == 3).execute()  # as astra cancel --page does
     ends = {("j", 1): SlurmState.CANCELLED, ("j", 3): SlurmState.RUNNING}
     answer = Answer(executions={key: Execution(state) for key, state in ends.items()})
-    monkeypatch.setattr("astra.status.status.query_slurm", lambda *_: answer)
+    monkeypatch.setattr("astra.status.page_states.query_slurm", lambda *_: answer)
     page = status(plan.pk).elements[2]
     assert (page.state, page.job, page.slurm_state) == (PageState.LOST, "7_1", "CANCELLED")
 

@@ -122,7 +122,7 @@ def test_a_profile_that_is_no_longer_valid_hides_no_status(sqlite_url, monkeypat
     Page.update(n_done=0, outcomes=bytes(10)).where(Page.number == 2).execute()
     Attempt.update(state="running", job_id=7, array_index=2).execute()
     monkeypatch.setattr(
-        "astra.status.status.query_slurm",
+        "astra.status.page_states.query_slurm",
         lambda jobs, _: Answer({(jobs[0].key, 2): Execution(SlurmState.TIMEOUT, "n1")}),
     )
     found = status(plan)

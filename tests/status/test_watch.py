@@ -29,7 +29,7 @@ from astra.models.attempts import Attempt
 from astra.models.plans import Page, Submission
 from astra.plan.lookup import get_plan
 from astra.plan.plan import create_plan
-from astra.processes import process_began
+from astra.processes import is_running, process_began
 from astra.resume.resume import resume
 from astra.states import PageState
 from astra.status.status import status
@@ -231,15 +231,15 @@ def test_local_processes_that_end_while_the_status_is_made_are_not_lost(url, mon
         end_submission(submission)
     assert status(plan.pk).pages == {"running": 1}
 
-    def end(table, path):
-        """Its last checkpoint, and its end, while Slurm is asked or a table is looked at."""
+    def end(pid, began):
+        """Its last checkpoint, and its end, after its page was read and before it is looked at."""
         with connection():
             Page.update(n_done=10, outcomes=b"\x01" * 10).execute()
             Attempt.update(state="done").execute()
         process.kill()
         process.wait()
-        return []
+        return is_running(pid, began)
 
-    monkeypatch.setattr("astra.status.status._lost_guard", end)
+    monkeypatch.setattr("astra.status.page_states.is_running", end)
     found = status(plan.pk)
     assert (found.state, found.pages) == ("whole", {"done": 1})
