@@ -31,6 +31,7 @@ from astra.slurm.parse import (
     Key,
     Names,
     Usage,
+    is_named,
     merge_answers,
     parse_sacct,
     parse_squeue,
@@ -67,7 +68,7 @@ def submit(script: Path, args: Sequence[str] = ()) -> JobId:
         raise refusal(failed.message) from None
     if job := parse_submission(output):
         return job
-    raise SlurmUnknown(f"sbatch succeeded, but printed {output.strip()[:200]!r} and no job id")
+    raise SlurmUnknown(f"sbatch succeeded, but printed {output.strip()[:200]!r}: not one job id")
 
 
 def try_options(options: Iterable[tuple[str, str | None]]) -> None:
@@ -131,9 +132,11 @@ def find(job: JobId) -> list[JobId]:
     is_mine = job.user in (None, user_name())
     user = ["-u", str(os.getuid()) if is_mine else str(job.user)]
     # -a: jobs in hidden partitions, too, which squeue otherwise shows only by their numbers.
-    queue = ["squeue", "-a", "-h", "-t", "all", "-O", "ArrayJobID:|,Name:|,Cluster:|", *user]
+    # Not -n: a site may have renamed the job.
+    columns = "ArrayJobID:|,Name:|,Command:|,Cluster:|"
+    queue = ["squeue", "-a", "-h", "-t", "all", "-O", columns, *user]
     try:
-        text = "".join(run([*queue, "-n", name, *on(cluster)]) for cluster in names_of(clusters))
+        text = "".join(run([*queue, *on(cluster)]) for cluster in names_of(clusters))
     except Failed as failed:
         raise SlurmUnknown(f"squeue: {failed.message}") from None
     if not (jobs := _jobs_named(text, name)):
@@ -153,12 +156,9 @@ def find(job: JobId) -> list[JobId]:
 
 def _jobs_named(text: str, job_name: str) -> set[tuple[int, str]]:
     """Return the numbers of jobs of a name, each with its cluster."""
-    lines = (line.split("|") for line in text.splitlines() if line.count("|") >= 2)
-    return {
-        (int(re.split(r"[_+]", job_id)[0]), cluster.strip())
-        for job_id, name, cluster, *_ in lines
-        if name == job_name
-    }
+    lines = (line.removesuffix("|") for line in text.splitlines() if is_named(line, job_name))
+    jobs = (re.match(r"\s*(\d+)[^|]*\|.*\|([^|]*)$", line) for line in lines)
+    return {(int(job[1]), job[2].strip()) for job in jobs if job}
 
 
 def elements(jobs: Iterable[int | JobId], recent_s: float = 0.0) -> Answer:
@@ -353,7 +353,7 @@ def _is_gone(job: JobId, cluster: str | None, recent_s: float) -> bool:
     """Return whether Slurm reports that no such job exists, or another one with its number."""
     try:
         text = run(["scontrol", *on(cluster), "show", "job", str(job.job_id)], recent_s)
-        return job.name is not None and f"JobName={job.name}\n" not in text
+        return job.name is not None and job.name not in text
     except Failed as failed:
         return "Invalid job id specified" in failed.message
     except SlurmError:
@@ -437,23 +437,17 @@ def cancel(job: JobId, indices: Iterable[int] = (), waiting_only: bool = False) 
 
 
 def _cancel_on(cluster: str | None, job: JobId, indices: Sequence[int], waiting_only: bool) -> None:
-    def is_shown() -> bool:
-        return bool(parse_squeue(_squeue([job.job_id], cluster), _names([job])))
-
-    if _may_be_hidden(job, cluster) and not is_shown():  # scancel would say that there is none
-        raise SlurmError(
-            f"Slurm shows {user_name()} no jobs of others (PrivateData): only {job.user} can "
-            f"cancel job {job.job_id}"
-        )
-    args = on(cluster)
-    if indices:
-        # With --name, scancel cancels all waiting elements instead of the given ones (22.05).
-        if job.name is None or is_shown():
-            _scancel([*args, f"{job.job_id}_[{array_spec(indices)}]"])
+    # scancel --name would leave out a job that was renamed, and take all waiting elements instead
+    # of the given ones (22.05).
+    if job.name is not None and not parse_squeue(_squeue([job.job_id], cluster), _names([job])):
+        if _may_be_hidden(job, cluster):  # scancel would say that there is none
+            raise SlurmError(
+                f"Slurm shows {user_name()} no jobs of others (PrivateData): only {job.user} can "
+                f"cancel job {job.job_id}"
+            )
         return
-    args += ["--name", job.name] if job.name else []
-    args += ["--state=PENDING"] if waiting_only else []
-    _scancel([*args, str(job.job_id)])
+    args = [*on(cluster), *(["--state=PENDING"] if waiting_only else [])]
+    _scancel([*args, f"{job.job_id}_[{array_spec(indices)}]" if indices else str(job.job_id)])
 
 
 def _if_elsewhere(home: str | None) -> str | None:

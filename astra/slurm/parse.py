@@ -18,7 +18,8 @@ from astra.states import SlurmState
 class JobId:
     """A job and what identifies it: numbers start again, and clusters share them.
 
-    Where the name is known, output of Slurm about the number counts only under that name.
+    Where the name is known, output of Slurm about the number counts only under that name: it is the
+    name of the job's script, too, which stays when a site or an operator renames the job.
     """
 
     job_id: int
@@ -125,18 +126,21 @@ class Usage:
 
 
 def parse_submission(output: str) -> JobId | None:
-    """Parse ``JOBID`` or ``JOBID;CLUSTER``; a site's wrapper may print lines around it."""
+    """Parse ``JOBID`` or ``JOBID;CLUSTER``; a site's wrapper may print lines around it.
+
+    Return None if none is such a line, or several are.
+    """
     matches = re.findall(r"^(\d+)(?:;(\S+))?\s*$", output, re.MULTILINE)
-    return JobId(int(matches[-1][0]), matches[-1][1] or None) if matches else None
+    return JobId(int(matches[0][0]), matches[0][1] or None) if len(matches) == 1 else None
 
 
 #: The state of a job in the clusters of a federation that do not run it, as another one does.
 REVOKED = "REVOKED"
 
-#: The columns to request. The name comes last, since it may hold any character.
-SQUEUE = "JobArrayID State exit_code NodeList Reason Name".split()
+#: The columns to request. The name and the command come last, since they may hold any character.
+SQUEUE = "JobArrayID State exit_code NodeList Reason Name Command".split()
 
-SACCT = "JobID State ExitCode NodeList Reason JobName".split()
+SACCT = "JobID State ExitCode NodeList Reason JobName SubmitLine".split()
 
 
 def parse_squeue(text: str, names: Names = MappingProxyType({})) -> dict[Key, Execution]:
@@ -168,8 +172,8 @@ def parse_sacct(text: str, names: Names = MappingProxyType({})) -> dict[Key, Exe
 
 def _executions(text: str, names: Names) -> Iterator[tuple[str, list[Key], Execution]]:
     """Yield of each line the elements as Slurm writes them, their keys, and their execution."""
-    for job, state, code, node, reason, name in _lines(text, len(SQUEUE)):
-        if (keys := _keys(job, name, names)) and state != REVOKED:
+    for job, state, code, node, reason, names_of_job in _lines(text, len(SQUEUE) - 1):
+        if (keys := _keys(job, names_of_job, names)) and state != REVOKED:
             parsed, why = _state(state, _reason(reason))
             exit_code, signal = (
                 (None, None) if parsed is None or parsed.alive else _exit_and_signal(code)
@@ -179,15 +183,28 @@ def _executions(text: str, names: Names) -> Iterator[tuple[str, list[Key], Execu
             yield job, keys, Execution(parsed, host, exit_code, signal, why, is_completing)
 
 
-def _keys(job: str, name: str, names: Names) -> list[Key]:
-    """Return the keys of a line's elements; none if the job only shares its number with ours."""
+def _keys(job: str, names_of_job: str, names: Names) -> list[Key]:
+    """Return the keys of a line's elements; none if the job only shares its number with ours.
+
+    The last columns hold the name and the command, and the end of a reason that has a separator.
+    """
     elements = expand(job)
-    job_name = names.get(elements[0][0]) if names else None
-    if job_name is None:
+    ours = names.get(elements[0][0]) if names else None
+    if ours is None:
         return list(elements)
-    # The reason, the column before, may contain the separator; the names of our jobs do not.
-    name = name.removesuffix("|").rpartition("|")[2]
-    return [(name, index) for _, index in elements] if name in job_name else []
+    for name in ours:
+        if is_named(names_of_job, name):
+            return [(name, index) for _, index in elements]
+    return []
+
+
+def is_named(names_of_job: str, name: str) -> bool:
+    """Return whether the name of a job, or of the script in its command, is a given one.
+
+    >>> is_named("renamed|/runs/astra-1-a.sh|", "astra-1-a"), is_named("astra-1-ab|", "astra-1-a")
+    (True, False)
+    """
+    return name in names_of_job and name in re.split(r"(?:\.sh)?(?:[|/\s]|$)", names_of_job)
 
 
 def _state(word: str, reason: str | None) -> tuple[SlurmState | None, str | None]:
@@ -207,7 +224,7 @@ def _state(word: str, reason: str | None) -> tuple[SlurmState | None, str | None
 
 #: The columns to request for :func:`parse_usage`.
 USAGE = (
-    "JobID State ElapsedRaw TimelimitRaw AllocCPUS NTasks ReqMem TotalCPU MaxRSS JobName"
+    "JobID State ElapsedRaw TimelimitRaw AllocCPUS NTasks ReqMem TotalCPU MaxRSS JobName SubmitLine"
 ).split()
 
 
@@ -218,11 +235,11 @@ def parse_usage(text: str, names: Names = MappingProxyType({})) -> list[Usage]:
     """
     usages: dict[tuple[int, int | None], Usage] = {}
     is_strangers = False  # the last job, whose steps follow it, is not one of ours
-    for line in _lines(text, len(USAGE)):
-        job, state, elapsed, limit, cpus, tasks, requested, cpu, rss, name = line
+    for line in _lines(text, len(USAGE) - 1):
+        job, state, elapsed, limit, cpus, tasks, requested, cpu, rss, names_of_job = line
         key = expand(job.split(".")[0])[0]
         if "." not in job:
-            is_strangers = not _keys(job, name, names)
+            is_strangers = not _keys(job, names_of_job, names)
         if is_strangers:
             continue
         if "." in job:

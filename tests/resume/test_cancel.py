@@ -352,7 +352,7 @@ _ASKS_AGAIN = "plan 1 is cancelled: no further element begins, .* astra cancel 1
 @pytest.mark.parametrize(
     ("state", "message"),
     [
-        ("submitted", "scancel: Unable to contact"),
+        ("submitted", "squeue: Unable to contact"),
         ("intent", "^job j may or may not exist: squeue: Unable"),
     ],
 )
@@ -382,7 +382,7 @@ def test_a_job_that_slurm_refuses_to_cancel_does_not_keep_the_others(url, slurm_
     with pytest.raises(SlurmError, match=rf"job id 7: Access/permission denied\. {_ASKS_AGAIN}$"):
         cancel(plan.pk)
     cancelled = [line for line in calls.read_text().splitlines() if line.startswith("scancel")]
-    assert cancelled == ["scancel --name j 7", "scancel --name k 8"]
+    assert cancelled == ["scancel 7", "scancel 8"]
 
 
 def test_a_cancelled_plan_that_was_paused_is_not_to_be_continued(url, slurm_says, monkeypatch):
@@ -401,12 +401,17 @@ def test_a_cancelled_plan_that_was_paused_is_not_to_be_continued(url, slurm_says
     assert "astra cancel 1" in said and "astra continue" not in said and "throttle" not in said
 
 
+#: squeue, as it is asked for the jobs of a name, and for the elements of a job.
+_TWO_JOBS = """case "$*" in *ArrayJobID*) echo '18|j|j.sh|c|'; echo '17|j|j.sh|c|';;
+*) echo '18_1|PENDING|0||None|j|j.sh|';; esac"""
+
+
 def test_of_two_jobs_of_an_intent_the_second_is_cancelled(url, slurm_says):
     plan = plan_of(20, 10)
     array_of(plan, [1, 2], {}, state="intent", job_id=None)
-    calls = slurm_says(squeue="echo '18|j|c|'; echo '17|j|c|'", scancel="true")
+    calls = slurm_says(squeue=_TWO_JOBS, scancel="true")
     assert recover_intents(plan) == []
-    assert calls.read_text().endswith("\nscancel --name j 18\n")
+    assert calls.read_text().endswith("\nscancel 18\n")
     with connection():
         assert (Submission.get().state, Submission.get().job_id) == ("submitted", 17)
 
@@ -418,7 +423,7 @@ def test_a_second_job_that_slurm_does_not_cancel_keeps_nothing_from_going_on(
     """Its elements do nothing: the submission is bound to the first."""
     plan = plan_of(20, 10)
     array_of(plan, [1, 2], {}, state="intent", job_id=None)
-    slurm_says(squeue="echo '18|j|c|'; echo '17|j|c|'", scancel=f"echo '{reason}' >&2; exit 1")
+    slurm_says(squeue=_TWO_JOBS, scancel=f"echo '{reason}' >&2; exit 1")
     assert recover_intents(plan) == []
     with connection():
         assert (Submission.get().state, Submission.get().job_id) == ("submitted", 17)

@@ -8,7 +8,7 @@ import pytest
 from astra.config import settings
 from astra.errors import SlurmError, SlurmUnknown
 from astra.slurm import client, limits
-from astra.slurm.parse import JobId, never_starts
+from astra.slurm.parse import SACCT, JobId, never_starts, parse_sacct
 from astra.states import SlurmState as S
 from tests.servers import wait_for
 
@@ -217,6 +217,35 @@ def test_reasons_that_no_time_removes(reason):
 )  # fmt: skip
 def test_reasons_that_pass_do_not_need_a_person(reason):
     assert not never_starts(reason)
+
+
+@pytest.mark.slurm
+@pytest.mark.parametrize("name", ["astra-3-0123456789ab", "site|astra-4-0123456789ab"])
+def test_a_job_that_was_renamed_is_still_ours(cluster, monkeypatch, tmp_path, name):
+    """A job is known by the name of its script as well, in squeue, sacct and scancel."""
+    monkeypatch.setenv("SLURM_CONF", cluster.env()["SLURM_CONF"])
+    limits.configuration.cache_clear()
+    own = name.removeprefix("site|")  # a prefix as job_submit/lua gives one
+    script = tmp_path / f"{own}.sh"
+    script.write_text(f"#!/bin/sh\n#SBATCH -o {tmp_path}/%j.log\nsleep 99\n")
+    made = client.submit(script, [f"--job-name={name}", "--array=1-3"])
+    if name == own:
+        cluster.run("scontrol", "update", f"jobid={made.job_id}", "name=urgent")
+    home = limits.this_cluster()
+    ours, unknown = (JobId(made.job_id, name=name, home=home) for name in (own, ANOTHER))
+    assert client.elements([ours]).of(own, 1).state.alive
+    assert client.elements([unknown]).of(ANOTHER, 1).state is S.ABSENT
+    assert [job.job_id for job in client.find(replace(ours, job_id=0))] == [made.job_id]
+    client.cancel(unknown)
+    client.cancel(ours, [2])
+    states = lambda: [client.elements([ours]).of(own, n).state for n in (1, 2, 3)]  # noqa: E731
+    wait_for(lambda: states()[1] is S.CANCELLED, "the end of element 2")
+    assert states()[0].alive and states()[2].alive
+    client.cancel(ours)
+    wait_for(lambda: states() == [S.CANCELLED] * 3, "the end of all elements")
+    booked = ["sacct", "-n", "-X", "-P", "-D", "-j", str(made.job_id), "-o", ",".join(SACCT)]
+    wait_for(lambda: len(parse_sacct(client.run(booked), {made.job_id: {own}})) == 3, "sacct")
+    assert not parse_sacct(client.run(booked), {made.job_id: {ANOTHER}})
 
 
 @pytest.mark.slurm
