@@ -224,7 +224,8 @@ class Pages(Sequence[PageStatus]):
             if execution.is_completing:
                 over[job] = replace(execution, state=SlurmState.COMPLETED)
             elif execution.state is SlurmState.RUNNING:
-                running[job] = execution
+                if job not in running or execution.reason is None:  # else it is stopped
+                    running[job] = execution
             elif execution.state is SlurmState.PENDING:
                 of_kind = stuck if parse.never_starts(execution.reason) else waiting
                 of_kind[job] = execution

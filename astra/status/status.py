@@ -326,7 +326,9 @@ def _advice(plan: Plan, pages: Pages, rows: Mapping[str, int], steps: list[NextS
 def _advice_on_silent(plan: Plan, page: PageStatus, suffix: str) -> str:
     """Return what to do about a page whose element runs without a heartbeat."""
     if page.reason:
-        return f"scontrol resume {page.job}   continues its element, which is {page.reason}"
+        signalled = page.reason == "STOPPED"  # by scancel --signal=STOP
+        command = "scancel --signal=CONT --full" if signalled else "scontrol resume"
+        return f"{command} {page.job}   continues its element, which is {page.reason}"
     return (
         f"astra cancel {plan.pk} --page {page.page}   ends its element if that hangs: it runs, and "
         f"its heartbeat is overdue; then astra resume {plan.pk}{suffix}"

@@ -155,9 +155,10 @@ def test_how_an_element_that_hangs_is_ended_is_said(url, monkeypatch):
         Attempt.update(seen=long_ago).where(Attempt.element == 2).execute()
     (advice,) = status(plan.pk).advice
     assert advice.startswith(f"astra cancel {plan.pk} --page 2   ")
-    runs["j", 2] = Execution(SlurmState.RUNNING, reason="SUSPENDED")
-    (advice,) = status(plan.pk).advice
-    assert advice.startswith("scontrol resume 7_2   ")
+    for reason, command in (("SUSPENDED", "scontrol resume"), ("STOPPED", "scancel --signal=CONT")):
+        runs["j", 2] = Execution(SlurmState.RUNNING, reason=reason)
+        (advice,) = status(plan.pk).advice
+        assert advice.startswith(command) and " 7_2   " in advice
 
 
 def test_a_page_is_of_the_element_that_took_it_also_when_it_is_not_given_back(url, monkeypatch):
