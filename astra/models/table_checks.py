@@ -8,6 +8,7 @@ from peewee import Field, Model
 
 from astra.config.secrets import hide_password
 from astra.database.connection import connection, database, dialect, url
+from astra.database.dialect import NO_COLUMN
 from astra.errors import DatabaseError, TaskError
 from astra.models.base import BaseModel, missing_columns
 from astra.models.importing import import_path
@@ -200,12 +201,24 @@ def lacking_guard(model: type[Model]) -> str | None:
         if not dialect().columns(model):
             return f"does not exist; create it: {command_for(model)}"
         lacks = f"no unique index on ({columns}), so that a row could have two results"
+    elif issubclass(model, OutputModel) and not _is_version_computed(model):
+        table, name = dialect().table(model), "v_astra_major_minor"
+        return (
+            f"does not compute {name}, so that a row could have two results: it was replaced, or "
+            f"restored without the expression: ALTER TABLE {table} DROP COLUMN {name}, and create "
+            f"it again: {command_for(model)}"
+        )
     elif (column := _column_of_trigger(model)) and not dialect().keeps_modified(model, column):
         lacks = f"no trigger that keeps `{column}`, so that changes would not be noticed"
     return lacks and (
         f"has {lacks}: it was replaced, or restored without it; create it again: "
         f"{command_for(model)}"
     )
+
+
+def _is_version_computed(model: type[OutputModel]) -> bool:
+    """Return whether the database computes the column that makes results unique by version."""
+    return dialect().columns(model).get("v_astra_major_minor", NO_COLUMN).is_computed
 
 
 def _missing_unique(model: type[Model]) -> str | None:

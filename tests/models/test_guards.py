@@ -133,6 +133,22 @@ def test_a_sequence_that_was_lost_is_named(pg_url):
         assert not list(lost_constraints(Zenith))
 
 
+def test_a_version_that_is_no_longer_computed_is_noticed(pg_url):
+    """Without it, the unique index keeps no row from having two results."""
+    fill(4)
+    (planned,) = create_plan(measure, BossVisitSpectrum, max_rows=2)
+    with connection():
+        database.execute_sql("ALTER TABLE measured ALTER v_astra_major_minor DROP EXPRESSION")
+    with pytest.raises(DatabaseError, match=r"DROP COLUMN v_astra_major_minor.*astra initdb"):
+        create_plan(measure, BossVisitSpectrum)
+    assert run_here(planned.plan) != 0
+    with connection():
+        assert Measured.select().count() == 0
+        database.execute_sql("ALTER TABLE measured DROP COLUMN v_astra_major_minor")
+    init_database(("tests.sample_tasks",))
+    assert create_plan(measure, BossVisitSpectrum)
+
+
 def test_a_lost_index_is_noticed_and_made_again(url):
     fill(4)
     with connection():
