@@ -8,7 +8,7 @@ import importlib
 import pkgutil
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -55,11 +55,18 @@ MAX_LINES, MAX_ANY = 60, 60
 _FLOOR_OF = {folder: number for number, floor in enumerate(FLOORS) for folder in floor}
 
 
-def modules() -> Iterator[tuple[str, Path]]:
-    """The modules of the package, by their dotted names."""
+@cache
+def _by_name() -> dict[str, Path]:
+    found = {}
     for path in sorted((ROOT / "astra").rglob("*.py")):
         parts = path.relative_to(ROOT).with_suffix("").parts
-        yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), path
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def modules() -> Iterable[tuple[str, Path]]:
+    """The modules of the package, by their dotted names."""
+    return _by_name().items()
 
 
 @cache
@@ -68,13 +75,8 @@ def imports(path: Path, for_types: bool = False) -> frozenset[str]:
 
     With `for_types`, also those that only a type checker imports.
     """
-    known, found = dict(modules()), set()
-    tree = ast.parse(path.read_text())
-    for node in ast.walk(tree):
-        is_for_types = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
-        if is_for_types and not for_types:
-            node.body = []  # nothing is imported when it runs
-    for node in ast.walk(tree):
+    known, found = _by_name(), set()
+    for node in _nodes(ast.parse(path.read_text()), for_types):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("astra"):
             for alias in node.names:
                 inner = f"{node.module}.{alias.name}"
@@ -82,6 +84,16 @@ def imports(path: Path, for_types: bool = False) -> frozenset[str]:
         elif isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names if alias.name.startswith("astra.")}
     return frozenset(found)
+
+
+def _nodes(tree: ast.AST, for_types: bool) -> Iterator[ast.AST]:
+    """The nodes of a tree, and only with `for_types` those that never run."""
+    queue = [tree]
+    while queue:
+        node = queue.pop()
+        yield node
+        is_for_types = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        queue += node.orelse if is_for_types and not for_types else ast.iter_child_nodes(node)
 
 
 def folder(module: str) -> str:
