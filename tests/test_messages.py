@@ -113,6 +113,12 @@ def test_wrong_database_urls_are_named(tmp_path, url, said):
     assert set(tmp_path.iterdir()) == before
 
 
+def test_a_url_of_postgresql_may_have_the_shorter_name_of_the_scheme(pg_url):
+    bind(pg_url.replace("postgresql://", "postgres://"))
+    with connection():
+        assert BossVisitSpectrum.select().count() == 0
+
+
 @pytest.mark.parametrize("url", ["sqlite:///:memory:", "sqlite://:memory:"])
 def test_sqlite_in_memory_is_still_understood(url):
     bind(url)

@@ -1,4 +1,4 @@
-"""JSON on standard output, apart from what tasks, and the programs that they call, print there."""
+"""Keep JSON on standard output separate from what tasks, and programs that they call, print."""
 
 import io
 import os
@@ -14,15 +14,15 @@ import click
 _output: int | TextIO | None = None
 
 
-def apart(ctx: click.Context, _: click.Parameter, is_json: bool) -> bool:
+def reserve_stdout(ctx: click.Context, _: click.Parameter, is_json: bool) -> bool:
     """Keep standard output for JSON from here to the end of the command, if that is wanted."""
     if is_json and sys.stdout is not None and sys.stderr is not None:
-        ctx.with_resource(_apart())
+        ctx.with_resource(_reserved())
     return is_json
 
 
 @contextmanager
-def _apart() -> Iterator[None]:
+def _reserved() -> Iterator[None]:
     global _output
     with ExitStack() as stack:
         try:

@@ -26,8 +26,8 @@ T = TypeVar("T")
 class Number(click.ParamType):
     """A number within bounds, with messages for people; a whole one if its least value is."""
 
-    def __init__(self, least: float, greatest: float) -> None:
-        self.least, self.greatest = least, greatest
+    def __init__(self, least: float, greatest: float, unit: str = "") -> None:
+        self.least, self.greatest, self.unit = least, greatest, unit
         self.name = "integer" if isinstance(least, int) else "number"
 
     def convert(
@@ -37,7 +37,7 @@ class Number(click.ParamType):
             number = type(self.least)(str(value))
         except ValueError:
             kind = "a whole number" if self.name == "integer" else "a number"
-            self.fail(f"{value!r} is not {kind}", param, ctx)
+            self.fail(f"{value!r} is not {kind}{self.unit and f' of {self.unit}'}", param, ctx)
         if number > self.greatest:
             self.fail(f"{value} is more than {self.greatest:,}", param, ctx)
         if not number >= self.least:  # or not a number
@@ -49,10 +49,10 @@ class Number(click.ParamType):
 COUNT, SMALL_COUNT = Number(1, 2**63 - 1), Number(1, 2**31 - 1)
 
 #: An age in days, of which a date can be computed.
-DAYS = Number(0.0, 36_500)
+DAYS = Number(0.0, 36_500, "days")
 
 #: How often something is done, in seconds.
-INTERVAL_S = Number(1.0, 1e9)
+INTERVAL_S = Number(1.0, 1e9, "seconds")
 
 
 class Decorator(Protocol):
@@ -222,7 +222,7 @@ def one(items: Sequence[T]) -> T | Sequence[T]:
 
 
 json_option = click.option(
-    "--json", "as_json", is_flag=True, callback=json_output.apart, help="Print JSON."
+    "--json", "as_json", is_flag=True, callback=json_output.reserve_stdout, help="Print JSON."
 )
 csv_option = click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
 
@@ -304,7 +304,7 @@ slurm_options = _gathered(
                  help="Run at most N elements at once."),
     click.option("--pages-per-element", type=SMALL_COUNT, metavar="N",
                  help="Assign N pages to each element."),
-    click.option("--row-timeout", type=Number(0.0, 1e9), metavar="SECONDS",
+    click.option("--row-timeout", type=Number(0.0, 1e9, "seconds"), metavar="SECONDS",
                  help="Record a row that takes longer as a failure."),
     click.option("--time", metavar="TIME", help="Time limit of an element."),
     click.option("--mem", metavar="SIZE", help="Memory of an element."),

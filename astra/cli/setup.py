@@ -70,20 +70,33 @@ def initdb(
         show.line(f"{hide_password(api.database_url())}: {tables}")
         for note in notes:
             show.line(note)
+        for each in grant:
+            role, _, right = each.partition(":")
+            show.line(f"granted to {role}: {right or 'plans, writes, reads'}")
 
 
 @main.command()
 @click.argument("tables", nargs=-1, metavar="[TABLE]...")
-@click.option("--database", "url", metavar="URL", help="The database that holds the tables.")
+@click.option(
+    "--database",
+    "url",
+    metavar="URL",
+    help="The database that holds the tables; by default, the configured one.",
+)
 @click.option("--schema", metavar="NAME", help="The PostgreSQL schema that holds the tables.")
 @click.option("--module", default="mytasks", show_default=True, help="Name of the Python module.")
 def init(tables: tuple[str, ...], url: str | None, schema: str | None, module: str) -> None:
-    """Write a starting point: astra.toml, and mytasks.py with models of existing TABLEs."""
+    """Write a starting point: astra.toml, and mytasks.py with models of existing TABLEs.
+
+    With --database and without TABLE, all tables of the schema get a model. With neither,
+    mytasks.py has an example of a task on spectra.
+    """
     for path in api.start_here(tables, url, schema, module):
         show.line(f"written: {path}")
     if "primary_key = False" in path.read_text():
         show.line(
-            f"no task was written for a table without a primary key: name its key in {module}.py"
+            "no task was written for tables without a primary key: replace primary_key = False in "
+            f"{module}.py by the columns that identify a row, then write a task"
         )
     show.line(f"next: look at {module}.py, then astra initdb {module}")
 

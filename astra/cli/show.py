@@ -101,8 +101,6 @@ def planned(plans: Iterable[Planned]) -> None:
         if plan.plan is None:
             why = ", which has no rows" if plan.is_empty else ""
             line(f"{plan.task}: nothing is pending in {plan.input_model}{why}; no plan was made")
-            if not plan.is_empty:
-                line("  --redo all also takes rows with an up-to-date result")
         else:
             line(
                 f"plan {plan.plan}: {plan.task} on {plan.input_model}, "
@@ -119,23 +117,31 @@ def planned(plans: Iterable[Planned]) -> None:
                 f"  {n} without a row in {plan.input_model}: {api.keys_as_text(plan.unknown_keys)}"
             )
         if plan.held:
-            text = (
-                f"{count(plan.held, 'row')} of active plans ({api.keys_as_text(plan.live_plans)})"
+            several = len(plan.live_plans) > 1
+            name = "PLAN" if several else str(*plan.live_plans)
+            line(
+                f"  left out: {count(plan.held, 'row')} of active "
+                f"{'plans' if several else 'plan'} {api.keys_as_text(plan.live_plans)}: see astra "
+                f"status {name}; astra cancel {name} releases them"
             )
-            line(f"  left out: {text}: see astra status; astra cancel PLAN releases them")
         if plan.failed or plan.no_result:
             ended = f" ({plan.quarantined:,} by ending their process)" if plan.quarantined else ""
             parts = [f"{count(plan.failed, 'row')} that failed{ended}"] if plan.failed else []
             nothing = f"{count(plan.no_result, 'row')} for which the task yielded no result"
             parts += [nothing] if plan.no_result else []
             line(f"  left out: {' and '.join(parts)}, not modified since (--again takes them)")
+        if plan.plan is None and not plan.is_empty:
+            line(
+                "  --redo changed takes rows whose results were made with other arguments, files "
+                "or code; --redo all also takes rows with an up-to-date result"
+            )
 
 
 def submitted(submission: Submitted) -> None:
     if submission.dry_run:
         for job in submission.jobs:
             line(f"# {' '.join(job.command)}   (array {job.array}, {count(job.pages, 'page')})")
-            # As it is: a script that held a password would not have been made.
+            # Unchanged: a script that contains a password is never rendered.
             console.print(escape(job.text or ""))
         line(f"dry run: nothing was stored or submitted ({count(submission.pages, 'page')})")
         return
@@ -186,13 +192,13 @@ def cancelled(result: Cancelled) -> None:
         stored = "" if result.rows_held else "; what they yielded is stored"
         line(f"  asked to stop{which}{stored}")
     elif result.pages:
-        line(f"  page {result.pages[0]} belongs to no element now: astra resume {result.plan}")
+        line(f"  page {result.pages[0]} belongs to no element any more: astra resume {result.plan}")
     if result.rows_freed:
         line(f"  {count(result.rows_freed, 'row')} can be planned again")
     if result.rows_held:
         then = f"they can be planned when it has; astra cancel {result.plan} checks again"
         if result.pages:
-            then = f"astra status {result.plan} shows what became of it"
+            then = f"astra status {result.plan} shows whether it has ended"
         held = count(result.rows_held, "row")
         line(f"  {held} in pages whose element has not recorded its end yet: {then}")
 
@@ -201,7 +207,7 @@ def controls(changed: Sequence[Control]) -> None:
     if not changed:
         line("no plan has pending rows: nothing was changed")
     for control in changed:
-        state = f"paused: {control.reason}" if control.paused else "not paused"
+        state = f"paused ({control.reason})" if control.paused else "not paused"
         limit = control.throttle and f"; at most {count(control.throttle, 'element')} at once"
         line(f"plan {control.plan}: {state}{limit or ''}; {count(control.running, 'page')} running")
         new = control.submitted
@@ -385,9 +391,17 @@ def progress(title: str) -> Iterator[Callable[[int, int], None]]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task(title, total=None)
-        yield lambda ended, rows: bar.update(task, completed=ended, total=rows)
+    bar = Progress(*columns, console=console)
+    task = bar.add_task(title, total=None)
+
+    def report(ended: int, rows: int) -> None:
+        bar.start()  # not before: what is refused leaves no empty bar
+        bar.update(task, completed=ended, total=rows)
+
+    try:
+        yield report
+    finally:
+        bar.stop()
 
 
 def _line_progress(title: str) -> Callable[[int, int], None]:
@@ -445,8 +459,9 @@ def estimated(estimates: Iterable[Estimate]) -> None:
             )
             plans = ", ".join(map(str, past.plans[-5:]))
             line(
-                f"  from           {size.source}: {count(past.attempts, 'attempt')} of plan "
-                f"{plans}, {count(past.rows, 'row')}"
+                f"  from           {size.source}: {count(past.attempts, 'attempt')} of "
+                f"{'plan' if len(past.plans) == 1 else 'plans'} {plans}, "
+                f"{count(past.rows, 'row')}"
             )
             line(
                 f"  a row          {duration(past.row_s)} (the task: median "

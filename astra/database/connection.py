@@ -81,7 +81,11 @@ def bind(url: str | None = None) -> peewee.Database:
         if url is None:
             url, schema = settings.url, settings.schema
             if config.current().source("database.url") == "default" and not is_file(url):
-                print(f"No database is configured: using {url} (see astra config)", file=sys.stderr)
+                print(
+                    f"No database is configured: using {url}. To use another, work in the folder "
+                    "of its astra.toml, or set ASTRA_DATABASE_URL (see astra config)",
+                    file=sys.stderr,
+                )
             _warn_of_ignored_path(url)
         connection = _open(url, settings.connect_timeout_s)
         secrets.know_url(url)

@@ -128,7 +128,10 @@ class PostgreSQL(Keys):
         # Texts are sent in UTF-8, whatever encoding the URL names: the server converts them.
         options: dict[str, Any] = {"cursor_factory": PatientCursor, "client_encoding": "UTF8"}
         options |= {key: value for key, value in defaults.items() if key not in parameters}
-        self.database: PostgresqlDatabase = PostgresqlDatabase(url, **options)
+        # libpq knows both names of the scheme, peewee only one.
+        self.database: PostgresqlDatabase = PostgresqlDatabase(
+            url.replace("postgres://", "postgresql://", 1), **options
+        )
         self._types: dict[str, dict[str, str]] = {}
         self._targets: dict[str, Target] = {}
         self._session_role: str | None = None
@@ -238,7 +241,23 @@ class PostgreSQL(Keys):
         role, message = self.database.connection().info.user, self.message(error)
         statement = getattr(getattr(_driver_error(error), "cursor", None), "query", None) or b""
         remedy = "only the owner of the tables, who created them with astra initdb, may do this"
-        if kind := _kind(message, statement.decode()):
+        other = re.search(r"permission denied for schema (.+)$", message)
+        kind = _kind(message, statement.decode())
+        if (
+            kind == "reads"
+            and other
+            and other[1]
+            not in (
+                getattr(self.database, "schema", None),
+                "public",
+            )
+        ):
+            schema, to = ('"' + name.replace('"', '""') + '"' for name in (other[1], role))
+            remedy = (
+                f"the owner of that schema can allow it: GRANT USAGE ON SCHEMA {schema} TO {to}, "
+                f"and GRANT SELECT ON ALL TABLES IN SCHEMA {schema} TO {to}"
+            )
+        elif kind:
             grant = quote(f"{role}:{kind}")
             remedy = f"the owner of the tables can grant it: astra initdb --grant {grant}"
         elif found := re.search(r"permission denied for (schema|database) (.+)$", message):

@@ -177,6 +177,10 @@ class Keys(Writing):
         by_column = {column: kind.removeprefix("pg_catalog.") for column, kind in types}
         return self.fetch_column(queries.PRIMARY_COLUMNS, name), by_column
 
+    def schemas_of_table(self, table: str) -> list[str]:
+        """Return the schemas that have a table or view of this name, which the role may read."""
+        return self.fetch_column(queries.SCHEMAS_OF_TABLE, (table,))
+
     def is_key_of_page(self, column: Any, key: Any) -> Any:
         """Return the clause that this key is among the keys of a page."""
         return peewee.Expression(peewee.Value(key, converter=False), "=", fn.ANY(column))

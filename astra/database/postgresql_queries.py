@@ -157,6 +157,10 @@ PRIMARY_COLUMNS = """
     WHERE indrelid = to_regclass(%s) AND attrelid = indrelid AND indisprimary
     ORDER BY place"""
 
+SCHEMAS_OF_TABLE = """
+    SELECT table_schema::text FROM information_schema.tables WHERE table_name = %s
+    ORDER BY table_schema"""
+
 INDEXES = """
     SELECT relname FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid
     WHERE indrelid = to_regclass(%s) AND indisvalid"""

@@ -311,6 +311,10 @@ class SQLite(Writing):
         """Return the columns of a table's primary key; any value may be in any column."""
         return self.fetch_column(queries.PRIMARY_COLUMNS, (table,)), {}
 
+    def schemas_of_table(self, table: str) -> list[str]:
+        """Return the schemas that have a table of this name: SQLite has no schemas."""
+        return []
+
     def unique_indexes(
         self, model: Any, columns: Sequence[str]
     ) -> Iterator[tuple[str | None, bool, bool]]:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import peewee
 
 from astra.config.secrets import hide
-from astra.errors import AstraError
+from astra.database.connection import dialect
+from astra.errors import AstraError, NotAllowed
 
 OK, WARNING, FAILED = "ok", "warning", "failed"
 
@@ -48,4 +49,7 @@ def findings(part: str, check: Callable[[], Iterable[Finding] | None]) -> Iterat
     except AstraError as error:
         yield of_error(part, error)
     except peewee.PeeweeException as error:
-        yield failed(part, str(error).strip(), "see the log of the server, or the file")
+        if denied := dialect().denied(error):
+            yield of_error(part, NotAllowed(denied))
+        else:
+            yield failed(part, str(error).strip(), "see the log of the server, or the file")

@@ -48,7 +48,12 @@ def _absent(missing: list[str]) -> Finding:
     if missing:
         problem += f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not on PATH"
     else:
-        problem += "SLURM_CONF names no file, or there is no slurm.conf in the usual places"
+        named = os.environ.get("SLURM_CONF")
+        problem += (
+            f"SLURM_CONF names {named}, which is no file"
+            if named
+            else "there is no slurm.conf in the usual places, and SLURM_CONF names none"
+        )
     try:
         is_local = dialect().name == "sqlite"
     except ConfigError:
@@ -82,7 +87,10 @@ def _accounting(cluster: str) -> Iterator[Finding]:
         yield ok(_PART, "accounting (sacct) answers")
     except SlurmError as error:
         remedy = "have the administrator set AccountingStorageType=accounting_storage/slurmdbd"
-        problem = f"no accounting, so that ended elements are known for minutes only: {error}"
+        problem = (
+            "there is no accounting, so that elements are known only for minutes after they end: "
+            f"{error}"
+        )
         yield warning(_PART, problem, remedy)
         return
     columns = "Account,Partition,MaxJobs,MaxSubmit,GrpJobs,GrpSubmit,QOS"

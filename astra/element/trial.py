@@ -16,9 +16,10 @@ from astra.element.loaded_task import planned_arguments
 from astra.element.reader import UNREADABLE, read_rows
 from astra.errors import BrokenElement, DatabaseError, TaskError, UsageError
 from astra.models.given_keys import find_keys, keys_as_text
-from astra.models.importing import load
+from astra.models.importing import load, own_traceback
 from astra.models.keys import RowKey, all_rows, bound_to_database, key_of, table_name
 from astra.models.pipeline import BASES
+from astra.models.table_checks import command_for
 from astra.plan.lookup import get_plan, task_of
 from astra.results.row_results import write_rows
 from astra.results.rows import Refusal, YieldedResult, described, error_text
@@ -64,7 +65,7 @@ class Trial:
             except INTERRUPTIONS:
                 raise
             except BaseException as error:
-                trace = _own_part(error, self.function)
+                trace = own_traceback(error)
                 text = "".join(tracebacks.format_exception(type(error), error, trace))
                 message = secrets.hide(error_text(error))
                 yield Tried(key, (), type(error).__name__, message, secrets.hide(text)), trace
@@ -138,7 +139,10 @@ def _refused(function: Any, row: object, results: list[object]) -> tuple[str, st
     except BrokenElement as error:  # the table takes no result
         return type(error).__name__, secrets.hide(str(error))
     except (DatabaseError, PeeweeException) as error:
-        log.warning("whether the results can be stored was not tried: %s", secrets.hide(str(error)))
+        problem = secrets.hide(str(error).strip())
+        if target.output is not None and dialect().is_of_other_tables(error):
+            problem += f"; create the table: {command_for(target.output)}"
+        log.warning("it was not checked whether the results can be stored: %s", problem)
     return (refused[0].exception, secrets.hide(refused[0].message)) if refused else None
 
 
@@ -149,12 +153,3 @@ def _values(result: object) -> dict[str, object]:
     if data is None:
         return {"result": repr(result)}
     return {k: v for k, v in data.items() if v is not None and k not in filled_by_astra}
-
-
-def _own_part(error: BaseException, function: Any) -> TracebackType | None:
-    """Return the traceback from the task's own file on; all of it if that file is not in it."""
-    file = function.__astra__.function.__code__.co_filename
-    trace = error.__traceback__
-    while trace is not None and trace.tb_frame.f_code.co_filename != file:
-        trace = trace.tb_next
-    return trace or error.__traceback__

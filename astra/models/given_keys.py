@@ -14,7 +14,7 @@ import peewee
 from peewee import Field, Model
 
 from astra.database.connection import database, dialect
-from astra.errors import TaskError, UsageError, shown
+from astra.errors import TaskError, UsageError, count, shown
 from astra.models.keys import Key, RowKey, as_key, key_of
 
 
@@ -94,7 +94,10 @@ def _given(key: Key, value: object) -> RowKey:
         value = _split(value, len(key.fields))
     parts = list(value) if isinstance(value, Iterable) else [value]
     if len(parts) != len(key.fields):
-        raise ValueError(f"it has {len(parts)} parts, the key has {len(key.fields)}")
+        raise ValueError(
+            f"the key has {len(key.fields)} columns, and this has {count(len(parts), 'value')}; "
+            'write one value for each column as a JSON array, such as ["a", 1]'
+        )
     return json.dumps([_part(f, v) for f, v in zip(key.fields, parts, strict=True)], default=str)
 
 
@@ -124,7 +127,7 @@ def _part(field: Field, value: object) -> object:
     if field.field_type in _MOMENTS:
         value = _in_utc(value)
     if value is None or "\0" in (text := str(value)):
-        raise ValueError("it is empty, or holds a NUL")
+        raise ValueError("it is empty, or contains a NUL character")
     text.encode()  # no database stores a lone surrogate
     return text
 
@@ -184,7 +187,9 @@ def run_keys(query: peewee.BaseQuery) -> list[tuple[object, ...]]:
     except (peewee.DataError, peewee.ProgrammingError) as error:
         if not dialect().is_rows_fault(error):
             raise
-        raise TaskError(f"a key is of another type: {dialect().message(error)}") from error
+        raise TaskError(
+            f"a value is not of the type of the key's column: {dialect().message(error)}"
+        ) from error
 
 
 def keys_as_text(keys: Iterable[RowKey], n_shown: int = 5) -> str:

@@ -8,6 +8,7 @@ import traceback as tracebacks
 import types
 from collections.abc import Callable
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from astra.errors import AstraError, TaskError
@@ -45,6 +46,8 @@ def _import_error(error: BaseException) -> str:
         message = f"it ends the process (sys.exit({error.code!r})); put that in a function"
     if isinstance(error, SyntaxError):
         return f"{type(error).__name__}: {error.msg} ({error.filename}:{error.lineno})"
+    if "over-determined primary key" in message:  # as peewee says
+        message += ' A key of two columns is declared in Meta: primary_key = CompositeKey("a", "b")'
     frame = own_frame(error)
     if frame is not None:
         message += f" ({frame.filename}:{frame.lineno})"
@@ -72,6 +75,14 @@ def own_frame(error: BaseException) -> tracebacks.FrameSummary | None:
     ]
     own = [frame for frame in frames if not _is_library(Path(frame.filename))]
     return next(reversed(own or frames), None)
+
+
+def own_traceback(error: BaseException) -> TracebackType | None:
+    """Return the traceback from the first frame on that is not astra's; all of it if none is."""
+    trace = error.__traceback__
+    while trace is not None and _belongs_to_astra(Path(trace.tb_frame.f_code.co_filename)):
+        trace = trace.tb_next
+    return trace or error.__traceback__
 
 
 def _belongs_to_astra(path: Path) -> bool:

@@ -2,8 +2,9 @@
 
 import json
 import re
+import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from keyword import iskeyword
 from pathlib import Path
@@ -120,12 +121,23 @@ def module_text(module: str, schema: str | None, tables: Sequence[str]) -> str:
         existing = {*reflected.metadata.database.get_tables(schema), *views}
         for table in tables:
             if table not in existing:
-                place = f" in the schema {schema!r}" if schema else ""
-                raise UsageError(f"there is no table {table!r}{place}. {nearest(table, existing)}")
+                raise UsageError(_no_table(table, schema, existing))
             parts += _model(reflected, table, schema)
     text = "".join(dict.fromkeys(parts))
     used = set(re.findall(r"\b(?:[A-Z]\w*Field|CompositeKey)\b", text)) & vars(peewee).keys()
     return _HEAD.format(module=module, names=", ".join(sorted(used))) + text
+
+
+def _no_table(table: str, schema: str | None, existing: Iterable[str]) -> str:
+    """Describe that a schema has no such table, and where there is one."""
+    place = f" in the schema {schema!r}" if schema else ""
+    elsewhere = dialect().schemas_of_table(table.rpartition(".")[2])
+    if elsewhere:
+        words = shlex.join([table.rpartition(".")[2], "--schema", elsewhere[0]])
+        hint = f"The schema {elsewhere[0]!r} has it: write {words}"
+    else:
+        hint = nearest(table, existing)
+    return f"there is no table {table!r}{place}. {hint}"
 
 
 def _model(tables: Introspector, table: str, schema: str | None) -> list[str]:
@@ -230,7 +242,10 @@ def start_here(
         If a file exists already, the URL holds a password, or there is no such table.
     """
     if not module.isidentifier() or iskeyword(module):
-        raise UsageError(f"--module {module!r} is not the name of a module; write it without .py")
+        raise UsageError(
+            f"--module {module!r}: write the name of a Python module, of letters, digits and "
+            "underscores, without .py, such as mytasks"
+        )
     file, settings = Path(f"{module}.py"), Path("astra.toml")
     spec = find_spec(module)  # without an origin, it is a mere folder, which the file precedes
     if module in sys.modules or (spec and spec.origin and not file.exists()):

@@ -1,5 +1,6 @@
 """Check that a database has the tables that the models describe, before they are used."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
@@ -64,18 +65,28 @@ def check_tables(*models: type[Model]) -> None:
         have = dialect().columns(model)
         if have and not missing_columns(model, have):
             continue
-        defect = f"no table {model._meta.table_name!r}"
+        defect, missing = f"no table {model._meta.table_name!r}", missing_columns(model, have)
         if have:
-            missing = ", ".join(map(repr, missing_columns(model, have)))
-            defect = f"no column {missing} in the table {model._meta.table_name!r}"
+            names = ", ".join(map(repr, missing))
+            defect = f"no column {names} in the table {model._meta.table_name!r}"
         raise DatabaseError(
             f"the database {hide_password(url())} has {defect}, which {import_path(model)} has; "
             + (
                 f"create it: {command_for(model)}"
                 if issubclass(model, BaseModel)
-                else "the table is not astra's: correct the model (class Meta: table_name, schema)"
+                else _correction(model, missing if have else [])
             )
         )
+
+
+def _correction(model: type[Model], missing: Sequence[str]) -> str:
+    """Return what to change in the model of a table that is not astra's."""
+    if missing == ["id"]:
+        return (
+            "peewee adds id to a model without a key: declare the key of the table, by "
+            "primary_key=True, or for several columns by CompositeKey in its Meta"
+        )
+    return "the table is not astra's: correct the model (class Meta: table_name, schema)"
 
 
 def check_key_types(output: type[OutputModel], *models: type[Model]) -> None:
@@ -161,7 +172,7 @@ def _check_first_keys(output: type[OutputModel], model: type[Model]) -> None:
             return
         text, values = next(iter(rows.items()))
         defect = (
-            f"results of {output.__name__} would not hold unchanged: {text} is read as "
+            f"the results, {output.__name__}, cannot hold unchanged: {text} is read as "
             f"{', '.join(map(repr, values))}"
         )
     names = ", ".join(field.name for field in key.fields)

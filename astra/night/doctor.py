@@ -172,9 +172,14 @@ def _notified(part: str, settings: NightSettings) -> Iterator[Finding]:
 def _mail(notify: Notify) -> str:
     if notify.smtp is None:
         return f"{find_sendmail()} is there"
-    with mail_server(notify.smtp, _TIMEOUT_S) as server:
-        server.noop()
-    return f"{urlsplit(notify.smtp).hostname} answers"
+    parts = urlsplit(notify.smtp)
+    try:
+        with mail_server(notify.smtp, _TIMEOUT_S) as server:
+            server.noop()
+    except ConnectionError as error:
+        place = parts.hostname if parts.port is None else f"{parts.hostname}:{parts.port}"
+        raise OSError(f"{place} cannot be reached: {error.strerror or error}") from None
+    return f"{parts.hostname} answers"
 
 
 def _webhook(notify: Notify) -> str:
@@ -188,9 +193,17 @@ def _webhook(notify: Notify) -> str:
     return f"{host}:{port} answers"
 
 
+_OF_A_SHELL = frozenset({">", ">>", "<", "|", "||", "&", "&&", ";", "2>&1"})
+
+
 def _command(notify: Notify) -> str:
     if shutil.which(notify.command[0]) is None:
         raise LookupError(f"{notify.command[0]} is not on PATH, or cannot be run")
+    if signs := sorted(_OF_A_SHELL.intersection(notify.command)):
+        raise LookupError(
+            f"it is run without a shell, which {signs[0]!r} is for: write "
+            '["sh", "-c", "..."], or a script'
+        )
     return f"{notify.command[0]} is there"
 
 

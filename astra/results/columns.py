@@ -85,7 +85,11 @@ def _is_changed(field: peewee.Field, value: object, converted: object) -> bool:
     """Return whether a field changes a value: another one than yielded would be stored."""
     if type(field) is peewee.DateField and isinstance(value, datetime):
         return value.time() != time.min
-    if type(field) not in _EXACT or converted == value:
+    if type(field) not in _EXACT:
+        return False
+    if getattr(value, "ndim", 0):
+        raise ValueError(f"{clean(repr(value), 100)} is an array; the column holds one value")
+    if converted == value:
         return False
     return str(converted) != str(value).strip(" ")
 

@@ -13,7 +13,7 @@ from peewee import Model
 from astra.config import secrets
 from astra.database.connection import dialect
 from astra.errors import AstraError, BadSpectrum
-from astra.models.importing import own_frame
+from astra.models.importing import own_frame, own_traceback
 from astra.models.keys import Link, RowKey, table_name
 from astra.models.pipeline import OutputModel, PipelineOutputModel
 from astra.models.plans import Plan
@@ -186,7 +186,7 @@ class Target:
 
 def refusal(error: BaseException, handed: HandedRow) -> Refusal:
     """Make the record of an exception that a task raised on a row."""
-    text = "".join(tracebacks.format_exception(error))
+    text = "".join(tracebacks.format_exception(type(error), error, own_traceback(error)))
     return Refusal(
         handed,
         type(error).__name__,
@@ -250,7 +250,7 @@ def error_text(error: BaseException) -> str:
     try:
         return str(error)
     except Exception as another:
-        return f"(its text cannot be had: {type(another).__name__} in __str__)"
+        return f"(its text is unavailable: {type(another).__name__} in __str__)"
 
 
 def described(error: BaseException) -> str:

@@ -120,7 +120,9 @@ def _number(row: Row, target: Target) -> None:
 
 def _second_result(key: object, target: Target) -> str:
     """Return the message of a further result of a row that has one."""
-    hint = "" if target.many else "; a task that means it says @task(many=True)"
+    hint = (
+        "" if target.many else "; if a row may have several, declare the task with @task(many=True)"
+    )
     return f"a second result for {key}{hint}"
 
 

@@ -180,8 +180,7 @@ def history_of(
                 return history
     tables = " or ".join(table_name(model) for model in models)
     raise UsageError(
-        f"{tables} has no row with the key {str(key)[:100]}, and no record of an earlier one; a "
-        "key of several columns is a JSON array of their values"
+        f"{tables} has no row with the key {str(key)[:100]}, and no record of an earlier one"
     )
 
 

@@ -124,7 +124,7 @@ def _declare(
     if not inspect.isgeneratorfunction(function):
         raise TaskError(
             f"{signature_of(function)} does not yield: a task is a generator function; write "
-            "`yield MyResult.from_spectrum(spectrum, ...)` for each row"
+            "`yield MyResult.from_row(row, ...)` for each row, or from_spectrum(spectrum, ...)"
         )
     rows_parameter(function)
     _check_only(function, namespace)

@@ -14,7 +14,8 @@ from click.testing import CliRunner
 from astra.cli.group import main
 from astra.config import settings
 from astra.config.run_folder import run_folder
-from astra.database.connection import database, reset
+from astra.database.connection import connection, database, reset
+from astra.errors import NotAllowed
 from astra.models import BossVisitSpectrum
 from astra.models.attempts import Attempt
 from astra.models.plans import Plan
@@ -145,6 +146,8 @@ def test_a_role_that_may_only_read_sees_all_and_is_refused_the_rest(pg_url, monk
     (planned,) = create_plan(measure, BossVisitSpectrum, arguments={"raise_every": 4})
     resume_local(planned.plan)
     database.execute_sql("DROP ROLE IF EXISTS visitor; CREATE ROLE visitor LOGIN")
+    database.execute_sql("CREATE SCHEMA survey; CREATE TABLE survey.stars ()")
+    database.execute_sql("GRANT SELECT ON survey.stars TO visitor")
     init_database(grant=("visitor:reads",))
     monkeypatch.setenv("ASTRA_DATABASE_URL", re.sub(r"//\w+@", "//visitor@", pg_url))
     reset()
@@ -160,6 +163,9 @@ def test_a_role_that_may_only_read_sees_all_and_is_refused_the_rest(pg_url, monk
         assert done.exit_code == 0 and done.output, (words, done.output)
     refused = astra("plan", TASK)
     assert refused.exit_code == 5 and "--grant visitor:plans" in refused.output
+    remedy = 'GRANT USAGE ON SCHEMA "survey" TO "visitor"'
+    with pytest.raises(NotAllowed, match=remedy), connection():
+        database.execute_sql("SELECT * FROM survey.stars")
     reset()
     monkeypatch.setenv("ASTRA_DATABASE_URL", pg_url)
     database.execute_sql("DROP OWNED BY visitor; DROP ROLE visitor")

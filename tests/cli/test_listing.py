@@ -101,7 +101,7 @@ def test_what_changes_something_wants_a_plan_and_names_the_last(plans, verb):
 
 def test_rows_of_active_plans_are_left_out_with_the_command_that_shows_them(plans):
     done = astra("plan", "tests.sample_tasks.measure", "--redo", "all")
-    assert "of active plans (3): see astra status; astra cancel" in done.stdout, done.output
+    assert "of active plan 3: see astra status 3; astra cancel 3" in done.stdout, done.output
 
 
 def test_csv_is_whole_and_read_by_programs(plans):

@@ -251,6 +251,46 @@ def test_what_is_no_result_is_shown_with_its_line_and_what_to_write(yielded, mod
     assert "astra status 1" in astra("failures", "1").output
 
 
+def test_an_array_for_a_number_is_named(module, url):
+    fill(1)
+    text = "class Counted(PipelineOutputModel):\n    n = IntegerField()\n"
+    loop = LOOP.replace("[Measured]", "[Counted]")
+    text += f"{loop}        yield Counted.from_spectrum(s, n=np.array([1, 2]))\n"
+    name = module("import numpy as np\nfrom peewee import IntegerField\n" + text)
+    assert astra("initdb", name).exit_code == 0
+    assert "column n: array([1, 2]) is an array" in astra("try", f"{name}.f", "1").output
+
+
+def test_a_row_can_be_tried_without_a_table_of_results(module, url, caplog):
+    fill(1)
+    text = f"class Own(PipelineOutputModel):\n    n = FloatField()\n{LOOP}".replace(
+        "Measured]", "Own]"
+    )
+    name = module(f"{text}        yield Own.from_spectrum(s, n=2.0)\n")
+    done = astra("try", f"{name}.f", "1")
+    assert done.exit_code == 0 and "n = 2" in done.output
+    assert f"create the table: astra initdb {name}" in caplog.text
+
+
+def test_the_key_of_a_table_is_declared_once(module, pg_url):
+    database.execute_sql("CREATE TABLE pair (a int, b int, PRIMARY KEY (a, b))")
+    begin = "from astra.models import OutputModel, result_of\nfrom peewee import *\n"
+    task = "\n\nclass OfPair(OutputModel):\n    pair = result_of(Pair)\n" + LOOP.replace(
+        "BossVisitSpectrum", "Pair"
+    ).replace("Measured", "OfPair")
+    for fields, said in (
+        (
+            "a = IntegerField(primary_key=True)\n    b = IntegerField(primary_key=True)",
+            'CompositeKey("a", "b")',
+        ),
+        ("a = IntegerField()\n    b = IntegerField()", "peewee adds id to a model without a key"),
+    ):
+        name = module(
+            f"{begin}class Pair(Model):\n    {fields}{task}        yield OfPair.from_row(s)\n"
+        )
+        assert said in astra("plan", f"{name}.f").output
+
+
 def test_an_exception_in_a_library_is_shown_at_the_line_that_calls_it(module, sqlite_url):
     fill(1)
     text = "        import json\n        yield Measured.from_spectrum(s, value=json.loads('{'))\n"
@@ -263,7 +303,10 @@ def test_a_second_result_of_a_row_names_the_keyword_that_allows_it(module, sqlit
     fill(1)
     name = module(f"{LOOP}        for _ in 'ab': yield Measured.from_spectrum(s, value=1.0)\n")
     assert astra("run", f"{name}.f").exit_code == 0
-    assert "a task that means it says @task(many=True)" in astra("failures", "1").output
+    assert (
+        "if a row may have several, declare the task with @task(many=True)"
+        in astra("failures", "1").output
+    )
 
 
 def test_a_row_that_ends_its_process_shows_its_line_when_it_is_tried(module, sqlite_url):

@@ -231,10 +231,11 @@ BROKEN = {
         in_section("nights.survey", "headroom = 500"), "failed night survey: ", "lower headroom",
     ),
     "nobody notified": (lambda **_: None, "warning night survey: ", "set mail, webhook or command"),
-    "mail": (told('mail = "me@x.org"\nsmtp = "smtp://127.0.0.1:PORT"'), "warning night survey: mail", "refused"),
+    "mail": (told('mail = "me@x.org"\nsmtp = "smtp://127.0.0.1:PORT"'), "warning night survey: mail: 127.0.0.1:", "cannot be reached"),
     "no sendmail": (told('mail = "me@x.org"'), "warning night survey: mail", "this machine has no sendmail"),
     "a webhook": (told('webhook = "http://127.0.0.1:PORT/x"'), "warning night survey: webhook", "cannot be reached"),
     "a command": (told('command = "nonexistent-pager"'), "warning night survey: command", "not on PATH"),
+    "a command for a shell": (told('command = "cat > night.json"'), "warning night survey: command", "without a shell"),
     "cron": (lambda **_: None, "warning night survey: ", "astra cron survey --at"),
 }  # fmt: skip
 

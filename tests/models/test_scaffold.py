@@ -160,7 +160,8 @@ def test_the_name_of_a_file_may_hold_quotes(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("module", "message"),
     [
-        ("class", "is not the name of a module"),
+        ("class", "write the name of a Python module"),
+        ("my-tasks", "of letters, digits and underscores"),
         ("json", "an installed module has this name"),
         ("astra", "an installed module has this name"),
         ("this", "an installed module has this name"),
@@ -198,6 +199,14 @@ def test_tables_that_are_not_there_are_refused(url, tmp_path):
     no_schemas = "--schema nowhere: SQLite has no schemas"
     said = no_schemas if dialect().name == "sqlite" else "no table 'stars' in the schema 'nowhere'"
     assert done.returncode == 2 and said in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("table", ["star list", "survey.star list"])
+def test_a_table_of_another_schema_is_named_with_its_schema(pg_url, tmp_path, table):
+    with connection():
+        dialect().run('CREATE SCHEMA survey; CREATE TABLE survey."star list" (a int PRIMARY KEY)')
+    done = astra("init", table, cwd=tmp_path)
+    assert done.returncode == 2 and "write 'star list' --schema survey" in done.stderr, done.stderr
 
 
 def test_tables_in_a_file_that_does_not_exist_are_refused(tmp_path, monkeypatch):

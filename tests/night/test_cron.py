@@ -102,7 +102,9 @@ def test_the_check_says_what_is_missing(night, monkeypatch):
     assert "no connection" in astra("cron", "survey", "--check", status=4)
     night.write_text(text)
     monkeypatch.setenv("SLURM_CONF", "/nonexistent/slurm.conf")
-    assert "SLURM_CONF names no file" in astra("cron", "survey", "--check", status=4)
+    assert "SLURM_CONF names /nonexistent/slurm.conf, which is no file" in astra(
+        "cron", "survey", "--check", status=4
+    )
 
 
 def test_other_lines_stay_as_they_are(night, monkeypatch):

@@ -165,7 +165,7 @@ def test_any_key_from_the_plan_to_the_results(others, task):
     assert failure.message == "magnitude 3.0"
     ((tried, _),) = trial_of_plan(planned.plan, [str(failure.key)])
     assert tried.message == failure.message and tried.key == failure.key
-    with pytest.raises(UsageError, match=r"not a key|has no row|of another type"):
+    with pytest.raises(UsageError, match=r"not a key|has no row|not of the type"):
         trial_of_plan(planned.plan, ["nonsense"])
     (again,) = create_plan(task)
     assert again.plan is None and again.failed == again.no_result == 1
@@ -349,7 +349,9 @@ def test_a_number_or_a_time_of_day_says_not_when_a_row_was_modified(url, column,
     with connection():
         bound_to_database(Epoch).create_table()
         OfEpoch.create_table()
-    with pytest.raises(TaskError, match=f"Epoch.{column} is of the type .*, which says no moment"):
+    with pytest.raises(
+        TaskError, match=f"Epoch.{column} is of the type .*, which holds neither dates nor times"
+    ):
         create_plan(of_epochs)
     monkeypatch.setattr(Epoch._meta, "modified", "change")
     with pytest.raises(TaskError, match=r"'change' is not a column of the model\. Did you mean"):
