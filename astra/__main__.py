@@ -34,8 +34,8 @@ def run() -> None:
         if error.errno not in _FULL:
             raise
         sys.stderr.write(
-            f"astra: its output could not be written: {error.strerror}; its work is done: "
-            "astra status shows it\n"
+            f"astra: the output could not be written: {error.strerror}; the command itself is "
+            "complete: astra status shows what it did\n"
         )
         sys.stderr.flush()
         os._exit(1)  # exiting normally would write the rest of the output, and fail again

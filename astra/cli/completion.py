@@ -23,7 +23,7 @@ _CONNECT_TIMEOUT_S = 2
 
 
 class Completed(click.ParamType):
-    """A parameter whose values a shell completes; its text is taken as it is."""
+    """A parameter whose values a shell completes; the text is used unchanged."""
 
     def __init__(self, *sources: Callable[[click.Context], Pairs], name: str = "text") -> None:
         self.name, self.sources = name, sources

@@ -71,7 +71,7 @@ class _Command(_WithExamples, click.Command):
         return rest
 
     def _with_negative_keys(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Return arguments with ``--`` before those that look like options and are numbers."""
+        """Insert ``--`` before arguments that look like options but are negative numbers."""
         numbers: list[str] = []
         while True:
             try:
@@ -158,7 +158,7 @@ class _Commands(click.Group):
             return super().invoke(ctx)
         except AstraError as error:
             if isinstance(error, Interrupted):
-                # It ends already: a second Ctrl-C would only take its last words away.
+                # The command is ending: a second Ctrl-C would only suppress its last message.
                 for number in (signal.SIGINT, signal.SIGTERM):
                     signal.signal(number, signal.SIG_IGN)
             show.error(str(error))

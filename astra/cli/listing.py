@@ -81,10 +81,10 @@ class Listing:
 
     Parameters
     ----------
-    heads : of its columns; one that ends with > is that of numbers.
-    out : names of columns, with commas, in the order in which they are left out.
-    enough : so many characters of the last column are worth more than these columns; by default,
-        all of it.
+    heads : the headings of the columns; that of a column of numbers ends with >.
+    out : names of columns, separated by commas, in the order in which they are omitted.
+    enough : columns are omitted until this many characters of the last column fit; by default, all
+        of them.
     """
 
     def __init__(self, *heads: str, out: str = "", enough: int | None = None) -> None:

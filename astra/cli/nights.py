@@ -65,8 +65,8 @@ def nights(
 ) -> None:  # fmt: skip
     """List the last nights, or those of NAME, or show the last one that began on DATE.
 
-    A night's number selects it as well as its DATE does. Exit status with DATE: 0 whole, 3 running,
-    4 needs attention, 8 failed rows; with --heal: 4 if a night could not be given a finalizer.
+    DATE may also be the number of a night. Exit status with DATE: 0 whole, 3 running, 4 needs
+    attention, 8 failed rows; with --heal: 4 if a night could not be given a finalizer.
     """
     if heal:
         healed = api.heal(name)
@@ -117,7 +117,7 @@ def cron(
     elif remove:
         was_removed = api.remove_cron(name, scron)
         show.line(
-            f"night {name}: {'its entry was taken out' if was_removed else 'there was no entry'}"
+            f"night {name}: {'its entry was removed' if was_removed else 'there was no entry'}"
         )
     elif at is not None:
         entry = api.cron_entry(name, at, mailto, scron)

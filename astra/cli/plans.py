@@ -145,9 +145,8 @@ def recover(plan: int, as_json: bool) -> None:
 def verify(plan: int, as_json: bool) -> None:
     """Check that the database is consistent for PLAN: pages, results and failures agree.
 
-    Without PLAN, the last plan is checked. Only the database is read and nothing is changed, also
-    while the plan runs. Exit status: 0 consistent, 4 inconsistent; each breach is listed by page
-    and key.
+    Without PLAN, the last plan is checked. This only reads the database, and can be done while the
+    plan runs. Exit status: 0 consistent, 4 inconsistent; each breach is listed by page and key.
     """
     verdict = api.verify(plan)
     show.as_json(verdict) if as_json else show.verdict(verdict)
@@ -220,7 +219,10 @@ def _chosen(plan: int | None, of_all: bool) -> list[int]:
 def logs(
     plan: int, page: int | None, follow: bool, raw: bool, as_csv: bool, as_json: bool
 ) -> None:  # fmt: skip
-    """Print the log of the last attempt at PAGE, or list the logs of PLAN or the last plan."""
+    """Print the log of the last attempt at PAGE, or list the logs of PLAN or the last plan.
+
+    A log is that of an element, which may have run other pages before and after PAGE.
+    """
     attempts = api.logs(plan, page)
     if as_json:
         show.as_json(attempts)
@@ -292,7 +294,7 @@ def report(
     no DATE, the last night of that name.
 
     The report is one file. It shows what ran when, how fast and where, what failed, and what to do
-    next. It needs no network and holds no password.
+    next. It needs no network and contains no password.
     """
     from astra.config.run_folder import write_output
 
@@ -358,7 +360,7 @@ def _keep_pages(folder: Path, every_s: float, once: bool, keep_days: float) -> N
     "--keep-days",
     type=DAYS,
     metavar="N",
-    help="Keep plans this long, instead of keep_days of [clean].",
+    help="Days for which plans are kept; by default, keep_days of [clean].",
 )
 @json_option
 def clean(yes: bool, keep_days: float | None, as_json: bool) -> None:

@@ -48,7 +48,10 @@ def results(
 @input_model_option
 @json_option
 def why(task: str, key: str, input_model: str | None, as_json: bool) -> None:
-    """Explain why the row with this KEY is or is not pending for TASK, and show its history."""
+    """Explain why the row with this KEY is or is not pending for TASK, and show its history.
+
+    A KEY of several columns is a JSON array, such as '["2024-01-01", 3]'.
+    """
     history = api.why(task, key, input_model)
     if as_json:
         show.as_json(history)

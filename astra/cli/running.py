@@ -110,7 +110,7 @@ def submit(
 ) -> None:  # fmt: skip
     """Plan and submit TASK, or submit a PLAN by its number, as Slurm job arrays.
 
-    If a plan was submitted before, only its pages that never were are submitted. --time is
+    If PLAN was submitted before, this submits only pages that have never been submitted. --time is
     sbatch's time limit; --element-time is how long an element should run.
     """
     submitted = api.submit_task(task_or_plan, planning, execution, element_time)
@@ -176,8 +176,9 @@ def try_command(
 ) -> None:  # fmt: skip
     """Run the task on the rows with these KEYs, print results or tracebacks, and store nothing.
 
-    With a PLAN, its arguments are used. Exit status: 0, or 8 if a row fails: the task raised, or
-    its result cannot be stored.
+    With a PLAN, its arguments are used. A KEY of several columns is a JSON array, such as
+    '["2024-01-01", 3]'. Exit status: 0, or 8 if a row fails: the task raised, or its result cannot
+    be stored.
     """
     import faulthandler
 

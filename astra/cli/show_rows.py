@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from astra.status.results import StoredResults
     from astra.status.row_history import PlanOfRow, Provenance, RecordedEnd, RowHistory
 
-#: Results that a table shows where nobody says how many.
+#: How many results a table shows by default.
 SHOWN = 20
 
 

@@ -84,7 +84,7 @@ def keep_pages(dashboard: Dashboard, every_s: float) -> None:
                 pages(update)
     except KeyboardInterrupt:
         at = written_moment(datetime.now(UTC))
-        dashboard.show_note(f"These pages are not updated since {at}.")
+        dashboard.show_note(f"These pages have not been updated since {at}.")
 
 
 def pages(update: Update) -> None:

@@ -88,10 +88,14 @@ class NotStored(ValueError):
 
 def no_moment(field: Any, kind: str | None) -> TaskError:
     """Return the error to raise about a column that cannot hold when a row was modified."""
-    problem = f"is of the type {kind}, which says no moment" if kind else "is not in its table"
+    problem = (
+        f"is of the type {kind}, which holds neither dates nor times"
+        if kind
+        else "is not in its table"
+    )
     return TaskError(
-        f"{field.model.__name__}.{field.name} {problem}: class Meta: modified names a column of "
-        "dates or times"
+        f"{field.model.__name__}.{field.name} {problem}: modified in its class Meta must "
+        "name a column of dates or times"
     )
 
 

@@ -88,8 +88,8 @@ class Writing(Common):
             if not is_same:
                 raise BrokenElement(
                     f"the column {name} of the table {batch.model._meta.table_name} is {stored}, "
-                    f"where {batch.model.__name__} declares {kind}: its rows stay pending: repair "
-                    "the table (astra initdb adds a missing column), then astra resume"
+                    f"where {batch.model.__name__} declares {kind}; its rows stay pending: repair "
+                    "the table (astra initdb MODULE adds a missing column), then astra resume"
                 )
         is_plain = not columns[0][3] and all(
             stored == f"{expected}{''.join(declared[name].partition('(')[1:]).replace(' ', '')}"

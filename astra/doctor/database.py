@@ -151,7 +151,8 @@ def _rights(role: str | None, models: list[type[BaseModel]]) -> Iterator[Finding
         model, privilege = missing[0]
         name = model._meta.table_name
         message = (
-            f"the role {role!r} may not {privilege.split(' ')[0]} on {name} ({kind}: {purpose})"
+            f"the role {role!r} lacks the right {kind} ({purpose}): it may not "
+            f"{privilege.split(' ')[0]} on {name}"
         )
         find = failed if kind == "reads" else warning
         yield find(_PART, message, f"have the tables' owner run astra initdb --grant {role}:{kind}")

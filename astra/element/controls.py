@@ -46,7 +46,7 @@ def check_controls(plan: Plan, submission: Submission, element: int) -> None:
         throttle = Plan.select(Plan.throttle).where(Plan.pk == plan.pk).for_update().scalar()
     if _is_reached(throttle, plan, submission, element):
         raise NoFurtherPage(
-            f"as many elements of plan {plan.pk} run as its throttle allows ({throttle}): "
+            f"plan {plan.pk} already has as many elements as its throttle allows ({throttle}): "
             f"astra throttle {plan.pk} --off"
         )
 

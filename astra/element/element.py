@@ -450,8 +450,8 @@ def _save_to_spool(plan: Plan, claim: Claim, writer: Writer, error: DatabaseErro
         unwritten = writer.unwritten()
         path = spool.save(plan, claim, unwritten, writer.target)
     except UsageError as full:
-        return Interrupted(f"{page}: {error}; what was yielded is lost, too, and will be computed "
-                           f"again: the spool file cannot be written: {full}")  # fmt: skip
+        return Interrupted(f"{page}: {error}; the spool file cannot be written either, so that "
+                           f"the rows will be computed again: {full}")  # fmt: skip
     message = (
         f"{count(len(unwritten), 'row', 'are')} kept in {path}" if path else "all of it is stored"
     )

@@ -116,8 +116,8 @@ def give_back(page: Page) -> None:
 def end_of_element(submission: Submission) -> float | None:
     """Return when this element is warned of its time limit, by the clock of ``now_s``, if ever.
 
-    Slurm 23.02 and later say when a job begins and ends, which ``--time-min``, too, brings forward.
-    These are times of slurmctld's clock, with which that of the node may not agree.
+    Slurm 23.02 and later report when a job began and when it will end, which ``--time-min`` may
+    bring forward. These times are of slurmctld's clock, from which that of the node may differ.
     """
     options = submission.options
     lead_s = warning_lead_s(options.get("signal"))

@@ -22,23 +22,23 @@ _NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 #: it has a handler of its own, which would raise the exception of a row that takes too long.
 _INTERRUPT = signal.SIGRTMAX
 
-#: What is written to the pipe to know that all signals before it were received.
+#: Written to the pipe to find out whether all signals before it were passed on.
 _MARK = 255
 
 
 class _Pipe:
     """A pipe to the thread that receives signals.
 
-    A handler that set an event itself would deadlock when a second signal arrives meanwhile, as one
-    from Slurm and one from the parent. A task may close all files of its process, and the numbers
-    of the pipe's ends may stand for other files afterwards: a checkpoint's, for example.
+    A handler that set an event itself would deadlock if a second signal arrived in the meantime,
+    such as one from the parent after one from Slurm. A task may close all files of its process; the
+    descriptors of the pipe may then be those of other files, such as a checkpoint's.
     """
 
     def __init__(self) -> None:
         self.read_end, self.write_end = os.pipe()
         os.set_blocking(self.write_end, False)
         self.identity = self._identify(self.write_end)
-        self.heard = threading.Event()  # of all signals before a mark
+        self.mark_received = threading.Event()  # all signals before the mark were passed on
 
     @staticmethod
     def _identify(end: int) -> tuple[int, int] | None:
@@ -66,14 +66,14 @@ class _Pipe:
                 if number in _NUMBERS:
                     ask_to_stop(number)
             if _MARK in received:
-                self.heard.set()
+                self.mark_received.set()
 
-    def wait_until_heard(self) -> None:
+    def wait_until_passed_on(self) -> None:
         """Wait until all signals that have come so far were passed on."""
         if self.is_open():
-            self.heard.clear()
+            self.mark_received.clear()
             self.write(_MARK)
-            self.heard.wait(1.0)
+            self.mark_received.wait(1.0)
 
     def close(self) -> None:
         for end in (self.read_end, self.write_end):
@@ -91,7 +91,7 @@ class _Interrupter:
         self.has_interrupted = False
 
     def on_signal(self, number: int, frame: FrameType | None) -> None:
-        # Reading and writing rows is not interrupted: it ends by itself, within a bound.
+        # Reading and writing rows are not interrupted: they end by themselves, within a time limit.
         is_at_work = self.stop.is_loading or ActiveRuns.are_computing()
         if is_at_work and not self.has_interrupted:
             self.has_interrupted = True  # only once: the task may have to clean up
@@ -145,7 +145,7 @@ def stop_on_signals(stop: Stop) -> Iterator[None]:
         own: dict[int, SignalHandler] = {n: signal.signal(n, on_signal) for n in _NUMBERS}
         own = {number: handler for number, handler in own.items() if handler is not on_signal}
         if own:
-            pipe.wait_until_heard()
+            pipe.wait_until_passed_on()
         return own
 
     stop.take_back_signals = take_back

@@ -44,7 +44,7 @@ def supervised(work: Callable[[ProgressBoard], int], row_timeout_s: float = 0.0)
     work : runs the element's pages and returns an exit status. It is called in the child.
     row_timeout_s : longest time that a task may take for each row in progress; 0 for no limit.
     """
-    # Who started this process may ignore it, so that nobody would learn how a process ended.
+    # It may be ignored, as inherited from the parent: how a child ended would then be unknown.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     board, requests = ProgressBoard(), _StopRequests()
     try:
@@ -120,8 +120,8 @@ def _flush() -> None:
 class _StopRequests:
     """The requests to stop that an element gets as signals.
 
-    Signals are blocked while no child runs that they could be passed on to: what the parent does
-    then is not interrupted, and they are noted when it looks for them. Has methods of an event.
+    While no child runs, there is none to pass signals on to, and they are blocked: they do not
+    interrupt the parent, which notices them when it checks. Has the methods of an event.
     """
 
     def __init__(self) -> None:

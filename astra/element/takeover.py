@@ -210,7 +210,7 @@ class Watcher:
             found = answer.of(self.submission.job_name, attempt.array_index) if answer else None
             state = found.state if found else None
             if found and (found.is_completing or state is SlurmState.PENDING):
-                # Slurm ends it, which it cannot tell if its node has crashed; or it was requeued.
+                # Slurm requeued it, or is ending it, which never completes if its node has crashed.
                 self.alive.discard(attempt.pk)
             elif state is SlurmState.RUNNING:
                 self.alive.add(attempt.pk)
@@ -226,7 +226,7 @@ class Watcher:
         return dead
 
     def _query_slurm(self) -> "Answer | None":
-        """Return what Slurm says of the pool's elements; None if it is not asked, or cannot be."""
+        """Return Slurm's states of the pool's elements; None if it was not queried or is silent."""
         from astra.slurm import client, command  # imported here, as few elements need it
 
         if time.monotonic() < self.next_query_s or not command.available():

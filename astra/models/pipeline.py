@@ -184,17 +184,21 @@ class OutputModel(BaseModel, metaclass=OutputMeta):
         null=True, constraints=[SQL("GENERATED ALWAYS AS (v_astra / 1000) STORED")]
     )
     result_number = IntegerField(
-        default=0, constraints=[SQL("DEFAULT 0")], help_text="of several of one row, from 0"
+        default=0,
+        constraints=[SQL("DEFAULT 0")],
+        help_text="number of this result among those of its row, from 0",
     )
     results_of_row = IntegerField(
-        null=True, help_text="how many one row has, where the task is declared with many=True"
+        null=True, help_text="number of results of this row, if the task is declared with many=True"
     )
     created = TimeField(now=True, null=False)
     modified = TimeField(now=True, null=False)
     input_read = TimeField(now=True, null=False)
     input_modified = TimeField(null=True)
-    made_by = IntegerField(null=True, help_text="what made it: arguments, files, code (MadeBy)")
-    attempt_pk = BigIntegerField(null=True, help_text="the attempt that wrote it, of a plan's page")
+    made_by = IntegerField(null=True, help_text="arguments, files and code that made it (MadeBy)")
+    attempt_pk = BigIntegerField(
+        null=True, help_text="the attempt at a page of a plan that wrote it"
+    )
     t_elapsed = FloatField(null=True, help_text="time that the task spent on this row [s]")
     t_overhead = FloatField(null=True, help_text="share of the time before the first row [s]")
     tag = TextField(default="")

@@ -20,9 +20,9 @@ from astra.models.plans import MadeBy, Page, Plan, Submission
 
 #: What each kind of role may do.
 KINDS = {
-    "plans": "plans, submits, resumes and cancels; reads all",
-    "writes": "runs elements: writes results, failures and the progress of pages; reads all",
-    "reads": "status, failures, plans; changes nothing",
+    "plans": "to plan, submit, resume and cancel",
+    "writes": "to run elements, which write results, failures and the progress of pages",
+    "reads": "to read everything",
 }
 
 #: Columns that elements may not change; they change all others of their page, submission and

@@ -47,7 +47,7 @@ def rows_elsewhere(planned: Iterable[Planned]) -> list[str]:
     with connection():
         known = {plan for (plan,) in tuples(of_nights)}
     return [
-        f"plan {plan}, which is of no night, has "
+        f"plan {plan}, which belongs to no night, has "
         f"{count(n_pending_rows(plan), 'pending row')} of {task}: astra status {plan}"
         for plan, task in task_of.items()
         if plan not in known

@@ -333,7 +333,8 @@ def _store(
             write(valid, target, claim, partial(_judge, plan.task, valid))
             Attempt.update(
                 state=AttemptState.INTERRUPTED.value,
-                message="what the database did not take at its end was spooled and stored later",
+                message="the results that the database did not accept at its end were spooled, "
+                "and stored later",
             ).where(
                 (Attempt.pk == attempt.pk) & (Attempt.state == AttemptState.RUNNING.value)
             ).execute()

@@ -42,7 +42,7 @@ class Work(Protocol):
         """Write the rows whose checkpoint is due."""
 
     def fail_for_good(self, error: BaseException) -> None:
-        """Record that the thread has ended by an error and writes nothing more."""
+        """Record that the thread has ended with an error, and writes nothing more."""
 
 
 class Background:

@@ -58,7 +58,7 @@ class Written:
 
     @property
     def is_plain(self) -> bool:
-        """Whether nothing but a later statement of astra's can change what was written."""
+        """Whether only a later statement of astra can change what was written."""
         return self.batch is None or not self.pks or dialect().is_plain(self.batch)
 
 

@@ -83,7 +83,7 @@ class Buffer:
             # Before fresh results are collected: one that comes meanwhile starts the clock again.
             self.since = None
             self._collect()
-            # With what an exception left, such as Ctrl-C just before it was written. Both are set
+            # Together with what an exception, such as Ctrl-C, kept from being written. Both are set
             # at once, as another exception may come with any call.
             taken, none = self.in_writing + self.waiting, Checkpoint()
             self.in_writing, self.waiting = taken, none
@@ -92,7 +92,7 @@ class Buffer:
             return taken
 
     def put_back(self, checkpoint: Checkpoint) -> None:
-        """Put a checkpoint that could not be written back, before the rows added since."""
+        """Put back a checkpoint that could not be written, before the rows added since."""
         with self.mutex:
             self.waiting, self.in_writing = checkpoint + self.waiting, Checkpoint()
             self.since = time.monotonic()

@@ -119,8 +119,8 @@ class Tally:
             raise BrokenElement(
                 f"{n_failed} of {self.n_ended} rows of this element failed, more than the "
                 f"share of {self.share:g} ([element] max_failures): {task} is considered broken, "
-                "not its rows; failures not yet stored are left out, and their rows stay pending"
-                + (f"; the last: {last}" if last else "")
+                "not its rows; failures that are not yet stored are discarded, and their rows "
+                "stay pending" + (f"; the last: {last}" if last else "")
             )
 
     def check_end(self, task: str) -> None:

@@ -251,7 +251,9 @@ def _kill_hanging(
 
     if not _wait_until(have_ended, _STORING_S):
         for pid in _end_processes(_running(plan, numbers), signal.SIGKILL):
-            log.warning("process %d hangs, and is killed: rows it did not store are left", pid)
+            log.warning(
+                "process %d hangs, and is killed; the rows that it did not store are pending", pid
+            )
         _wait_until(have_ended, _KILLED_S)
 
 

@@ -171,7 +171,9 @@ def _continue(plan: int) -> Control:
     try:
         return _control(plan, resume(plan))
     except AstraError as error:
-        error.args = (f"plan {plan} is not paused any more, but: {error}",)
+        error.args = (
+            f"plan {plan} is no longer paused, but pages could not be submitted: {error}",
+        )
         raise
 
 

@@ -120,8 +120,8 @@ _pace = _Pace()
 def find(job: JobId) -> list[JobId]:
     """Return all jobs with the name of a job whose number is not known, ended ones included.
 
-    One of its clusters took it; without these, the cluster `home` did, or that of this machine. Its
-    user is by default the caller.
+    It is on one of its clusters; if it names none, on its cluster `home`, or else on that of this
+    machine. By default, its user is the caller.
 
     Raises
     ------
@@ -234,7 +234,9 @@ def _answers_of_clusters(jobs: Sequence[JobId], answer: Answer, recent_s: float)
     try:
         here = this_cluster() if any(job.home for job in silent) else None
     except SlurmError as error:
-        note = f"the cluster of this machine is unknown, so no job is treated as gone: {error}"
+        note = (
+            f"the cluster of this machine is unknown, so no job is assumed to have ended: {error}"
+        )
         return [_with_unsettled(answer, silent, note)]
     elsewhere = {job.key: job for job in silent if job.home not in (None, here)}
     near = [job for job in jobs if job.key not in elsewhere]
@@ -261,7 +263,7 @@ def _may_be_hidden(job: JobId, clusters: str | None) -> bool:
 def _without_hidden(jobs: Sequence[JobId], answer: Answer, cluster: str | None) -> Answer:
     """Return an answer of a cluster, which proves nothing about jobs that squeue does not show.
 
-    sacct may show them all the same, and lags.
+    sacct may show them nevertheless, but it lags behind.
     """
     hidden = [job for job in jobs if job.key not in answer.queued and answer.queue]
     try:
@@ -310,8 +312,8 @@ def _elements(jobs: Sequence[JobId], cluster: str | None, recent_s: float) -> An
         note = f"sacct gave no answer, ended elements that squeue forgot are unknown: {error}"
         shown = frozenset(job for job, _ in queued)
         silent = [job for job in jobs if job.key not in shown and _ids([job])]
-        # That squeue lists none proves nothing by itself. Slurm is asked about one of them, and its
-        # answer counts for all: there is never one call for each.
+        # An empty list from squeue is no proof. Slurm is queried about one of the jobs, and the
+        # answer is used for all: astra never makes one call for each job.
         gone = not silent or _is_gone(max(silent), cluster, recent_s)
         unsure = frozenset() if gone else frozenset(job.key for job in silent)
         return Answer(queued, accounting=False, unsettled=unsure, notes=(note,), queued=shown)
@@ -342,7 +344,7 @@ def _elements(jobs: Sequence[JobId], cluster: str | None, recent_s: float) -> An
 def _lost(jobs: Iterable[JobId], listed: str, queued: Mapping[Key, Execution]) -> set[int | str]:
     """Return the keys of jobs whose number is another job's by now, in the output of squeue.
 
-    The controller has lost its state, and the accounting calls its jobs alive for ever.
+    The controller has lost its state, and the accounting reports its jobs as running forever.
     """
     numbers = {number for number, _ in parse_squeue(listed)}
     ours = {job for job, _ in queued}

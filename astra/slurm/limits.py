@@ -129,7 +129,7 @@ def obstacles(profile: Profile, site: PartitionLimits) -> list[str]:
     if limit_s and site.max_time_s and limit_s > site.max_time_s:
         problems.append(
             f"time {written_time(limit_s)} is more than {name} allows "
-            f"({written_time(site.max_time_s)}): elements would wait for ever; "
+            f"({written_time(site.max_time_s)}): elements would wait forever; "
             f"give --time {written_time(site.max_time_s)} or another --partition"
         )
     if limit_s and site.maintenance_in_s is not None and limit_s > site.maintenance_in_s:
@@ -144,7 +144,7 @@ def obstacles(profile: Profile, site: PartitionLimits) -> list[str]:
 def obstacles_to(profile: Profile) -> list[str]:
     """Query what keeps elements of a profile from starting, and Slurm's configuration."""
     if available():
-        with suppress(SlurmError):  # who needs it queries it again, and gets the error
+        with suppress(SlurmError):  # whoever needs it queries it again, and gets the error
             configuration(None)
     if "time" not in profile.options:
         return []
@@ -243,7 +243,7 @@ def _of_site(*args: str) -> str:
 
 
 def partition_limits(partition: str | None, clusters: str | None = None) -> PartitionLimits:
-    """Return what a job may request in a partition, in the largest of several, or the default.
+    """Return what a job may request in a partition: the default one, or the largest of several.
 
     On several clusters, the nodes are those that each of them has.
     """

@@ -34,7 +34,7 @@ class JobId:
         return self.name or self.job_id
 
 
-#: The names that jobs of a number were submitted under; others of the number are strangers.
+#: The names that jobs of a number were submitted under; other jobs of the number are not ours.
 Names = Mapping[int, Collection[str]]
 
 
@@ -47,7 +47,7 @@ class Execution:
     exit_code: int | None = None  # sacct subtracts 128 from 128 and more: it shows 143 as 15
     signal: int | None = None  # that ended it
     reason: str | None = None  # why it waits, is stopped, or failed
-    is_completing: bool = False  # it still runs, and begins nothing more
+    is_completing: bool = False  # it still runs, but begins no page
 
 
 ABSENT, UNKNOWN = Execution(SlurmState.ABSENT), Execution(None)
@@ -424,7 +424,7 @@ _NEVER = re.compile(
 )
 
 
-@lru_cache(maxsize=1000)  # elements are many, their reasons few
+@lru_cache(maxsize=1000)  # there are many elements, but few different reasons
 def never_starts(reason: str | None) -> bool:
     """Return whether a job that waits for this reason does not start by itself.
 
@@ -440,7 +440,7 @@ def is_held(reason: str | None) -> bool:
 
 
 def is_group_limit(reason: str | None) -> bool:
-    """Return whether a job waits as others of its user, account or QOS use up what they may have.
+    """Return whether a job waits because others of its user, account or QOS use up their limit.
 
     Slurm gives the same reason to a job that requests more than that alone, and never starts it.
     """
@@ -448,7 +448,7 @@ def is_group_limit(reason: str | None) -> bool:
 
 
 def _is_one_of(reasons: re.Pattern[str], reason: str | None) -> bool:
-    """Return whether a reason is one of some; squeue lists those of elements in one line."""
+    """Return whether all reasons of a line, which squeue may write for many elements, match."""
     if reason is None:
         return False
     listed = reason.strip("()").replace(" ", "_").split(",")

@@ -12,7 +12,7 @@ _OTHER_LIMIT = re.compile(r"\b(QOS|Assoc|Part)\w*(Limit|Min\w+|Max\w+)\b")
 
 _CLOSED = re.compile(r"partition not available \(inactive or drain\)")
 
-# Slurm's messages (slurm_errno of 22.05, and tried), and what to do about each.
+# Slurm's messages (slurm_errno of 22.05; each was tried), and what to do about it.
 _ADVICE = [
     ("account", "choose an account that `sacctmgr show assoc user=$USER` lists for the partition"),
     ("partition", "choose a partition that `sinfo -s` lists and you may use"),
@@ -22,14 +22,14 @@ _ADVICE = [
     ("feature|constraint", "choose a constraint from the features of `sinfo -o %f`"),
     (
         "node configuration|memory|cpu count|node count|more processors",
-        "ask for no more than one node has: `sinfo -Nel`",
+        "request no more than one node has: `sinfo -Nel`",
     ),
     ("generic resource|gres", "choose a gres that `sinfo -o %G` lists"),
     ("reservation", "choose a reservation that `scontrol show reservation` lists"),
     ("license", "choose licenses that `scontrol show licenses` lists"),
     ("node name", "choose nodes that `sinfo -N` lists"),
     ("cluster", "choose a cluster that `sacctmgr list clusters` lists"),
-    ("unrecognized option", "this version of Slurm does not have the option: take it out"),
+    ("unrecognized option", "this version of Slurm does not have the option: remove it"),
     ("permission|not permitted", "choose a partition, account or reservation that you may use"),
     ("authentication", "Slurm does not accept this machine's credentials: munge may be down here"),
 ]

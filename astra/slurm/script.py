@@ -96,7 +96,7 @@ def render(template: str, script: Script, site: Path | None = None) -> str:
     Raises
     ------
     ScriptError
-        If the template is missing or faulty, or a value cannot stand in a script.
+        If the template is missing or faulty, or a value cannot be written to a script.
     """
     import jinja2
 
@@ -148,8 +148,8 @@ def log_pattern(folder: str | Path, name: str = "%A_%a.log") -> str:
     """
     if "\\" in str(folder):
         raise ScriptError(
-            f"the folder of the logs, {str(folder)!r}, holds a backslash: Slurm then fills in no "
-            "%A and %a; choose another [run] dir"
+            f"the folder of the logs, {str(folder)!r}, contains a backslash, so that Slurm "
+            "replaces no %A and %a; choose another [run] dir"
         )
     return f"{str(folder).replace('%', '%%')}/{name}"
 
@@ -245,7 +245,7 @@ def _refuse_secrets(script: Script) -> None:
 
 def _secret(place: str) -> ScriptError:
     return ScriptError(
-        f"{place} holds a password, which must not stand in a script: Slurm keeps it and shows it "
+        f"{place} holds a password, which must not be in a script: Slurm keeps it and shows it "
         "to administrators; put it into ~/.pgpass (mode 600), or read it from a file of your own "
         'there: export NAME="$(cat ~/.name)"'
     )

@@ -379,7 +379,9 @@ class _ArrayBuilder:
 def _bind(array: _Array, answer: Callable[[], parse.JobId]) -> Job:
     """Wait for the job of an array, and bind it to its submission."""
     submission = array.submission
-    if_unknown = f"its pages stay reserved for it: astra resume {submission.plan_pk} looks again"
+    if_unknown = (
+        f"its pages stay reserved for it: astra resume {submission.plan_pk} looks for it again"
+    )
     choose = partial(keep_one_job, submission)
     path = Path(submission.script or "")
     try:

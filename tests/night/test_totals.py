@@ -74,7 +74,9 @@ def test_rows_in_a_plan_of_no_night_are_told_and_taken_once_it_is_cancelled(url)
     begin_tasks(night, settings, step)
     (mine,) = plan_pks(night)
     task = "tests.sample_tasks.measure"
-    told = f"plan {forgotten}, which is of no night, has 4 pending rows of {task}: astra status"
+    told = (
+        f"plan {forgotten}, which belongs to no night, has 4 pending rows of {task}: astra status"
+    )
     assert step.problems == [f"{told} {forgotten}"]
     run_here(mine)
     assert _missing(refresh_totals(night), settings, "") == step.problems

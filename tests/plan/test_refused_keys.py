@@ -195,7 +195,7 @@ def of_taxa(rows: Iterable[Taxon]) -> Iterable[OfTaxon]:
             of_slots,
             OfSlot,
             "others_slot (slot int4range, fiber int, PRIMARY KEY (slot, fiber))",
-            r"Slot \(slot, fiber\) is of a type .* would not hold unchanged: .*\[1,3\)",
+            r"Slot \(slot, fiber\) is of a type .* cannot hold unchanged: .*\[1,3\)",
         ),
         (
             of_rounded,

@@ -178,7 +178,7 @@ def test_signals_end_it_in_order(sqlite_url, tmp_path, number):
     process.send_signal(number)
     process.communicate(timeout=60)
     assert process.returncode == 0
-    assert "These pages are not updated since" in index.read_text()
+    assert "These pages have not been updated since" in index.read_text()
     assert {p.suffix for p in index.parent.iterdir()} == {".html", ".txt"}
     once = CliRunner().invoke(main, [*words[:3], "--once"])
     assert once.exit_code == 0, once.output

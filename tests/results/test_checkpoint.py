@@ -358,7 +358,7 @@ def test_an_exception_without_a_text_is_recorded(url):
 
     list(analysis(spectra()))
     assert stored() == [1, 3]
-    assert failures()[2].exception == "Mute" and "cannot be had" in failures()[2].message
+    assert failures()[2].exception == "Mute" and "is unavailable" in failures()[2].message
 
 
 def test_a_cursor_of_the_caller_is_read_on_while_results_are_written(url):

@@ -174,7 +174,7 @@ def test_what_becomes_of_a_page_is_said(url):
         cancel(plan, 1)
     words = ["cancel", str(plan), "--page", "2"]
     said = CliRunner().invoke(main, words).output
-    assert f"page 2 belongs to no element now: astra resume {plan}" in said
+    assert f"page 2 belongs to no element any more: astra resume {plan}" in said
     assert status(plan).pages == {"running": 1, "unsubmitted": 1, "waiting": 1}
     said = CliRunner().invoke(main, ["cancel", str(plan)]).output
     assert "no element was running" not in said and "10 rows in pages whose element" in said
