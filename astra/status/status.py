@@ -172,9 +172,15 @@ def _status(plan: Plan, answer: Answer, notes: list[str], include_done: bool) ->
         pages = read_pages(plan, answer, include_done)
     plan = pages.stored.plan
     steps, more = _next_steps(plan, pages)
-    if plan.cancelled is None and pages.tally.keys() - {PageState.DONE}:
+    if _is_controlled(plan, pages):
         more = [*_controls(plan), *more]
     return _summary(plan, pages, [*notes, *spool_notes(plan), *more], steps)
+
+
+def _is_controlled(plan: Plan, pages: Pages) -> bool:
+    """Return whether a pause or a throttle keeps rows back that may run: pending or failed ones."""
+    may_run = pages.tally.keys() - {PageState.DONE} or any(r.n_failed for r in pages.stored.rows)
+    return plan.cancelled is None and bool(may_run)
 
 
 def _controls(plan: Plan) -> list[str]:
@@ -274,8 +280,7 @@ def _advice(plan: Plan, pages: Pages, rows: Mapping[str, int], steps: list[NextS
         states = {at for row, at in numbers if row.number not in given_up}
     suffix = " --local" if pages.any_local() or dialect().name == "sqlite" else ""
     advice = []
-    is_controlled = plan.cancelled is None and pages.tally.keys() - {PageState.DONE}
-    is_paused = plan.paused is not None and is_controlled
+    is_paused = plan.paused is not None and _is_controlled(plan, pages)
     for broken in islice(in_states(pages, {PageState.BROKEN}), 1):  # the cause, before all else
         then = f"continue {plan.pk}" if is_paused else f"resume {plan.pk}{suffix}"
         advice.append(f"astra logs {plan.pk} {broken.page}   shows why; fix it, then astra {then}")

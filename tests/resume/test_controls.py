@@ -72,6 +72,20 @@ def test_a_run_in_the_foreground_ends_when_its_plan_is_paused(sqlite_url, caplog
     assert status(plan.pk).advice[0].startswith(f"astra continue {plan.pk} ")
 
 
+def test_a_pause_keeps_failed_rows_from_being_retried_and_says_so(sqlite_url):
+    plan = plan_of(30, 10, raise_every=7)
+    run_here(plan.pk)
+    pause([plan.pk], "a backup")
+    with pytest.raises(UsageError, match="astra continue"):
+        resume_local(plan.pk, failed=True)
+    assert any("a backup" in note for note in status(plan.pk).notes)
+    advice = [line.split("  ")[0] for line in status(plan.pk).advice]
+    assert advice == [
+        f"astra {verb}"
+        for verb in (f"continue {plan.pk}", f"failures {plan.pk}", f"retry {plan.pk} --local")
+    ]
+
+
 def test_an_element_whose_plan_was_removed_ends(url):
     plan = plan_of(30, 10)
     submission = pool_of(plan)
