@@ -32,7 +32,7 @@ from astra.cli.output import show, show_nights, show_watch
 from astra.cli.running import show_local
 from astra.config.startup import printable
 from astra.errors import UsageError
-from astra.states import worst
+from astra.states import PlanState, worst
 
 if TYPE_CHECKING:
     from astra.api import Execution
@@ -200,7 +200,15 @@ def continue_command(plan: int | None, of_all: bool, as_json: bool) -> None:
     """End the pause of PLAN, and submit pages for which no element is left."""
     controls = api.continue_plans(_chosen(plan, of_all))
     show.as_json(controls) if as_json else show.controls(controls)
-    sys.exit(max((c.submitted.exit_status for c in controls if c.submitted), default=0))
+    statuses = [c.submitted.exit_status for c in controls if c.submitted]
+    for control in controls:
+        if control.submitted is None:  # the status says how elements of this machine are started
+            left = api.status(control.plan)
+            if left.state is PlanState.ATTENTION:
+                statuses.append(left.state.exit_status)
+                if not as_json:
+                    show.next_commands(left)
+    sys.exit(max(statuses, default=0))
 
 
 def _chosen(plan: int | None, of_all: bool) -> list[int]:

@@ -241,6 +241,10 @@ def status(plan: PlanStatus, every_page: bool = False) -> None:
         line(f"  {count(len(step.pages), 'page')} {step.state}: {step.explanation}")
     for note in plan.notes:
         console.print(f"  [magenta]note:[/] {escape(hide(note))}")
+    next_commands(plan)
+
+
+def next_commands(plan: PlanStatus) -> None:
     if plan.advice:
         line("next:")
         for advice in plan.advice:

@@ -193,6 +193,16 @@ def test_a_command_that_submits_no_page_ends_with_another_status(pg_url, monkeyp
         assert f"astra resume {plan.pk}   again" in done.stdout
 
 
+def test_to_continue_a_plan_of_this_machine_says_what_starts_its_elements(sqlite_url):
+    plan = plan_of(30, 10)
+    pause([plan.pk])
+    done = astra("continue", plan.pk)
+    assert done.returncode == 4 and f"astra submit {plan.pk} --local" in done.stdout, done.stdout
+    resume_local(plan.pk)
+    done = astra("continue", plan.pk)
+    assert done.returncode == 0 and "next:" not in done.stdout, done.stdout
+
+
 @pytest.mark.parametrize("verb", ["submit", "resume", "retry"])
 def test_what_to_type_when_slurm_answers_again_is_said(pg_url, tmp_path, monkeypatch, verb):
     plan = plan_of(6, 3, raise_every=5)
