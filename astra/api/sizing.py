@@ -1,16 +1,24 @@
 """Plan with sizes that are chosen from earlier attempts."""
 
 import logging
+import math
 from collections.abc import Callable, Mapping
+from numbers import Real
 
 from peewee import Model
 
 from astra.config.profiles import Profile
-from astra.errors import UsageError
+from astra.database.connection import connection
+from astra.errors import TaskError, UsageError
+from astra.models.table_checks import check_tables, check_version
 from astra.plan import sizes
+from astra.plan.pending import pending_rows
 from astra.plan.plan import Planned, Planning, create_plan, with_lists
 from astra.plan.sizes import Estimate
 from astra.resume.resume import resume_local
+from astra.tasks.arguments import as_stored, parse_arguments
+from astra.tasks.declared import declared_by
+from astra.tasks.signature import choose_model, find_task, output_model, task_name
 
 log = logging.getLogger(__name__)
 
@@ -57,8 +65,33 @@ def estimate(
     >>> sizes.source
     'history'
     """
-    run_probe = resume_local if probe else None
-    return sizes.estimate(task, input_model, target_s, arguments, profile, run_probe)
+    if not isinstance(target_s, Real) or not 0 < target_s < math.inf:
+        raise TaskError(f"target_s={target_s!r}: give a number of seconds above 0")
+    function = find_task(task)
+    check_version()
+    models, output = choose_model(function, input_model), output_model(function)
+    with connection():
+        check_tables(*models, output)
+    stored = as_stored(parse_arguments(function, arguments or {}))
+    site = sizes.bounds(profile)
+    estimates = []
+    for model in models:
+        measured, source = sizes.experience(function, model, stored), "history"
+        if measured is None and probe:
+            few: Planning = {"max_rows": sizes.N_PROBE, "limit": sizes.N_PROBE}
+            (planned,) = create_plan(function, model, arguments=arguments, **few)
+            if planned.plan is not None:
+                resume_local(planned.plan)
+            measured, source = sizes.experience(function, model, stored), "probe"
+        with connection():
+            pending = pending_rows(model, output, declared_by(function).group_by).count()
+        estimates.append(
+            sizes.sizes(
+                task_name(function), model.__name__, measured, source if measured else "defaults",
+                target_s, pending, profile, site,
+            )
+        )  # fmt: skip
+    return estimates
 
 
 def plan_sized(

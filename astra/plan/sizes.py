@@ -9,7 +9,6 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from numbers import Real
 
 from peewee import Model
 
@@ -17,18 +16,12 @@ from astra.config import settings
 from astra.config.profiles import Profile
 from astra.config.units import time_limit_s, written_size, written_time
 from astra.database.connection import connection
-from astra.errors import TaskError
 from astra.models.attempts import Attempt
 from astra.models.importing import import_path
 from astra.models.plans import Page, Plan
-from astra.models.table_checks import check_tables, check_version
-from astra.plan.pending import pending_rows
-from astra.plan.plan import create_plan
 from astra.results.histogram import RowTimes
 from astra.slurm.limits import PartitionLimits, profile_limits
-from astra.tasks.arguments import as_stored, parse_arguments
-from astra.tasks.declared import declared_by
-from astra.tasks.signature import choose_model, find_task, output_model, task_name
+from astra.tasks.signature import task_name
 
 #: The number of latest attempts that are read.
 LATEST = 200
@@ -107,50 +100,8 @@ class Estimate:
     notes: tuple[str, ...] = ()  #: what limited the choice
 
 
-def estimate(
-    task: Callable[..., object] | str,
-    input_model: type[Model] | str | None = None,
-    target_s: float = 3600.0,
-    arguments: Mapping[str, object] | None = None,
-    profile: Profile | None = None,
-    run_probe: Callable[[int], object] | None = None,
-) -> list[Estimate]:
-    """Choose sizes for each input model of a task, as :func:`astra.api.estimate` does.
-
-    If the task has no attempts yet, `run_probe` runs a plan of :data:`N_PROBE` rows by its number.
-    """
-    if not isinstance(target_s, Real) or not 0 < target_s < math.inf:
-        raise TaskError(f"target_s={target_s!r}: give a number of seconds above 0")
-    function = find_task(task)
-    check_version()
-    models, output = choose_model(function, input_model), output_model(function)
-    with connection():
-        check_tables(*models, output)
-    stored = as_stored(parse_arguments(function, arguments or {}))
-    limits = _limits(profile)
-    estimates = []
-    for model in models:
-        measured, source = experience(function, model, stored), "history"
-        if measured is None and run_probe is not None:
-            few = {"max_rows": N_PROBE, "limit": N_PROBE}
-            (planned,) = create_plan(function, model, arguments=arguments, **few)
-            if planned.plan is not None:
-                run_probe(planned.plan)
-            measured, source = experience(function, model, stored), "probe"
-        with connection():
-            group_by = declared_by(function).group_by
-            pending = pending_rows(model, output, group_by, None).count()
-        estimates.append(
-            sizes(
-                task_name(function), model.__name__, measured, source if measured else "defaults",
-                target_s, pending, profile, limits,
-            )
-        )  # fmt: skip
-    return estimates
-
-
-def _limits(profile: Profile | None) -> PartitionLimits:
-    """Return the bounds of the limits: those of the site, and a time limit that was given."""
+def bounds(profile: Profile | None) -> PartitionLimits:
+    """Return the bounds of limits: those of the site, and a time limit that was given."""
     if profile is None:
         return PartitionLimits()
     site = profile_limits(profile)
