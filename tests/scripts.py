@@ -4,12 +4,10 @@ import sys
 
 from astra.slurm import script
 
-SCRIPT = script.ElementScript(
-    plan=12,
-    task="slam.slam",
+SCRIPT = script.Script(
+    about="for plan 12 of slam.slam: pages 1-1000, 1 for each element",
     arguments=["run-page", "--plan", "12", "--job", "c0ffee"],
     job_name="astra-12-c0ffee",
-    pages="1-1000",
     array="1-1000%50",
     log_path="/runs/logs/%A_%a.log",
     chdir="/",

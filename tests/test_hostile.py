@@ -123,7 +123,7 @@ class TestBash:
     def test_comments_of_a_script_stay_comments(self, tmp_path: Path) -> None:
         for a, b in zip(*[iter(hostile(400, "comment"))] * 2, strict=True):
             change = partial(replace, SCRIPT, chdir=tmp_path, setup=["exit 0"])
-            made = change(task=a, made_by=b, made_at=a, pages=b)
+            made = change(about=a + b, made_by=b, made_at=a)
             text = refused_or(a, partial(script.render, "element.sh.j2", made), ScriptError)
             if text is None:
                 assert not arrives(a) or not arrives(b)

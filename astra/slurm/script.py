@@ -29,9 +29,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Script:
-    """The values for every script."""
+    """The values for a script: of an array of elements, or of a job of one process."""
 
     job_name: str
+    about: str  # what the job does, for people
     arguments: Sequence[str]  # of python -m astra
     log_path: str  # Slurm's pattern, see log_pattern()
     chdir: str | Path
@@ -39,40 +40,20 @@ class Script:
     directives: Iterable[tuple[str, str | None]] = ()  # see profile.directives()
     setup: Iterable[str] = ()
     environment: Mapping[str, str] = field(default_factory=dict)  # exported; no secrets
+    array: str | None = None  # Slurm's indices: "1-1000%50"; each is an element
+    offset: int = 0  # element = array index + offset: MaxArraySize bounds the index
+    path: str | None = None  # of the script, if another node is to run it where one cannot
+    exclude: str = ""  # the nodes that the profile excludes, with a comma after each
     made_by: str = field(default_factory=lambda: f"{user_name()} on {socket.gethostname()}")
     made_at: str = field(default_factory=lambda: time.strftime("%Y-%m-%d %H:%M:%S %z"))
 
     @property
     def command(self) -> str:
         """The shell command that the script runs."""
-        return " ".join(map(quote, [*self.python, "-m", "astra", *self.arguments]))
-
-
-@dataclass(frozen=True, kw_only=True)
-class ElementScript(Script):
-    """The values for the script of one array of elements."""
-
-    plan: int
-    task: str
-    pages: str  # for people: "1-1000"
-    array: str  # Slurm's: "1-1000%50"
-    offset: int = 0  # element = array index + offset: MaxArraySize bounds the index
-    pages_per_element: int = 1
-    pull: bool = False  # elements take pages as long as any is free
-
-    @property
-    def command(self) -> str:
-        """The shell command that runs one element."""
-        return f"{super().command} --element $((SLURM_ARRAY_TASK_ID + {int(self.offset)}))"
-
-
-@dataclass(frozen=True, kw_only=True)
-class JobScript(Script):
-    """The values for the script of a job of one process: a finalizer, or a check."""
-
-    about: str  # what the job does, for people
-    path: str | None = None  # of the script, if another node is to run it where one cannot
-    exclude: str = ""  # the nodes that the profile excludes, with a comma after each
+        command = " ".join(map(quote, [*self.python, "-m", "astra", *self.arguments]))
+        if self.array is None:
+            return command
+        return f"{command} --element $((SLURM_ARRAY_TASK_ID + {int(self.offset)}))"
 
 
 def prepare(template: str) -> None:
@@ -115,7 +96,7 @@ def render(template: str, script: Script, site: Path | None = None) -> str:
         raise ScriptError(f"no template {error.name!r} in {_folders(site)}. {hint}") from error
     except Exception as error:  # a template is a program: it can fail in any way
         raise ScriptError(f"{_place(error, template)}: {error}") from error
-    needed = ["--job-name=", "--output=", *(["--array="] if "array" in context else [])]
+    needed = ["--job-name=", "--output=", *(["--array="] if script.array else [])]
     return _checked_script(re.sub(r"\n{3,}", "\n\n", text), template, needed)
 
 

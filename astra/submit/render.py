@@ -2,8 +2,8 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from astra.config import profiles, secrets
 from astra.config import settings as config
@@ -34,20 +34,15 @@ def element_arguments(
 
 def render(plan: Plan, piece: Slice, profile: Profile, submission: Submission, hours: Hours) -> str:
     """Render the script of the array that runs a slice of a plan's pages."""
-    return script.render(
-        profile.template,
-        script.ElementScript(
-            plan=plan.pk,
-            task=plan.task,
-            pages=script.array_spec(piece.pages),
-            array=script.array_spec(piece.indices(), profile.throttle),
-            offset=piece.offset,
-            pages_per_element=submission.pages_per_element,
-            pull=profile.pull,
-            arguments=element_arguments(plan, submission.token, profile.row_timeout, hours),
-            **_common(profile, submission.job_name, plan.cwd, run_folder(plan.folder) / "logs"),
-        ),
-    )
+    how = "taken by its elements one after the other"
+    if not profile.pull:
+        how = f"{profile.pages_per_element} for each element"
+    about = f"for plan {plan.pk} of {plan.task}: pages {script.array_spec(piece.pages)}, {how}"
+    arguments = element_arguments(plan, submission.token, profile.row_timeout, hours)
+    log = run_folder(plan.folder) / "logs" / "%A_%a.log"
+    made = _script(profile, submission.job_name, plan.cwd, log, about, arguments)
+    array = script.array_spec(piece.indices(), profile.throttle)
+    return script.render(profile.template, replace(made, array=array, offset=piece.offset))
 
 
 def render_job(
@@ -63,25 +58,24 @@ def render_job(
 
     With the `path` of the script, a node that cannot run it submits it again for other nodes.
     """
-    common = _common(profile, job_name, cwd, logs, f"{job_name}-%j.log")
+    made = _script(profile, job_name, cwd, logs / f"{job_name}-%j.log", about, arguments)
     excluded = f"{profile.options['exclude']}," if "exclude" in profile.options else ""
-    job = script.JobScript(
-        about=about, arguments=arguments, path=str(path) if path else None, exclude=excluded,
-        **common,
-    )  # fmt: skip
-    return script.render("job.sh.j2", job)
+    return script.render(
+        "job.sh.j2", replace(made, path=str(path) if path else None, exclude=excluded)
+    )
 
 
-def _common(
-    profile: Profile, job_name: str, cwd: str, logs: Path, log_name: str = "%A_%a.log"
-) -> dict[str, Any]:
+def _script(
+    profile: Profile, job_name: str, cwd: str, log: Path, about: str, arguments: Sequence[str]
+) -> script.Script:
     """Return what the scripts of all jobs have in common."""
-    return {
-        "job_name": job_name, "log_path": script.log_pattern(logs, log_name),
-        "chdir": cwd if Path(cwd).is_dir() else str(Path.cwd()), "python": profile.python,
-        "directives": tuple(profiles.directives(profile)), "setup": profile.setup,
-        "environment": environment(),
-    }  # fmt: skip
+    return script.Script(
+        job_name=job_name, about=about, arguments=arguments,
+        log_path=script.log_pattern(log.parent, log.name),
+        chdir=cwd if Path(cwd).is_dir() else Path.cwd(), python=profile.python,
+        directives=tuple(profiles.directives(profile)), setup=profile.setup,
+        environment=environment(),
+    )  # fmt: skip
 
 
 def check_export(profile: Profile) -> None:

@@ -85,7 +85,7 @@ class TestText:
         )
 
     def test_a_comment_cannot_become_a_command(self) -> None:
-        text = render(task="a\ntouch /tmp/x", made_by="\r\nfalse\x85false\u2028false")
+        text = render(about="a\ntouch /tmp/x", made_by="\r\nfalse\x85false\u2028false")
         assert "\ntouch" not in text and "\nfalse" not in text
         assert "\x85" not in text and "\u2028" not in text
 
@@ -188,7 +188,7 @@ class TestTemplates:
             ("one\n\n{% if %}", ["line 3", "Expected an expression"]),
             ("{{ plan | qoute }}", ["line 1", "qoute"]),
             ('{% extends "base.sh" %}', ["no template 'base.sh'", "'base.sh.j2'"]),
-            ("\n{{ plan.a.b }}", ["line 2", "has no attribute 'a'"]),
+            ("\n{{ job_name.a.b }}", ["line 2", "has no attribute 'a'"]),
             ("\n\n{{ 1 / 0 }}", ["line 3", "division"]),
             ("#!/bin/bash\necho", ["--job-name", "base.sh.j2"]),
             ("echo", ["begin with #!"]),
