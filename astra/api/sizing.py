@@ -14,7 +14,7 @@ from astra.models.table_checks import check_tables, check_version
 from astra.plan import sizes
 from astra.plan.pending import pending_rows
 from astra.plan.plan import Planned, Planning, create_plan, with_lists
-from astra.plan.sizes import Estimate
+from astra.plan.sizes import Estimate, Experience
 from astra.resume.resume import resume_local
 from astra.tasks.arguments import as_stored, parse_arguments
 from astra.tasks.declared import declared_by
@@ -72,26 +72,28 @@ def estimate(
     models, output = choose_model(function, input_model), output_model(function)
     with connection():
         check_tables(*models, output)
-    stored = as_stored(parse_arguments(function, arguments or {}))
-    site = sizes.bounds(profile)
-    estimates = []
+    site, estimates = sizes.bounds(profile), []
     for model in models:
-        measured, source = sizes.experience(function, model, stored), "history"
-        if measured is None and probe:
-            few: Planning = {"max_rows": sizes.N_PROBE, "limit": sizes.N_PROBE}
-            (planned,) = create_plan(function, model, arguments=arguments, **few)
-            if planned.plan is not None:
-                resume_local(planned.plan)
-            measured, source = sizes.experience(function, model, stored), "probe"
+        measured = _measured(function, model, arguments or {}, probe)
         with connection():
             pending = pending_rows(model, output, declared_by(function).group_by).count()
-        estimates.append(
-            sizes.sizes(
-                task_name(function), model.__name__, measured, source if measured else "defaults",
-                target_s, pending, profile, site,
-            )
-        )  # fmt: skip
+        of_model = task_name(function), model.__name__, *measured
+        estimates.append(sizes.sizes(*of_model, target_s, pending, profile, site))
     return estimates
+
+
+def _measured(
+    task: Callable[..., object], model: type[Model], arguments: Mapping[str, object], probe: bool
+) -> tuple[Experience | None, str]:
+    """Return measurements of earlier attempts, or of a few rows that run here, and the source."""
+    stored, source = as_stored(parse_arguments(task, arguments)), "history"
+    measured = sizes.experience(task, model, stored)
+    if measured is None and probe:
+        (planned,) = create_plan(task, model, None, sizes.N_PROBE, sizes.N_PROBE, arguments)
+        if planned.plan is not None:
+            resume_local(planned.plan)
+        measured, source = sizes.experience(task, model, stored), "probe"
+    return measured, source if measured else "defaults"
 
 
 def plan_sized(
