@@ -93,16 +93,20 @@ class Suspect(BaseModel):
 
 
 class Exclusion(BaseModel):
-    """A node that elements avoid for a while because of failures there."""
+    """A node of a cluster that elements avoid for a while because of failures there."""
 
     pk = BigAutoField()
-    node = TextField(unique=True)
+    cluster = TextField(default="")
+    node = TextField()
     reason = TextField()
     since = TimeField(now=True, null=False)
     until = TimeField(null=False)
 
+    class Meta:
+        indexes = ((("cluster", "node"), True),)
 
-def excluded_nodes() -> dict[str, Exclusion]:
+
+def excluded_nodes() -> list[Exclusion]:
     """Return the nodes that are excluded at present."""
     with connection():
-        return {e.node: e for e in Exclusion.select().where(Exclusion.until > dialect().now())}
+        return list(Exclusion.select().where(Exclusion.until > dialect().now()))

@@ -90,11 +90,14 @@ def next_steps(
         last = page.pk, page.submission_pk
         was_queued = last not in gained and status.slurm_state in _ENDS_OF_QUEUED
         no_row_ended = not gained[last] and not was_queued
+        submission = submissions.get(page.submission_pk or 0)
         end = end_of(status, no_row_ended)
+        if end is not None and submission is not None:
+            end = replace(end, cluster=submission.cluster_name)
         if end is not None and end.state in retry_policy.CAUSED_BY_ROWS and last in searched:
             end = replace(end, no_row_ended=False)
         decision = _decide(
-            end, page, base, submissions.get(page.submission_pk or 0), limits_of,
+            end, page, base, submission, limits_of,
             on_request or "mem" in overrides or "time" in overrides,
         )  # fmt: skip
         grown = {key: value for key, value in decision.options if key not in overrides}
@@ -259,36 +262,49 @@ def exclude_bad_nodes(
     An exclusion that the plan has made before ends if its pages have failed elsewhere too since.
     """
     settings = config.current().policy
-    found: list[tuple[int, End | None, str | None]] = []
     with connection():
         pages = list(pages_without_keys(plan))
-    for page in pages:
-        found += [(page.number, end, end.node) for end in ends_of(page)]
-    found += [(step.page.number, step.end, step.end.node) for step in steps if step.end is not None]
-    found += [(s.page, None, s.node) for s in statuses if s.state is PageState.DONE]
-    ends = [(page, end, node and parse.first_node(node)) for page, end, node in found]
+        submissions = Submission.select(Submission.pk, Submission.cluster_name)
+        of_plan = submissions.where(Submission.plan == plan.pk)
+        clusters = {pk: name for pk, name in tuples(of_plan)}
+    ends = [(page.number, end) for page in pages for end in ends_of(page)]
+    ends += [(step.page.number, step.end) for step in steps if step.end is not None]
+    seen: list[tuple[int, End | None, tuple[str, str] | None]] = [
+        (page, end, _node(end.cluster, end.node)) for page, end in ends
+    ]
+    done = {s.page: s.node for s in statuses if s.state is PageState.DONE}
+    seen += [
+        (page.number, None, _node(clusters.get(page.submission_pk), done[page.number]))
+        for page in pages
+        if page.number in done
+    ]
     never_claimed = {page.number for page in pages if page.attempt_pk is None}
-    bad = retry_policy.bad_nodes(ends, settings.exclude_after, never_claimed)
+    bad = retry_policy.bad_nodes(seen, settings.exclude_after, never_claimed)
     made_here = f"plan {plan.pk}: "
-    cleared = {node for _, _, node in ends} - bad.keys()
+    cleared = {node for _, _, node in seen} - bad.keys()
     lifted = [
-        node
-        for node, exclusion in excluded_nodes().items()
-        if node in cleared and exclusion.reason.startswith(made_here)
+        e.pk
+        for e in excluded_nodes()
+        if (e.cluster, e.node) in cleared and e.reason.startswith(made_here)
     ]
     if not bad and not lifted:
         return
     with connection(), writing():
         now = dialect().now()
         until = now + timedelta(seconds=settings.exclude_for_s)
-        for node, reason in bad.items():
+        for (cluster, node), reason in bad.items():
             values = {"reason": made_here + reason, "until": until}
-            Exclusion.insert(node=node, **values).on_conflict(
-                conflict_target=[Exclusion.node], update=values
+            Exclusion.insert(cluster=cluster, node=node, **values).on_conflict(
+                conflict_target=[Exclusion.cluster, Exclusion.node], update=values
             ).execute()
         # Another plan may have excluded one of them meanwhile.
-        still_own = Exclusion.node.in_(lifted) & Exclusion.reason.startswith(made_here)
+        still_own = Exclusion.pk.in_(lifted) & Exclusion.reason.startswith(made_here)
         Exclusion.update(until=now).where(still_own).execute()
+
+
+def _node(cluster: str | None, nodes: str | None) -> tuple[str, str] | None:
+    """Return the cluster and the first of the nodes of an element, on which its script ran."""
+    return (cluster or "", parse.first_node(nodes)) if nodes else None
 
 
 def grouped(steps: Iterable[PageStep]) -> list[NextStep]:

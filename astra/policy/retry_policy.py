@@ -10,8 +10,9 @@ Nothing here queries Slurm or the database.
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 from astra.config.retry_rules import RULES, Rule
 from astra.config.units import size_mb, time_limit_s, written_size, written_time
@@ -46,6 +47,7 @@ class End:
     state: str
     node: str | None = None
     no_row_ended: bool = True
+    cluster: str | None = None  # of the node: those of several clusters may share their names
 
 
 @dataclass(frozen=True)
@@ -199,11 +201,15 @@ def remedy(plan: int, state: str | None) -> str:
     return f"astra resume {plan} --only {state}{more.get(state or '', '')}"
 
 
+#: The key of a node.
+Node = TypeVar("Node", bound=Hashable)
+
+
 def bad_nodes(
-    ends: Iterable[tuple[int, End | None, str | None]],
+    ends: Iterable[tuple[int, End | None, Node | None]],
     min_failed: int,
     never_claimed: Collection[int] = frozenset(),
-) -> dict[str, str]:
+) -> dict[Node, str]:
     """Return the nodes that seem to cause the failures of pages, each with an explanation.
 
     At least half of a bad node's pages failed on it, and less than half that share on other nodes.
@@ -217,8 +223,8 @@ def bad_nodes(
     min_failed : how many pages must have failed on a node for it to be bad; 0: no node is bad.
     never_claimed : pages that no element has claimed yet: neither a row nor the task failed them.
     """
-    failed: defaultdict[str, set[int]] = defaultdict(set)
-    seen: defaultdict[str, set[int]] = defaultdict(set)
+    failed: defaultdict[Node, set[int]] = defaultdict(set)
+    seen: defaultdict[Node, set[int]] = defaultdict(set)
     for page, end, node in ends:
         if node is not None and (end is None or end.state in _CAUSED_BY_NODES):
             seen[node].add(page)

@@ -209,8 +209,9 @@ def _next_steps(plan: Plan, pages: Pages) -> tuple[list[NextStep], list[str]]:
             note += f"; to submit them with another profile: astra resume {plan.pk} --profile NAME"
         return [], [note]
     notes = [
-        f"node {e.node} is excluded until {written_moment(e.until)}: {e.reason}"
-        for e in excluded_nodes().values()
+        f"node {e.node} of cluster {e.cluster} is excluded until {written_moment(e.until)}: "
+        f"{e.reason}"
+        for e in excluded_nodes()
         if pages.tally.keys() - {PageState.DONE}
     ]
     return steps, notes

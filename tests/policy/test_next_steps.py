@@ -193,14 +193,17 @@ class TestOnSlurm:
         script = Path(made.jobs[0].script).read_text()
         assert made.pages == lost and "--exclude=n1\n" in script and "--cpus-per-task=8" in script
         until = written_moment(Exclusion.get().until)
-        assert any(f"node n1 is excluded until {until}:" in note for note in status(plan).notes)
+        assert any(
+            f"node n1 of cluster test is excluded until {until}:" in note
+            for note in status(plan).notes
+        )
         run_out(slurm)
         assert status(plan).state == "whole" and resume(plan).pages == 0
         # It expires, and a node that Slurm does not know is never named.
         Exclusion.update(until=Exclusion.since).execute()
         with connection():
             tomorrow = dialect().now() + timedelta(days=1)
-            Exclusion.insert(node="elsewhere", reason="", until=tomorrow).execute()
+            Exclusion.insert(cluster="test", node="elsewhere", reason="", until=tomorrow).execute()
         fill(2)
         (more,) = create_plan(hungry, BossVisitSpectrum)
         assert "--exclude" not in submit(more.plan, dry_run=True).jobs[0].text

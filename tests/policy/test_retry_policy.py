@@ -189,6 +189,11 @@ class TestNodes:
         assert list(bad_nodes(self.ends(bad, good), 3)) == ["n1"]
         assert bad_nodes(self.ends(bad, good), 4) == {} == bad_nodes(self.ends(bad, good), 0)
 
+    def test_nodes_of_two_clusters_may_share_their_names(self):
+        bad = dict.fromkeys((1, 2, 3), ("here", "n1"))
+        good = dict.fromkeys(range(5, 15), ("there", "n1"))
+        assert list(bad_nodes(self.ends(bad, good), 3)) == [("here", "n1")]
+
     def test_failures_that_follow_a_page_exclude_no_node(self):
         ends = [(p, End("FAILED", n), n) for p in (1, 2, 3) for n in ("n1", "n2")]
         assert bad_nodes([*ends, *self.ends({}, {9: "n3", 8: "n1", 7: "n2"})], 3) == {}
@@ -224,10 +229,11 @@ class TestNodes:
             limits, "partition_limits", lambda *_: PartitionLimits(nodes=("n1", "n2", "n3"))
         )
         monkeypatch.setattr(limits, "run", lambda args: listed[args[-1]])
+        monkeypatch.setattr(limits, "this_cluster", lambda: "here")
         with connection():
             tomorrow = dialect().now() + timedelta(days=1)
             for node in ("n3", "n9", "n1,n2", "$(id)"):
-                Exclusion.insert(node=node, reason="", until=tomorrow).execute()
+                Exclusion.insert(cluster="here", node=node, reason="", until=tomorrow).execute()
         assert nodes_to_exclude(choose_profile(None, {"exclude": own})) == excluded
         monkeypatch.setattr(limits, "partition_limits", Mock(side_effect=SlurmError("no answer")))
         assert nodes_to_exclude(choose_profile(None, {})) == ()

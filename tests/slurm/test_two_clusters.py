@@ -132,8 +132,9 @@ def test_the_cluster_that_gets_the_jobs_is_asked_what_it_allows(slurm, other_clu
     at_login(slurm)
     tomorrow = dialect().now() + timedelta(days=1)
     with connection():
-        for node in ("n1", "n4"):  # the other cluster has no n4
-            Exclusion.insert(node=node, reason="", until=tomorrow).execute()
+        # The other cluster has no n4, and its n2 is another node.
+        for cluster, node in (("other", "n1"), ("other", "n4"), ("test", "n2")):
+            Exclusion.insert(cluster=cluster, node=node, reason="", until=tomorrow).execute()
     fill(8)
     (made,) = create_plan(measure, BossVisitSpectrum, limit=2)
     other = {"hold": True, "clusters": "other", "partition": "short", "throttle": 4}
@@ -146,6 +147,9 @@ def test_the_cluster_that_gets_the_jobs_is_asked_what_it_allows(slurm, other_clu
     assert partition_limits("short", "other").max_time_s == 420
     assert partition_limits("short", either.clusters).max_time_s == 420
     assert partition_limits("short").max_time_s == 300
+    assert nodes_to_exclude(choose_profile(None, {})) == ("n2",)
+    assert nodes_to_exclude(choose_profile(None, {**other, "clusters": "other"})) == ("n1",)
+    Exclusion.delete().where(Exclusion.cluster == "test").execute()
     assert nodes_to_exclude(either) == ("n1",)
     assert limits.max_array_size("test,other") == limits.max_array_size("all") == 4
     assert limits.max_array_size("nowhere,test") == limits.max_array_size()
