@@ -305,6 +305,11 @@ def as_database_error(error: Exception) -> DatabaseError | None:
             f"describe: {dialect().message(error)}; astra initdb MODULE adds what is missing; "
             "correct anything else in the tables or their models"
         )
+    if isinstance(error, peewee.DatabaseError) and dialect().is_triggers(error):
+        return DatabaseError(
+            f"a trigger of the database {secrets.hide_password(url())} refused this: "
+            f"{dialect().message(error)}; have its administrator allow it, then run it again"
+        )
     if isinstance(error, peewee.IntegrityError):  # those of rows are failures of these rows
         return DatabaseError(
             f"tables were changed by hand, or restored in part: {dialect().message(error)}; "

@@ -1,8 +1,8 @@
 """Keys of rows in PostgreSQL, of any type: lists of keys, and pages frozen from a query."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
+from itertools import count
 from typing import Any
 
 import peewee
@@ -36,6 +36,9 @@ _UNLIKE_OTHERS = frozenset({"bpchar", "citext", "float4"})
 
 #: The most bytes of a key as text: an entry of an index may have 2,704, with the task's name.
 _MAX_KEY_BYTES = 2000
+
+#: Of temporary tables: a transaction may have several.
+_numbers = count(1)
 
 #: The types of lists of keys, by that of their items.
 _LISTS = {"integer": "BIGINT[]", "text": "TEXT[]"}
@@ -200,9 +203,9 @@ class Keys(Writing):
         """
         sql, parameters = query.sql()
         cut = queries.CUT_INTO_PAGES.format(order=order, pending=sql)
-        with self._evaluated(cut, (limit, *parameters)) as (pages, values):
-            parts = {"page": self.table(page), "keys": column, "cut": pages}
-            n_pages, n_rows = self.run(queries.FREEZE, (plan_pk, *values), **parts).fetchone()
+        pages, values = self._evaluated(cut, (limit, *parameters))
+        parts = {"page": self.table(page), "keys": column, "cut": pages}
+        n_pages, n_rows = self.run(queries.FREEZE, (plan_pk, *values), **parts).fetchone()
         self._check_keys(plan_pk, parts["page"])
         return int(n_pages), int(n_rows)
 
@@ -217,21 +220,20 @@ class Keys(Writing):
                     "planned: declare another unique column as the primary key of the model"
                 )
 
-    @contextmanager
-    def _evaluated(
-        self, sql: str, parameters: tuple[Any, ...]
-    ) -> Iterator[tuple[str, tuple[Any, ...]]]:
-        """Evaluate a SELECT for the transaction's next statement: yield its source and parameters.
+    def _evaluated(self, sql: str, parameters: tuple[Any, ...]) -> tuple[str, tuple[Any, ...]]:
+        """Evaluate a SELECT for a statement of the transaction: return its source and parameters.
 
-        The source is a temporary table, or the SELECT itself for a role that may not create one.
+        The source is a temporary table, or the SELECT itself where none may be created: by this
+        role, or by anybody, as an event trigger can have it.
         """
-        if not self.fetch_value(queries.MAY_MAKE_TEMPORARY_TABLES):
-            yield f"({sql})", parameters
-            return
-        self.run(queries.COMPRESS_WITH_LZ4)
-        self.run(queries.CREATE_EVALUATED, parameters, query=sql)
-        yield "pg_temp.astra_evaluated", ()
-        self.run(queries.DROP_EVALUATED)  # there may be another in the transaction
+        table = f"pg_temp.astra_evaluated_{next(_numbers)}"
+        try:
+            with self.database.savepoint():
+                self.run(queries.COMPRESS_WITH_LZ4)
+                self.run(queries.CREATE_EVALUATED, parameters, table=table, query=sql)
+        except (peewee.ProgrammingError, peewee.InternalError, peewee.NotSupportedError):
+            return f"({sql})", parameters  # where an error of its own is raised again
+        return table, ()
 
 
 def _short(kind: str) -> str:

@@ -357,17 +357,13 @@ LONG_KEYS = """
     SELECT key FROM {page}, unnest(key_texts) AS key
     WHERE plan_pk = %s AND (octet_length(key) > %s OR %s)"""
 
-MAY_MAKE_TEMPORARY_TABLES = "SELECT has_database_privilege(current_database(), 'TEMPORARY')"
-
 #: A list that was compressed in a temporary table is copied from it as it is.
 COMPRESS_WITH_LZ4 = """
     SELECT set_config(name, 'lz4', true) FROM pg_settings
     WHERE name = 'default_toast_compression' AND 'lz4' = ANY(enumvals)"""
 
 #: PostgreSQL fills a table from a query with several processes, but runs INSERT ... SELECT in one.
-CREATE_EVALUATED = "CREATE TEMPORARY TABLE astra_evaluated ON COMMIT DROP AS {query}"
-
-DROP_EVALUATED = "DROP TABLE pg_temp.astra_evaluated"
+CREATE_EVALUATED = "CREATE TEMPORARY TABLE {table} ON COMMIT DROP AS {query}"
 
 # -- results --------------------------------------------------------------------------------
 

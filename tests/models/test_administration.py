@@ -303,3 +303,23 @@ def test_tables_that_somebody_has_changed_are_reported_without_a_traceback(url, 
     done = CliRunner().invoke(main, ["verify", str(made.plan)])
     assert done.exit_code == 5, done.output
     assert said in done.stderr and "astra initdb" in done.stderr
+
+
+@pytest.mark.postgres
+def test_where_an_event_trigger_refuses_tables_planning_needs_none_and_initdb_says_so(pg_url):
+    fill(40)
+    with connection():
+        database.execute_sql(
+            "CREATE FUNCTION refuse() RETURNS event_trigger LANGUAGE plpgsql AS "
+            "$$BEGIN RAISE 'no %% here', tg_tag; END$$"
+        )
+        for tag in ("CREATE TABLE AS", "DROP TABLE", "CREATE TABLE"):
+            name = tag.replace(" ", "_").lower()
+            database.execute_sql(
+                f"CREATE EVENT TRIGGER no_{name} ON ddl_command_start WHEN TAG IN ('{tag}') "
+                "EXECUTE FUNCTION refuse()"
+            )
+    (planned,) = create_plan(measure, BossVisitSpectrum, limit=15)
+    assert (planned.rows, planned.pages) == (40, 3)
+    done = CliRunner().invoke(main, ["initdb", "tests.published_tasks"])
+    assert done.exit_code == 5 and "trigger" in done.output and "no CREATE TABLE" in done.output
