@@ -20,7 +20,7 @@ class Batch:
     """Rows of one table that set the same columns.
 
     ``columns`` maps a column name to its values in database form; ``key`` names the columns that
-    point to the input row, ``conflict`` those of the unique constraint; ``where_clause`` is that of
+    point to the input row, ``conflict`` those of the unique constraint; ``condition`` is that of
     its index, if the index is partial; ``primary`` is the primary key.
     """
 
@@ -28,7 +28,7 @@ class Batch:
     columns: dict[str, Sequence[Any]]
     key: tuple[str, ...]
     conflict: tuple[str, ...]
-    where_clause: str
+    condition: str
     primary: str
     model: Any
 
@@ -175,14 +175,14 @@ class Common:
         rows = self.run(self.queries.COLUMNS, (self.catalogue_name(model),)).fetchall()
         return {name: Column(*described) for name, *described in rows}
 
-    def has_unique(self, model: Any, columns: Sequence[str], where_clause: str) -> bool:
+    def has_unique(self, model: Any, columns: Sequence[str], condition: str) -> bool:
         """Return whether a valid index of any name keeps these columns unique.
 
-        An index with a condition counts only if it is that of `where_clause`.
+        An index with a condition counts only if it is this one.
         """
         return any(
-            is_immediate and is_condition(condition, where_clause)
-            for condition, is_immediate, _ in self.unique_indexes(model, columns)
+            is_immediate and (not stored or _bare(stored) == _bare(condition))
+            for stored, is_immediate, _ in self.unique_indexes(model, columns)
         )
 
     def keeps_unique(self, model: Any, columns: Sequence[str]) -> bool:
@@ -237,10 +237,9 @@ class Common:
         return peewee.NodeList((column, SQL(clause, parameters)))
 
 
-def is_condition(condition: str | None, clause: str) -> bool:
-    """Return whether an index has no condition, or that of a ``WHERE`` clause."""
-    bare = (re.sub(r'[\s()"`\[\]]', "", c).lower() for c in (condition or "", clause))
-    return not condition or next(bare) == next(bare).removeprefix("where")
+def _bare(condition: str) -> str:
+    """Return a condition as it is compared, however its database writes it."""
+    return re.sub(r'[\s()"`\[\]]', "", condition).lower()
 
 
 @lru_cache(maxsize=4096)  # each checkpoint names every column several times
@@ -258,7 +257,8 @@ def on_conflict(dialect: Common, batch: Batch, every: set[str]) -> str:
     constant = {*batch.conflict, batch.primary, "created", "modified", "v_astra_major_minor"}
     changed = [dialect.quote(name) for name in sorted(every - constant)]
     columns = ", ".join(f"{name} = excluded.{name}" for name in changed)
-    parts = {"where": batch.where_clause, "columns": columns, "now": dialect.now_sql}
+    where = batch.condition and f"WHERE {batch.condition}"
+    parts = {"where": where, "columns": columns, "now": dialect.now_sql}
     return queries.ON_CONFLICT.format(target=", ".join(map(dialect.quote, batch.conflict)), **parts)
 
 

@@ -192,7 +192,7 @@ class Writing(Common):
         same = " AND ".join(
             f"{self.quote(name)} = wanted.key_{place}" for place, name in enumerate(batch.key)
         )
-        condition = batch.where_clause.replace("WHERE", "AND")
+        condition = batch.condition and f"AND {batch.condition}"
         parts = {"arrays": arrays, "names": names, "table": batch.table, "same": same}
         version = Version(batch.columns["v_astra"][0]).major_minor
         parameters = (sequence, len(lists[0]), *map(array_literal, lists), version)

@@ -5,8 +5,6 @@ A ``{name}`` is replaced by a quoted identifier or a fragment of SQL (``str.form
 
 ADD_COLUMN = "ALTER TABLE {table} ADD COLUMN {column}{default}"
 
-CREATE_INDEX = "CREATE {kind} IF NOT EXISTS {index} ON {table} ({columns}) {where}"
-
 #: For a row that has a result already: the one whose input was read later is kept.
 ON_CONFLICT = """
     ON CONFLICT ({target}) {where}

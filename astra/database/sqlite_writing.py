@@ -67,7 +67,7 @@ class Writing(Common):
             f"{self.quote(name)} = json_extract(wanted.value, '$[{place}]')"
             for place, name in enumerate(batch.key)
         )
-        condition = batch.where_clause.replace("WHERE", "AND")
+        condition = batch.condition and f"AND {batch.condition}"
         stored = self.run(
             queries.STORED,
             (json.dumps(keys, default=str), Version(batch.columns["v_astra"][0]).major_minor),

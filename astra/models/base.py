@@ -9,7 +9,6 @@ from typing import TypeVar, cast
 import peewee
 from peewee import SQL, Field, Model, ModelBase, ModelInsert, NodeList
 
-from astra.database import queries
 from astra.database.connection import (
     connection,
     database,
@@ -193,10 +192,12 @@ class BaseModel(peewee.Model, metaclass=ModelMeta):
             dialect().keep_modified(cls, _key_columns(cls), "modified")
 
     @classmethod
-    def own_indexes(cls) -> Iterator[tuple[str, list[str], str]]:
-        """Yield indexes that peewee does not declare: name, columns, and the statement."""
+    def own_indexes(cls) -> Iterator[peewee.Index]:
+        """Yield the indexes that the fields and ``class Meta`` do not declare."""
         if cls.is_input:
-            yield order_index(cls, _key_columns(cls), "modified")
+            yield order_index(
+                cls, [cast("Field", cls._meta.primary_key)], cls._meta.fields["modified"]
+            )
 
     #: Whether rows of the table are inputs of tasks.
     is_input = False
@@ -278,16 +279,17 @@ def missing_indexes(
 ) -> Iterator[tuple[str, list[str], str, Sequence[object]]]:
     """Yield the indexes that a table lacks: name, columns, statement and its parameters."""
     present, manager = indexes(model), peewee.SchemaManager(model)
-    for index in model._meta.fields_to_index():
+    for index in (*model._meta.fields_to_index(), *model.own_indexes()):
         if stored_name(index._name) not in present:
-            columns = [field.column_name for field in index._expressions]
             # The schema may have been unknown when the index was declared.
             index._table = model._meta.table
             statement = manager._create_index(index)  # type: ignore[attr-defined]
-            yield index._name, columns, *statement.query()
-    for name, columns, sql in model.own_indexes():
-        if stored_name(name) not in present:
-            yield name, columns, sql, ()
+            yield index._name, columns_of(index), *statement.query()
+
+
+def columns_of(index: peewee.Index) -> list[str]:
+    """Return the names of the columns of an index."""
+    return [column.unwrap().column_name for column in index._expressions]  # type: ignore[attr-defined]
 
 
 def _database_default(field: Field) -> str | None:
@@ -306,28 +308,14 @@ def _key_columns(model: type[Model]) -> list[str]:
 
 
 def order_index(
-    model: type[Model], keys: list[str], moment: str, nulls: bool = False
-) -> tuple[str, list[str], str]:
-    """Return the index that serves the order of pending rows: name, columns, statement."""
-    quote, name = dialect().quote, f"{model._meta.table_name}_by_modified"
+    model: type[Model], keys: Iterable[Field], moment: Field, nulls: bool = False
+) -> peewee.Index:
+    """Return the index that serves the order of pending rows."""
     # In an index of SQLite NULL comes last where the order is descending.
-    last = " NULLS LAST" if nulls and dialect().name == "postgresql" else ""
-    columns = [f"{quote(moment)} DESC{last}", *(f"{quote(key)} DESC" for key in keys)]
-    return name, [moment, *keys], creating_index(model, name, columns)
-
-
-def creating_index(
-    model: type[Model],
-    name: str,
-    columns: Iterable[str],
-    kind: str = "INDEX",
-    where_clause: str = "",
-) -> str:
-    """Return the statement that creates an index, or a UNIQUE INDEX, on some columns."""
-    quoted, table, listed = dialect().quote(name), dialect().table(model), ", ".join(columns)
-    return queries.CREATE_INDEX.format(
-        kind=kind, index=quoted, table=table, columns=listed, where=where_clause
-    )
+    last = "LAST" if nulls and dialect().name == "postgresql" else None
+    columns = [moment.desc(nulls=last), *(key.desc() for key in keys)]
+    name = f"{model._meta.table_name}_by_modified"
+    return peewee.Index(name, model._meta.table, columns, safe=True)
 
 
 def every_subclass(root: type[M]) -> Iterator[type[M]]:

@@ -101,10 +101,9 @@ class Link:
     null: tuple[str, ...] = ()
 
     @property
-    def where_clause(self) -> str:
-        """The condition of the unique index of the results, if it has one."""
-        clause = " AND ".join(f"{dialect().quote(name)} IS NULL" for name in self.null)
-        return f"WHERE {clause}" if clause else ""
+    def condition(self) -> str:
+        """The condition of the unique index of the results; empty if it has none."""
+        return " AND ".join(f"{dialect().quote(name)} IS NULL" for name in self.null)
 
     def key(self, output: type[Model]) -> Key:
         """Return the columns of the results that identify their rows."""

@@ -23,7 +23,7 @@ from peewee import (
 
 from astra.database.connection import connection, dialect
 from astra.errors import TaskError, UsageError, nearest
-from astra.models.base import BaseModel, ModelMeta, TimeField, creating_index
+from astra.models.base import BaseModel, ModelMeta, TimeField, columns_of
 from astra.models.keys import Link, bound_to_database, key_of
 from astra.models.source import Source
 from astra.models.spectrum import SpectrumMixin
@@ -242,25 +242,20 @@ class OutputModel(BaseModel, metaclass=OutputMeta):
             super().create_table(safe, **options)
 
     @classmethod
-    def own_indexes(cls) -> Iterator[tuple[str, list[str], str]]:
-        """Yield all indexes that peewee does not declare: name, columns, and the statement."""
+    def own_indexes(cls) -> Iterator[peewee.Index]:
         yield from super().own_indexes()
         yield from cls.lacking_indexes()
 
     @classmethod
-    def lacking_indexes(cls) -> Iterator[tuple[str, list[str], str]]:
+    def lacking_indexes(cls) -> Iterator[peewee.Index]:
         """Yield the unique indexes that allow one result for a row, where the table lacks them."""
         for link in cls.declared_links.values():
-            names = [cls._meta.fields[name].column_name for name in link.result]
-            names += ["v_astra_major_minor", "result_number"]
-            columns = list(map(dialect().quote, names))
-            if not dialect().has_unique(cls, names, link.where_clause):
-                index = fitting_name(f"{cls._meta.table_name}_one_per_{'_'.join(link.result)}")
-                yield (
-                    index,
-                    names,
-                    creating_index(cls, index, columns, "UNIQUE INDEX", link.where_clause),
-                )
+            name = fitting_name(f"{cls._meta.table_name}_one_per_{'_'.join(link.result)}")
+            columns = [*link.key(cls).fields, cls.v_astra_major_minor, cls.result_number]
+            where = SQL(link.condition) if link.condition else None
+            index = peewee.Index(name, cls._meta.table, columns, unique=True, where=where)
+            if not dialect().has_unique(cls, columns_of(index), link.condition):
+                yield index
 
     @classmethod
     def from_row(cls, row: Model, **values: object) -> Self:

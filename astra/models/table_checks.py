@@ -11,7 +11,7 @@ from astra.config.secrets import hide_password
 from astra.database.connection import connection, database, dialect, url
 from astra.database.dialect import NO_COLUMN
 from astra.errors import DatabaseError, TaskError
-from astra.models.base import BaseModel, missing_columns
+from astra.models.base import BaseModel, columns_of, missing_columns
 from astra.models.importing import import_path
 from astra.models.keys import changed_keys, key_of, may_change, modified_field
 from astra.models.pipeline import OutputModel, link_of
@@ -235,11 +235,11 @@ def _is_version_computed(model: type[OutputModel]) -> bool:
 def _missing_unique(model: type[Model]) -> str | None:
     """Return columns of a table that no index keeps unique, though its model declares one."""
     if issubclass(model, OutputModel):
-        return next((", ".join(columns) for _, columns, _ in model.lacking_indexes()), None)
+        return next((", ".join(columns_of(index)) for index in model.lacking_indexes()), None)
     if not issubclass(model, BaseModel):
         return None
     for index in model._meta.fields_to_index():
-        columns = [field.column_name for field in index._expressions]
+        columns = columns_of(index)
         if not index._unique or index._where is not None:
             continue
         if not dialect().has_unique(model, columns, ""):

@@ -81,7 +81,7 @@ def track_changes(name: str) -> str:
         engine.add_column(model, field, None)
     keys = [key.column_name for key in key_of(model).fields]
     engine.keep_modified(model, keys, column)
-    engine.run(order_index(model, keys, column, nulls=True)[2])
+    database.execute(order_index(model, key_of(model).fields, field, nulls=True))
     TrackedTable.delete().where(TrackedTable.name == table).execute()
     TrackedTable.create(name=table, column_name=column)
     return f"{table}: the column {column} stores when a row changes"

@@ -127,6 +127,6 @@ def _batch(model: type[OutputModel], link: Link, columns: dict[str, Sequence[obj
     key = tuple(field.column_name for field in link.key(model).fields)
     return Batch(
         dialect().table(model), columns, (*key, "result_number"),
-        (*key, "v_astra_major_minor", "result_number"), link.where_clause,
+        (*key, "v_astra_major_minor", "result_number"), link.condition,
         model.task_pk.column_name, model,
     )  # fmt: skip
