@@ -401,7 +401,7 @@ class Element:
     def _record_end(
         self, claim: Claim, state: AttemptState, message: str | None, gives_back: bool = False
     ) -> None:
-        """Record how an attempt ended, and the outcomes of its page.
+        """Record how an attempt ended; checkpoints have recorded the outcomes of its page.
 
         With `gives_back`, an interrupted attempt releases its page to other elements of its
         submission.
@@ -411,10 +411,6 @@ class Element:
             with writing():
                 check_nothing_lost(claim)
                 _end_attempt(claim, state, message)
-                # Rows that were found to have a result already are in no checkpoint.
-                Page.update(outcomes=bytes(claim.outcomes), **_counts(claim)).where(
-                    (Page.pk == claim.page.pk) & (Page.attempt_pk == claim.attempt.pk)
-                ).execute()
                 if gives_back and state is AttemptState.INTERRUPTED:
                     give_back(claim.page)
                 if state is AttemptState.BROKEN:
@@ -448,6 +444,7 @@ def _save_to_spool(plan: Plan, claim: Claim, writer: Writer, error: DatabaseErro
     page = f"page {claim.page.number} of plan {claim.page.plan_pk}"
     try:
         unwritten = writer.unwritten()
+        unwritten.found.clear()  # they are found again
         path = spool.save(plan, claim, unwritten, writer.target)
     except UsageError as full:
         return Interrupted(f"{page}: {error}; the spool file cannot be written either, so that "
@@ -458,14 +455,10 @@ def _save_to_spool(plan: Plan, claim: Claim, writer: Writer, error: DatabaseErro
     return Interrupted(f"{page}: {error}; {message}: astra resume {claim.page.plan_pk}")
 
 
-def _counts(claim: Claim) -> dict[str, int]:
-    return {name: claim.outcomes.count(outcome) for name, outcome in COUNTED.items()}
-
-
 def _with_counts(claim: Claim) -> Page:
-    """Return the page with the counts that were written at its end."""
-    for name, n in _counts(claim).items():
-        setattr(claim.page, name, n)
+    """Return the page with the counts that its last checkpoint has stored."""
+    for name, outcome in COUNTED.items():
+        setattr(claim.page, name, claim.outcomes.count(outcome))
     return claim.page
 
 
@@ -478,8 +471,7 @@ def _write_heartbeat(claim: Claim, stop: Stop) -> None:
 def _end_attempt(claim: Claim, state: AttemptState, message: str | None) -> None:
     _update_at_end(
         attempt=claim.attempt.pk, state=state.value,
-        message=clean(message, 2000) if message else None, n_found=claim.attempt.n_found,
-        **claim.read_meter(),
+        message=clean(message, 2000) if message else None, **claim.read_meter(),
     )  # fmt: skip
 
 

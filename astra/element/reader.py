@@ -347,11 +347,13 @@ class Reader:
             return keys
         query = self._query_for(keys).select(self.key.given, self._has_result())
         has_result = dict(database.execute(query).fetchall())
-        self.claim.find(k for k in keys if has_result.get(k))
-        for k in keys:
-            if k not in has_result and self.writer is not None:
-                message = "the row was deleted, or hidden from this role, after it was planned"
-                self.writer.add(failures=[Refusal(HandedRow(k, None), INPUT_GONE, message)])
+        if self.writer is not None:
+            message = "the row was deleted, or hidden from this role, after it was planned"
+            gone = [HandedRow(k, None) for k in keys if k not in has_result]
+            self.writer.add(
+                failures=[Refusal(row, INPUT_GONE, message) for row in gone],
+                found=[HandedRow(k, None) for k in keys if has_result.get(k)],
+            )
         return [k for k in keys if k in has_result and not has_result[k]]
 
     def _cut(self, keys: list[RowKey]) -> tuple[list[RowKey], list[RowKey]]:

@@ -44,6 +44,7 @@ class Buffer:
         results: Iterable[YieldedResult] = (),
         no_results: Iterable[HandedRow] = (),
         failures: Iterable[Refusal] = (),
+        found: Iterable[HandedRow] = (),
     ) -> bool:
         """Add what goes into one checkpoint; return whether these are the first waiting rows."""
         with self.mutex:
@@ -51,6 +52,7 @@ class Buffer:
             self.waiting.results += results
             self.waiting.no_results += no_results
             self.waiting.failures += failures
+            self.waiting.found += found
             return self._start_clock()
 
     def forget_failures(self) -> None:
@@ -59,7 +61,7 @@ class Buffer:
             self.waiting.failures.clear()
 
     def _start_clock(self) -> bool:
-        if self.since is not None:
+        if self.since is not None or not self.n_waiting:
             return False
         self.since = time.monotonic()
         return True

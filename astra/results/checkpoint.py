@@ -68,7 +68,7 @@ def write(
             judge(refused)
         except BrokenElement as error:
             broken = error
-            checkpoint, refused = Checkpoint(stored, no_results=checkpoint.no_results), []
+            checkpoint, refused = replace(checkpoint, results=stored, failures=[]), []
         ends, own = _by_own_results(checkpoint, stored, target)
         _find_keys(ends, own, refused, target)
         failures = _mark_further_failures([*checkpoint.failures, *refused], own)
@@ -99,10 +99,10 @@ def _by_own_results(
         return checkpoint, stored
     own = {y.handed for y in stored if y.handed.link_or_key == target.link_value_of(y.result)}
     without = {y.handed: None for y in stored if y.handed not in own}
-    ends = Checkpoint(
-        [yielded for yielded in checkpoint.results if yielded.handed not in without],
-        checkpoint.failures,
-        [*checkpoint.no_results, *without],
+    ends = replace(
+        checkpoint,
+        results=[yielded for yielded in checkpoint.results if yielded.handed not in without],
+        no_results=[*checkpoint.no_results, *without],
     )
     return ends, [yielded for yielded in stored if yielded.handed not in without]
 
@@ -169,13 +169,13 @@ def take_back_failures(claim: Claim) -> None:
         hold_page(claim)
         Failure.delete().where(Failure.attempt_pk == claim.attempt.pk).execute()
         # Not by the deleted records: if the answer to the commit is lost, this is repeated.
-        (outcomes, n_found), before = claim.snapshot(), bytes(claim.page.outcomes)
+        before = bytes(claim.page.outcomes)
         failed = {
             place: Outcome.PENDING.value
-            for place, outcome in enumerate(outcomes)
+            for place, outcome in enumerate(claim.outcomes)
             if outcome == Outcome.FAILURE != before[place]
         }
-        progress = _store_progress(claim, outcomes, n_found, failed)
+        progress = _store_progress(claim, claim.outcomes, failed)
     claim.advance(progress)
 
 
@@ -305,7 +305,10 @@ def _write_progress(
         (Outcome.FAILURE, [f.handed.key for f in failures if not f.refused]),
         (Outcome.NO_RESULT, [h.key for h in checkpoint.no_results]),
     )
-    (before, n_found), changed = claim.snapshot(), dict[int, int]()
+    before, n_found, changed = claim.outcomes.copy(), 0, dict[int, int]()
+    for found in (claim.positions[h.key] for h in checkpoint.found):
+        n_found += before[found] == Outcome.PENDING
+        before[found] = Outcome.RESULT
     for outcome, keys in keys_by_outcome:
         value = outcome.value
         for place in map(claim.positions.get, keys):
@@ -313,13 +316,18 @@ def _write_progress(
             if place is not None and changed.get(place, before[place]) != Outcome.RESULT.value:
                 changed[place] = value
     # Failures may still turn out to be the fault of the task, and of none of its rows.
-    return _store_progress(claim, before, n_found, changed, may_end=not failures)
+    return _store_progress(claim, before, changed, n_found, may_end=not failures)
 
 
 def _store_progress(
-    claim: Claim, before: bytes, n_found: int, changed: dict[int, int], may_end: bool = False
+    claim: Claim,
+    before: bytearray,
+    changed: dict[int, int],
+    n_found: int = 0,
+    may_end: bool = False,
 ) -> Progress:
-    outcomes = bytearray(before)
+    """Store the outcomes of a page; those `before` include `n_found` rows that had a result."""
+    outcomes = before.copy()
     for place, value in changed.items():
         outcomes[place] = value
     counts = {name: outcomes.count(outcome) for name, outcome in COUNTED.items()}
@@ -331,13 +339,13 @@ def _store_progress(
         name: getattr(claim.attempt, name) + counts[name] - before.count(outcome)
         for name, outcome in COUNTED.items()
     }
+    attempt_counts["n_found"] = claim.attempt.n_found + n_found
     attempt_counts["n_checkpoints"] = claim.attempt.n_checkpoints + 1
-    columns = {"n_found": n_found, **attempt_counts, **claim.read_meter()}
-    _update_attempt(attempt=claim.attempt.pk, **columns)
+    _update_attempt(attempt=claim.attempt.pk, **attempt_counts, **claim.read_meter())
     end = claim.end if may_end and Outcome.PENDING not in outcomes else None
     if end is not None:
         end()
-    return Progress(changed, attempt_counts, end is not None)
+    return Progress(outcomes, attempt_counts, end is not None)
 
 
 @statement

@@ -1,8 +1,7 @@
 """The claim: the right of an attempt to write a page, and what it knows of the page."""
 
-import threading
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import peewee
 
@@ -10,7 +9,6 @@ from astra.database.connection import dialect
 from astra.database.statements import statement
 from astra.errors import DatabaseError, Superseded
 from astra.models.attempts import Attempt, Suspect, is_same_attempt
-from astra.models.keys import RowKey
 from astra.models.plans import Page, Plan
 from astra.states import Outcome
 
@@ -22,9 +20,7 @@ class Claim:
     page: Page
     attempt: Attempt
     positions: dict[object, int]  # key -> place in the page
-    outcomes: bytearray
-    #: Guards the outcomes, and the attempt's number of rows that had a result of another attempt.
-    mutex: threading.Lock = field(default_factory=threading.Lock)
+    outcomes: bytearray  # as the last acknowledged checkpoint has stored them
     cancelled: bool = False  # whether the last checkpoint found that the plan was cancelled
     read_meter: Callable[[], dict[str, object]] = dict  # returns current columns of the attempt
     suspects: Sequence[Suspect] = ()  # of the page, when it was claimed
@@ -32,36 +28,13 @@ class Claim:
     end: Callable[[], None] | None = None
     has_ended: bool = False  # such a checkpoint was committed
 
-    def find(self, keys: Iterable[RowKey]) -> None:
-        """Note rows that turn out to have a result already; the next checkpoint records them."""
-        with self.mutex:
-            for key in keys:
-                place = self.positions[key]
-                if self.outcomes[place] == Outcome.PENDING:
-                    self.outcomes[place] = Outcome.RESULT
-                    self.attempt.n_found += 1
-
     def has_result(self, key: object) -> bool:
         place = self.positions.get(key)
         return place is not None and self.outcomes[place] == Outcome.RESULT
 
-    def snapshot(self) -> tuple[bytes, int]:
-        """Return the outcomes, and how many rows had a result, as a checkpoint begins."""
-        with self.mutex:
-            return bytes(self.outcomes), self.attempt.n_found
-
-    def catch_up(self, stored: bytes) -> None:
-        """Note the outcomes that a checkpoint stored without being acknowledged."""
-        with self.mutex:
-            for place, outcome in enumerate(stored):
-                if outcome != Outcome.PENDING:
-                    self.outcomes[place] = outcome
-
     def advance(self, progress: "Progress") -> None:
-        """Apply a committed checkpoint, and keep what :meth:`find` noted while it was written."""
-        with self.mutex:
-            for place, outcome in progress.outcomes.items():
-                self.outcomes[place] = outcome
+        """Apply a committed checkpoint."""
+        self.outcomes = progress.outcomes
         for name, value in progress.counts.items():
             setattr(self.attempt, name, value)
         self.has_ended = progress.is_end
@@ -69,9 +42,9 @@ class Claim:
 
 @dataclass(frozen=True)
 class Progress:
-    """What a checkpoint changes of a page, by place, and the counts of its attempt up to then."""
+    """What a checkpoint makes of the outcomes of a page, and of the counts of its attempt."""
 
-    outcomes: dict[int, int]
+    outcomes: bytearray
     counts: dict[str, int]
     is_end: bool = False  # it records the end of the attempt
 
@@ -112,8 +85,6 @@ def _locked(page: peewee.Value, attempt: peewee.Value, token: peewee.Value) -> p
 def check_nothing_lost(claim: Claim) -> None:
     """Check that the database still has the attempt, and every checkpoint that it acknowledged.
 
-    Catch up with one that it has stored and not acknowledged.
-
     A standby that became the primary, or a restored backup, may be in an earlier state, where
     another attempt may have got the number of this one. What this process knows of the page does
     not hold there, and must not be written.
@@ -124,11 +95,7 @@ def check_nothing_lost(claim: Claim) -> None:
         If the attempt or a checkpoint is missing.
     """
     query = Attempt.select(Attempt.n_checkpoints).where(is_same_attempt(claim.attempt))
-    n_checkpoints = query.scalar()
-    _check_checkpoints(claim, n_checkpoints)
-    if n_checkpoints > claim.attempt.n_checkpoints:
-        outcomes = Page.select(Page.outcomes).where(Page.pk == claim.page.pk)
-        claim.catch_up(outcomes.scalar())
+    _check_checkpoints(claim, query.scalar())
 
 
 def _check_checkpoints(claim: Claim, n_checkpoints: int | None) -> None:

@@ -115,18 +115,20 @@ class Checkpoint:
     results: list[YieldedResult] = field(default_factory=list)
     failures: list[Refusal] = field(default_factory=list)
     no_results: list[HandedRow] = field(default_factory=list)
+    found: list[HandedRow] = field(default_factory=list)  # rows that had a result already
 
     refused: list[Refusal] = field(default_factory=list)  # results, once the rest is written
     n_stored: int = 0  # rows with a result, or rightly none
 
     def __len__(self) -> int:
-        return len(self.results) + len(self.failures) + len(self.no_results)
+        return len(self.results) + len(self.failures) + len(self.no_results) + len(self.found)
 
     def __add__(self, other: "Checkpoint") -> "Checkpoint":
         return Checkpoint(
             self.results + other.results,
             self.failures + other.failures,
             self.no_results + other.no_results,
+            self.found + other.found,
         )
 
 

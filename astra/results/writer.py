@@ -103,9 +103,10 @@ class Writer:
         results: Iterable[YieldedResult] = (),
         no_results: Iterable[HandedRow] = (),
         failures: Iterable[Refusal] = (),
+        found: Iterable[HandedRow] = (),
     ) -> None:
         """Add how rows have ended; all results of a row go into one checkpoint."""
-        if self.buffer.add(results, no_results, failures):
+        if self.buffer.add(results, no_results, failures, found):
             self.wake()
 
     def unwritten(self) -> Checkpoint:

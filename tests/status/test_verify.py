@@ -20,7 +20,9 @@ from astra.models.failures import Failure, NoResult
 from astra.models.plans import Page, Plan, Submission
 from astra.plan.lookup import get_plan
 from astra.plan.plan import create_plan
+from astra.results.buffer import Buffer
 from astra.results.claim import Claim
+from astra.results.rows import HandedRow
 from astra.results.stopping import Stop
 from astra.resume.cancel import cancel
 from astra.resume.resume import resume_local
@@ -230,16 +232,16 @@ def test_rows_found_while_a_checkpoint_is_written(url, monkeypatch):
     """A row whose result others wrote is found between a checkpoint's beginning and its end."""
     plan = plan_of(20, limit=20)
     list(measure(BossVisitSpectrum.select().where(BossVisitSpectrum.spectrum_pk == 1)))
-    seen, calls = Claim.snapshot, []
+    take, calls = Buffer.take, []
 
-    def find_after(claim):
-        found = seen(claim)
+    def find_after(buffer):
+        taken = take(buffer)
         if not calls:
-            calls.append(claim)
-            claim.find([1])
-        return found
+            calls.append(buffer)
+            buffer.add(found=[HandedRow(1, None)])
+        return taken
 
-    monkeypatch.setattr(Claim, "snapshot", find_after)
+    monkeypatch.setattr(Buffer, "take", find_after)
     monkeypatch.setattr("astra.element.reader.Reader._note_missing", lambda *missing: [])
     run(plan, batch_size=5)
     assert_sound(plan, result=20)
