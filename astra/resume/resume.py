@@ -210,12 +210,12 @@ def resume_local(
     Returns
     -------
     Submitted
-        The pages that were run and skipped.
+        The pages that were run and skipped; none of a paused plan.
 
     Raises
     ------
     UsageError
-        If there is no such plan, or it was cancelled or paused.
+        If there is no such plan, or it was cancelled.
 
     Examples
     --------
@@ -227,7 +227,8 @@ def resume_local(
     check_plan_version(frozen)
     refuse_cancelled(frozen)
     if frozen.paused is not None:
-        raise UsageError(paused_message(frozen.pk, frozen.pause_reason))
+        paused = paused_message(frozen.pk, frozen.pause_reason)
+        return Submitted(frozen.pk, frozen.task, 0, 0, message=paused)
     with hold_plan(frozen):
         pages, counted, _ = _choose(frozen, failed, frozenset(), False)
         skipped = dict(counted)

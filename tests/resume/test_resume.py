@@ -182,8 +182,8 @@ def test_a_mistyped_state_is_answered_with_the_nearest():
 def test_a_command_that_submits_no_page_ends_with_another_status(pg_url, monkeypatch):
     plan = plan_of(30, 10)
     pause([plan.pk])
-    for verb in ("submit", "resume", "retry"):
-        done = astra(verb, plan.pk)
+    for verb, *words in (("submit",), ("resume",), ("retry",), ("resume", "--local")):
+        done = astra(verb, plan.pk, *words)
         assert done.returncode == 4 and f"astra continue {plan.pk}" in done.stdout, done.stdout
     array_of(plan, [1, 2, 3], {})
     monkeypatch.setenv("SLURM_CONF", "/nowhere")  # Slurm does not answer
