@@ -375,11 +375,11 @@ def _pause_left(plan: Plan, pages: Pages, pause_s: int) -> int:
 
     Return 0 if the pause is over, a row has ended, or the policy gives all pages up.
     """
-    accepted = (s for s in pages.stored.submissions.values() if s.job_id is not None)
+    accepted = (s for s in pages.submissions.values() if s.job_id is not None)
     last = max(accepted, key=attrgetter("pk"), default=None)
     if last is None:
         return 0
-    left_s = pause_s - (pages.stored.now - last.created).total_seconds()
+    left_s = pause_s - (pages.now - last.created).total_seconds()
     if left_s <= 0:
         return 0
     with connection():
@@ -428,7 +428,7 @@ def _note_alive(pages: Pages, step: NightStep) -> bool:
     for page in in_states(pages, ALIVE):
         if page.job:
             elements.setdefault(page.job.partition("_")[0], set()).add(page.element)
-    for s in pages.stored.submissions.values():
+    for s in pages.submissions.values():
         if s.kind == "slurm" and (n := len(elements.get(str(s.job_id), ()))):
             step.jobs.add(s.job)
             step.n_elements += min(s.stored_profile.get("throttle") or n, n)

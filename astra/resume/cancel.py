@@ -296,7 +296,7 @@ def _cancel_page(plan: Plan, number: int) -> Cancelled:
             f"cancelled; the user who ran astra resume {plan.pk} --local can"
         )
     jobs: list[str] = []
-    if statuses.element_in_set_up(statuses.stored.rows[number - 1]):
+    if statuses.element_in_set_up(statuses.rows[number - 1]):
         jobs = _cancel_element(plan, page)
     of_page = (Page.plan == plan.pk) & (Page.number == number)
     with connection():

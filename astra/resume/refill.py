@@ -28,7 +28,7 @@ class Refill:
 
 def withdraw_pages(pages: Pages) -> list[Refill]:
     """Withdraw a share of the free pages of such pools, which more elements are submitted for."""
-    if pages.stored.plan.paused is not None:
+    if pages.plan.paused is not None:
         return []
     alive = Counter(
         (job, execution.state)
@@ -38,17 +38,17 @@ def withdraw_pages(pages: Pages) -> list[Refill]:
         and not execution.is_completing
         and not never_starts(execution.reason)
     )
-    sizes = Counter(row.submission_pk for row in pages.stored.rows)
+    sizes = Counter(row.submission_pk for row in pages.rows)
     refills = []
-    for submission in pages.stored.submissions.values():
+    for submission in pages.submissions.values():
         running = alive[submission.job_name, SlurmState.RUNNING]
         n_alive = sum(n for (job, _), n in alive.items() if job == submission.job_name)
         if not running or n_alive > running:  # those that wait in the queue are enough, or none is
             continue
-        throttle = pages.stored.plan.throttle
+        throttle = pages.plan.throttle
         wanted = min(_n_elements(submission, throttle), sizes[submission.pk])
         missing = wanted - running
-        free = [r.number for r in pages.stored.rows if r.free and r.submission_pk == submission.pk]
+        free = [r.number for r in pages.rows if r.free and r.submission_pk == submission.pk]
         if missing > 0 and (share := len(free) * missing // wanted):
             withdrawn = _withdraw(submission, free[-share:])
             refills.append(Refill(submission, withdrawn, running, missing))

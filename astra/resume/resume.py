@@ -156,7 +156,7 @@ def _take_steps(
         return submit_pages(plan, wanted, seen, dry_run, hours)
     exclude_bad_nodes(plan, statuses, steps)
     # Done pages, whose failures are retried, have nothing to continue.
-    done = {row.number for row in statuses.stored.rows if not row.n_pending}
+    done = {row.number for row in statuses.rows if not row.n_pending}
     try:
         return submit_pages(plan, wanted, seen, dry_run, hours)
     finally:
@@ -261,7 +261,7 @@ def _choose(
         _reset(plan, chosen)
     with connection():
         pages = [p for p in pages_without_keys(plan) if p.number in chosen]
-    seen = {row.number: row.attempt_pk for row in statuses.stored.rows if row.number in chosen}
+    seen = {row.number: row.attempt_pk for row in statuses.rows if row.number in chosen}
     claimed = {p.number for p in pages if p.attempt_pk != seen[p.number]}
     if claimed:
         skipped[PageState.RUNNING.value] += len(claimed)

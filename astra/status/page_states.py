@@ -5,8 +5,8 @@ import re
 import signal
 import socket
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
 from datetime import datetime
 from functools import cache, cached_property
 from pathlib import Path
@@ -37,41 +37,6 @@ class StoredPage(NamedTuple):
     n_pending: int
 
 
-@dataclass(frozen=True)
-class StoredPlan:
-    """What the database says of a plan's pages; attempts at whole pages only on request."""
-
-    plan: Plan
-    submissions: Mapping[int | None, Submission]
-    rows: Sequence[StoredPage]  # 100,000 or more
-    attempts: Mapping[int | None, Attempt]
-    now: datetime
-
-
-def read_pages(plan: Plan, answer: parse.Answer, include_done: bool) -> "Pages":
-    """Read a plan and its pages from the database, after Slurm has been asked about them."""
-    attempts = (
-        Attempt.select(
-            Attempt.pk, Attempt.submission_pk, Attempt.number, Attempt.state, Attempt.host,
-            Attempt.pid, Attempt.pid_began, Attempt.seen, Attempt.message, Attempt.element,
-        )
-        .join(Page, on=(Attempt.pk == Page.attempt_pk))
-        .where((Page.plan == plan.pk) & (True if include_done else N_PENDING > 0))
-    )  # fmt: skip
-    with connection():
-        plan, now = Plan.get_or_none(Plan.pk == plan.pk) or plan, dialect().now()
-        of_plan = Submission.select().where(Submission.plan == plan.pk)
-        submissions: dict[int | None, Submission] = {s.pk: s for s in of_plan}
-        # Read the numbers as the driver returns them; peewee would convert each one by one.
-        columns = [getattr(Page, name) for name in StoredPage._fields if name != "n_pending"]
-        query = Page.select(*columns, N_PENDING).where(Page.plan == plan.pk).order_by(Page.number)
-        rows = list(map(StoredPage._make, database.execute(query)))
-        last: dict[int | None, Attempt] = {
-            attempt.pk: attempt for attempt in attempts.namedtuples()
-        }
-    return Pages(StoredPlan(plan, submissions, rows, last, now), answer)
-
-
 #: The states of pages whose last attempt recorded its end before all rows had ended.
 _RECORDED: dict[str | None, PageState] = {
     AttemptState.INTERRUPTED.value: PageState.INTERRUPTED,
@@ -85,29 +50,37 @@ UNEXPLAINED = (PageState.LOST, PageState.INCOMPLETE)
 
 
 class Pages(Sequence[PageStatus]):
-    """The pages of a plan. Their states are computed at once, the rest of a page on access.
+    """The pages of a plan, read from the database after Slurm has answered.
+
+    Their states are computed at once, the rest of a page on access.
+
+    Parameters
+    ----------
+    include_done : whether the last attempts at whole pages are read, too.
 
     Attributes
     ----------
+    rows : what the database says of the pages, in their order: 100,000 or more.
     states : of the pages, in their order.
     tally : how many pages are in each state, and how many of their rows have not ended.
     held : places of the pages that wait for something that only a person can change.
     """
 
-    def __init__(self, stored: StoredPlan, answer: parse.Answer) -> None:
-        self.stored, self.answer = stored, answer
-        self.cancelled = stored.plan.cancelled is not None
+    def __init__(self, plan: Plan, answer: parse.Answer, include_done: bool = True) -> None:
+        self.answer = answer
+        self._read(plan, include_done)
+        self.cancelled = self.plan.cancelled is not None
         self._elements_here = cache(elements_here)
         self._arrays = {
             pk: (s.job_name, s.pages_per_element, s.offset)
-            for pk, s in stored.submissions.items()
+            for pk, s in self.submissions.items()
             if s.kind == "slurm" and s.job_id
         }
-        self.states = [PageState.DONE] * len(stored.rows)
+        self.states = [PageState.DONE] * len(self.rows)
         self.held: list[int] = []
         counts: defaultdict[PageState, list[int]] = defaultdict(lambda: [0, 0])
         alike: dict[tuple[object, ...], tuple[PageState, list[int], bool]] = {}
-        for place, row in enumerate(stored.rows):
+        for place, row in enumerate(self.rows):
             if not row.n_pending:
                 continue
             execution = self._execution(row)
@@ -126,9 +99,29 @@ class Pages(Sequence[PageStatus]):
             count[1] += row.n_pending
             if held:
                 self.held.append(place)
-        if n_whole := len(stored.rows) - sum(n for n, _ in counts.values()):
+        if n_whole := len(self.rows) - sum(n for n, _ in counts.values()):
             counts[PageState.DONE] = [n_whole, 0]
         self.tally = {state: (n, left) for state, (n, left) in counts.items() if n}
+
+    def _read(self, plan: Plan, include_done: bool) -> None:
+        attempts = (
+            Attempt.select(
+                Attempt.pk, Attempt.submission_pk, Attempt.number, Attempt.state, Attempt.host,
+                Attempt.pid, Attempt.pid_began, Attempt.seen, Attempt.message, Attempt.element,
+            )
+            .join(Page, on=(Attempt.pk == Page.attempt_pk))
+            .where((Page.plan == plan.pk) & (True if include_done else N_PENDING > 0))
+        )  # fmt: skip
+        of_plan = Submission.select().where(Submission.plan == plan.pk)
+        # Read the numbers as the driver returns them; peewee would convert each one by one.
+        columns = [getattr(Page, name) for name in StoredPage._fields if name != "n_pending"]
+        query = Page.select(*columns, N_PENDING).where(Page.plan == plan.pk).order_by(Page.number)
+        with connection():
+            self.plan = Plan.get_or_none(Plan.pk == plan.pk) or plan
+            self.now = dialect().now()
+            self.submissions: dict[int | None, Submission] = {s.pk: s for s in of_plan}
+            self.rows = list(map(StoredPage._make, database.execute(query)))
+            self.attempts: dict[int | None, Attempt] = {a.pk: a for a in attempts.namedtuples()}
 
     def __len__(self) -> int:
         return len(self.states)
@@ -140,16 +133,16 @@ class Pages(Sequence[PageStatus]):
     def __getitem__(self, place: int | slice) -> PageStatus | list[PageStatus]:
         if isinstance(place, slice):
             return [self[i] for i in range(*place.indices(len(self)))]
-        return self._page(self.stored.rows[place], self.states[place])
+        return self._page(self.rows[place], self.states[place])
 
     @cached_property
     def n_never_submitted(self) -> int:
         """The number of pages without a submission; others without an element had one that left."""
-        return sum(row.submission_pk is None and row.n_pending > 0 for row in self.stored.rows)
+        return sum(row.submission_pk is None and row.n_pending > 0 for row in self.rows)
 
     def left_by_idle_elements(self) -> PageStatus | None:
         """Return a page whose array ended well, but began no page, as where its set-up exits."""
-        for place, (row, state) in enumerate(zip(self.stored.rows, self.states, strict=True)):
+        for place, (row, state) in enumerate(zip(self.rows, self.states, strict=True)):
             if state is not PageState.UNSUBMITTED or row.submission_pk not in self._arrays:
                 continue
             page = self[place]
@@ -163,7 +156,7 @@ class Pages(Sequence[PageStatus]):
         """Submissions and elements that began a page."""
         began = Attempt.select(Attempt.submission_pk, Attempt.element).join(Page)
         with connection():
-            return set(tuples(began.where(Page.plan == self.stored.plan.pk).distinct()))
+            return set(tuples(began.where(Page.plan == self.plan.pk).distinct()))
 
     def _was_left(self, row: StoredPage, state: PageState) -> bool:
         """Return whether no element began a page, and none failed at it.
@@ -186,13 +179,13 @@ class Pages(Sequence[PageStatus]):
         own = self.answer.executions.get((name, element - offset))
         if own is None or own.state is not SlurmState.RUNNING or own.is_completing:
             return None
-        watches = self.stored.submissions[row.submission_pk].watcher == element
+        watches = self.submissions[row.submission_pk].watcher == element
         return None if watches or (row.submission_pk, element) in self._workers else own
 
     def any_local(self) -> bool:
         """Return whether a page was last assigned to local processes."""
-        local = {pk for pk, s in self.stored.submissions.items() if s.kind == "local" and s.job_id}
-        return any(row.submission_pk in local for row in self.stored.rows)
+        local = {pk for pk, s in self.submissions.items() if s.kind == "local" and s.job_id}
+        return any(row.submission_pk in local for row in self.rows)
 
     def _execution(self, row: StoredPage) -> parse.Execution | None:
         """Return Slurm's state of the element that a page is assigned to."""
@@ -209,7 +202,7 @@ class Pages(Sequence[PageStatus]):
         """Return the element that claimed a page, or that it was submitted for."""
         if attempt := self._attempt(row):
             return int(attempt.element)
-        return self.stored.submissions[row.submission_pk].element_of(row.number)
+        return self.submissions[row.submission_pk].element_of(row.number)
 
     @cached_property
     def _pools(self) -> dict[int | str, parse.Execution]:
@@ -236,7 +229,7 @@ class Pages(Sequence[PageStatus]):
         return over | stuck | taken | waiting
 
     def _state(self, row: StoredPage, execution: parse.Execution | None) -> PageState:
-        submission, attempt = self.stored.submissions.get(row.submission_pk), self._attempt(row)
+        submission, attempt = self.submissions.get(row.submission_pk), self._attempt(row)
         runs = attempt is not None and attempt.state == AttemptState.RUNNING
         if submission is None or (submission.pulls and row.free is None and not runs):
             state = PageState.UNSUBMITTED  # in the second case, it was withdrawn from its pool
@@ -249,13 +242,13 @@ class Pages(Sequence[PageStatus]):
 
     def _attempt(self, row: StoredPage) -> Attempt | None:
         """Return the last attempt at a page, if it is of the page's present submission."""
-        attempt = self.stored.attempts.get(row.attempt_pk)
+        attempt = self.attempts.get(row.attempt_pk)
         is_present = attempt is not None and attempt.submission_pk == row.submission_pk
         return attempt if is_present else None
 
     def _is_silent(self, since: datetime) -> bool:
         """Return whether a heartbeat is overdue."""
-        return (self.stored.now - since).total_seconds() > settings.current().element.lease_s
+        return (self.now - since).total_seconds() > settings.current().element.lease_s
 
     def _local_state(self, submission: Submission, attempt: Attempt | None) -> PageState:
         """Return the state of an unfinished page of local processes."""
@@ -298,8 +291,8 @@ class Pages(Sequence[PageStatus]):
 
     def _page(self, row: StoredPage, state: PageState) -> PageStatus:
         """Return the status of a page with its element, from the database and Slurm."""
-        attempt, present = self.stored.attempts.get(row.attempt_pk), self._attempt(row)
-        submission = self.stored.submissions.get(row.submission_pk)
+        attempt, present = self.attempts.get(row.attempt_pk), self._attempt(row)
+        submission = self.submissions.get(row.submission_pk)
         execution = self.element_in_set_up(row) or self._execution(row)
         element = self._element(row) if submission is not None else None
         runs = present is not None and present.state == AttemptState.RUNNING
@@ -360,7 +353,7 @@ def in_states(pages: Sequence[PageStatus], states: Collection[PageState]) -> Ite
 
 def current_pages(plan: Plan, answer: parse.Answer | None = None) -> Pages:
     """Return the pages of a plan with their present states; by default, Slurm is queried."""
-    return read_pages(plan, answer or query_slurm_for([plan]), True)
+    return Pages(plan, answer or query_slurm_for([plan]))
 
 
 def spool_notes(plan: Plan) -> list[str]:

@@ -34,7 +34,6 @@ from astra.status.page_states import (
     Pages,
     in_states,
     query_slurm_for,
-    read_pages,
     spool_notes,
 )
 
@@ -166,11 +165,11 @@ def _lost_guard(table: str, path: str) -> list[str]:
 
 def _status(plan: Plan, answer: Answer, notes: list[str], include_done: bool) -> PlanStatus:
     """Combine what is stored with Slurm's answer."""
-    pages = read_pages(plan, answer, include_done)
+    pages = Pages(plan, answer, include_done)
     if pages.any_local() and not pages.tally.keys() <= ALIVE | {PageState.DONE}:
         # A process of this machine may have recorded its end after its page was read.
-        pages = read_pages(plan, answer, include_done)
-    plan = pages.stored.plan
+        pages = Pages(plan, answer, include_done)
+    plan = pages.plan
     steps, more = _next_steps(plan, pages)
     if _is_controlled(plan, pages):
         more = [*_controls(plan), *more]
@@ -179,7 +178,7 @@ def _status(plan: Plan, answer: Answer, notes: list[str], include_done: bool) ->
 
 def _is_controlled(plan: Plan, pages: Pages) -> bool:
     """Return whether a pause or a throttle keeps rows back that may run: pending or failed ones."""
-    may_run = pages.tally.keys() - {PageState.DONE} or any(r.n_failed for r in pages.stored.rows)
+    may_run = pages.tally.keys() - {PageState.DONE} or any(r.n_failed for r in pages.rows)
     return plan.cancelled is None and bool(may_run)
 
 
@@ -221,7 +220,7 @@ def _summary(plan: Plan, pages: Pages, notes: list[str], steps: list[NextStep]) 
     """Count the rows and pages by state, and decide the state of the plan."""
     rows: Counter[str] = Counter()
     for name, column in zip(ENDED, COUNTED, strict=True):
-        rows[name] = sum(map(attrgetter(column), pages.stored.rows))
+        rows[name] = sum(map(attrgetter(column), pages.rows))
     for at, (_, n_left) in pages.tally.items():
         rows[at.value] += n_left
     by_page = {at.value: n for at, (n, _) in pages.tally.items()}
@@ -277,7 +276,7 @@ def _advice(plan: Plan, pages: Pages, rows: Mapping[str, int], steps: list[NextS
     """Return the commands to type next, each with its reason after three blanks."""
     states = set(pages.tally)
     if given_up := {number for step in steps if not step.retry for number in step.pages}:
-        numbers = zip(pages.stored.rows, pages.states, strict=True)
+        numbers = zip(pages.rows, pages.states, strict=True)
         states = {at for row, at in numbers if row.number not in given_up}
     suffix = " --local" if pages.any_local() or dialect().name == "sqlite" else ""
     advice = []

@@ -13,7 +13,7 @@ from astra.night.plans import _pause_left, next_check_s
 from astra.resume.controls import pause
 from astra.slurm.parse import Answer, Execution
 from astra.states import SlurmState
-from astra.status.page_states import read_pages
+from astra.status.page_states import Pages
 from astra.submit.intent import new_submission
 from tests.nights import a_night, settings_of_tasks
 from tests.pools import array_of, plan_of
@@ -47,12 +47,12 @@ def test_what_slurm_refused_is_no_submission_in_which_no_row_ended(url):
     """At a limit of Slurm, the last arrays of a plan are refused, and rows of the first ended."""
     plan = plan_of(40, 10)
     array_of(plan, [1], {1: 1})
-    pages = read_pages(plan, Answer({("j", 1): Execution(SlurmState.TIMEOUT)}), True)
+    pages = Pages(plan, Answer({("j", 1): Execution(SlurmState.TIMEOUT)}))
     assert 0 < _pause_left(plan, pages, 600) <= 600
     with connection(), writing():
         Attempt.update(n_done=1).execute()
         refused = new_submission(plan, [5], 0, 1, "slurm")
         refused.state = "refused"
         refused.save(force_insert=True)
-    pages = read_pages(plan, pages.answer, True)
-    assert len(pages.stored.submissions) == 2 and _pause_left(plan, pages, 600) == 0
+    pages = Pages(plan, pages.answer)
+    assert len(pages.submissions) == 2 and _pause_left(plan, pages, 600) == 0

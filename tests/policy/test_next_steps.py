@@ -24,7 +24,7 @@ from astra.resume.resume import resume
 from astra.slurm.limits import default_time, partition_limits
 from astra.slurm.parse import Answer, Execution
 from astra.states import PageState, SlurmState
-from astra.status.page_states import read_pages
+from astra.status.page_states import Pages
 from astra.status.status import status
 from astra.submit.intent import commit_intent, new_submission
 from astra.submit.submit import submit
@@ -42,7 +42,7 @@ def test_a_page_that_nobody_began_uses_up_no_retry_if_slurm_cannot_say_its_end(u
     array_of(plan, [1, 2], {2: 2}, created="2026-01-01")
     with connection(), writing():
         Attempt.update(seen="2026-01-01").execute()
-    pages = read_pages(plan, Answer(accounting=accounting), True)
+    pages = Pages(plan, Answer(accounting=accounting))
     assert pages.states == [PageState.LOST] * 2
     queued, begun = next_steps.next_steps(plan, pages)
     assert (begun.end.no_row_ended, queued.end.no_row_ended) == (True, False)
@@ -56,7 +56,7 @@ def test_a_page_that_nobody_began_uses_up_no_retry(url, end_of_queued):
     array_of(plan, [1, 2, 3], {2: 1})
     ends = SlurmState.TIMEOUT, SlurmState.FAILED, end_of_queued
     answer = Answer({("j", n): Execution(end) for n, end in enumerate(ends, 1)})
-    pages = read_pages(plan, answer, True)
+    pages = Pages(plan, answer)
     assert [page.element for page in pages] == [1, 1, 3, 3]
     assert pages.states == [PageState.UNSUBMITTED] + [PageState.LOST] * 3
     left, ended, *queued = next_steps.next_steps(plan, pages)
@@ -67,7 +67,7 @@ def test_a_page_that_nobody_began_uses_up_no_retry(url, end_of_queued):
     with connection(), writing():
         Page.update(n_done=Page.n_rows).where(Page.number == 2).execute()
     answer.executions["j", 3] = Execution(SlurmState.COMPLETED)
-    tally = read_pages(plan, answer, True).tally
+    tally = Pages(plan, answer).tally
     assert tally == {PageState.DONE: (1, 0), PageState.UNSUBMITTED: (3, 30)}
 
 
@@ -76,7 +76,7 @@ def test_an_element_that_fails_in_its_start_is_counted_at_its_page(url):
     array_of(plan, [1, 2], {1: 1})
     ends = SlurmState.COMPLETED, SlurmState.FAILED
     answer = Answer({("j", n): Execution(end) for n, end in enumerate(ends, 1)})
-    pages = read_pages(plan, answer, True)
+    pages = Pages(plan, answer)
     assert pages.states[1:] == [PageState.LOST] * 2
     steps = next_steps.next_steps(plan, pages)[1:]
     assert [n.end for n in steps] == [End("FAILED")] * 2
@@ -91,7 +91,7 @@ def test_pages_that_are_given_up_are_selected_by_the_state_that_the_remedy_names
     warned = Execution(SlurmState.FAILED, exit_code=75)
     ends = Execution(SlurmState.COMPLETED), Execution(SlurmState.OUT_OF_MEMORY), warned
     answer = Answer({("j", n): end for n, end in enumerate(ends, 1)}, queued=frozenset({"j"}))
-    pages = read_pages(plan, answer, True)
+    pages = Pages(plan, answer)
     for page, step in zip(pages, next_steps.next_steps(plan, pages), strict=True):
         state = retry_policy.remedy(plan.pk, step.decision.state).split()[4]
         chosen, _, _ = resume_module._choose(
@@ -108,7 +108,7 @@ def test_an_element_that_was_asked_to_stop_lacked_time_if_it_had_a_limit(url, ki
     with connection(), writing():
         Attempt.update(state="interrupted", message="asked to stop (SIGTERM)").execute()
     answer = Answer(queued=frozenset({"j"}))
-    pages = read_pages(plan, answer, True)
+    pages = Pages(plan, answer)
     (step,) = next_steps.next_steps(plan, pages)
     assert pages.states == [PageState.INTERRUPTED]
     assert step.end.state == state and step.decision.retry
@@ -123,9 +123,9 @@ def test_a_script_that_reports_the_kill_by_a_memory_limit(url, tmp_path, ends):
     plan = plan_of(10, 10)
     array_of(plan, [1], {1: 1}, log_folder=str(tmp_path))
     answer = Answer({("j", 1): Execution(SlurmState.FAILED, **ends)})
-    assert read_pages(plan, answer, True)[0].slurm_state == "FAILED"
+    assert Pages(plan, answer)[0].slurm_state == "FAILED"
     (tmp_path / "7_1.log").write_text("slurmstepd-n1: error: Exceeded job memory limit\n")
-    assert read_pages(plan, answer, True)[0].slurm_state == "OUT_OF_MEMORY"
+    assert Pages(plan, answer)[0].slurm_state == "OUT_OF_MEMORY"
 
 
 def test_a_page_that_slurm_took_no_element_for_gets_the_profile_of_the_others(url):
@@ -133,7 +133,7 @@ def test_a_page_that_slurm_took_no_element_for_gets_the_profile_of_the_others(ur
     plan = plan_of(40, 10)
     chosen = choose_profile("debug", {"mem": "123M"})
     commit_intent(new_submission(plan, [1, 2], 0, 1, "slurm", chosen), [1, 2], {})
-    steps = next_steps.next_steps(plan, read_pages(plan, Answer(), True))
+    steps = next_steps.next_steps(plan, Pages(plan, Answer()))
     profiles = [n.profile for n in steps if n.page.number > 2]
     assert [(p.name, p.options["mem"]) for p in profiles] == [("debug", "123M")] * 2
 

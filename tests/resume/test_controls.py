@@ -24,7 +24,7 @@ from astra.resume.refill import withdraw_pages
 from astra.resume.resume import resume, resume_local
 from astra.slurm.parse import Answer, Execution, parse_squeue
 from astra.states import PageState, SlurmState
-from astra.status.page_states import Pages, read_pages
+from astra.status.page_states import Pages
 from astra.status.status import status
 from astra.submit.submit import Submitted, submit
 from tests.nights import run_out
@@ -150,7 +150,9 @@ def test_what_keeps_one_plan_from_being_submitted_keeps_no_other(url, monkeypatc
         return Submitted(plan, "", 1, 10)
 
     monkeypatch.setattr("astra.resume.controls.resume", resume)
-    with pytest.raises(SlurmRefused, match=f"plan {plans[0]} is not paused .* partition is down"):
+    with pytest.raises(
+        SlurmRefused, match=f"plan {plans[0]} is no longer paused.*partition is down"
+    ):
         continue_plans(plans)
     assert asked == plans and not any(get_plan(plan).paused for plan in plans)
 
@@ -183,7 +185,7 @@ class TestRefill:
                 for n, s in enumerate(states, 1)
             }
             executions |= parse_squeue(queue, {7: ["j"]})
-            return read_pages(plan, Answer(executions), True)
+            return Pages(plan, Answer(executions))
 
         return pages
 
