@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent
 _TEMPLATE = "astra_template"
 
 #: The modules whose tables the databases of the tests have. A test makes the table of another model
-#: by itself (`create_table`): `init_database` makes those of all tests' models that are imported.
+#: by itself (`create_table`).
 MODULES = ("tests.sample_tasks", "tests.many_tasks")
 
 S = TypeVar("S", bound=Server)
@@ -106,10 +106,29 @@ def other_cluster(cluster: Slurm) -> Iterator[Slurm]:
         yield server
 
 
+def hide_models(patch: pytest.MonkeyPatch, module: str = "") -> None:
+    """`init_database` makes the tables of all models that are imported, but of no other test module.
+
+    A run of all tests has imported them all.
+    """
+    if (schema := sys.modules.get("astra.models.schema")) is None:
+        return
+    tables = schema.tables
+
+    def seen() -> list[type[Any]]:
+        names = ((model, model.__module__) for model in tables())
+        return [m for m, name in names if name == module or ".test_" not in name]
+
+    patch.setattr(schema, "tables", seen)
+
+
 @pytest.fixture(autouse=True)
-def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+def clean(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[None]:
     """A folder of the test's own, which is its home too, and no database bound before or after."""
     _strip(monkeypatch)
+    hide_models(monkeypatch, request.module.__name__)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("ASTRA_RUN_DIR", str(tmp_path / "runs"))
     monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)  # so that it is below HOME
@@ -165,6 +184,7 @@ def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setenv("ASTRA_DATABASE_URL", f"sqlite:///{file}")
         from astra.models.schema import init_database
 
+        hide_models(patch)
         _reset_database()  # pytest looks for attributes of all names in a module, `database` too
         init_database(MODULES)
         _reset_database()

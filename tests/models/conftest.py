@@ -8,7 +8,7 @@ import pytest
 
 from astra.database.connection import bind, reset
 from astra.models.schema import init_database
-from tests.conftest import MODULES, fresh_database
+from tests.conftest import MODULES, fresh_database, hide_models
 from tests.roles import PASSWORD, ROLES, Url, url_of
 from tests.sample_tasks import fill
 from tests.servers import Postgres
@@ -21,7 +21,9 @@ def granted(postgres: Postgres) -> str:
         postgres.create_role(role, PASSWORD)
     postgres.create_database("granted", template="astra_template")
     bind(postgres.url("granted", user="astra"))
-    init_database(MODULES, tuple(f"{role}:{kind}" for kind, role in ROLES.items()))
+    with pytest.MonkeyPatch.context() as patch:
+        hide_models(patch)
+        init_database(MODULES, tuple(f"{role}:{kind}" for kind, role in ROLES.items()))
     reset()
     return "granted"
 

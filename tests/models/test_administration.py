@@ -19,10 +19,10 @@ from astra.database.connection import bind, connection, database, dialect, reset
 from astra.database.inspection import indexes
 from astra.database.postgresql_queries import LOCK_INITDB
 from astra.errors import DatabaseError
-from astra.models import BossVisitSpectrum, PipelineOutputModel, administration
+from astra.models import BossVisitSpectrum, PipelineOutputModel, administration, schema
 from astra.models.administration import make_views, recorded
 from astra.models.plans import Page
-from astra.models.schema import init_database, sql_of, tables
+from astra.models.schema import init_database, sql_of
 from astra.models.table_checks import check_version
 from astra.plan.lookup import get_plan
 from astra.plan.plan import create_plan
@@ -36,7 +36,7 @@ MODULE = "tests.sample_tasks"
 
 
 def test_the_sql_is_that_of_what_is_missing_and_changes_nothing(url):
-    init_database((MODULE,))  # of other tests' models, too
+    init_database((MODULE,))  # of this module's model, too
     assert sql_of((MODULE,)) == "-- nothing to do"
     with connection():
         database.execute_sql("DROP INDEX page_plan_pk_number")
@@ -258,9 +258,9 @@ def test_a_command_that_takes_a_lock_on_a_read_only_server_says_what_to_do(pg_ur
 
 @pytest.mark.postgres
 def test_initdb_takes_no_lock_if_all_tables_are_complete(pg_url):
-    init_database((MODULE,))  # of other tests' models, too
+    init_database((MODULE,))  # of this module's model, too
     with psycopg2.connect(pg_url) as writer, writer.cursor() as cursor:
-        for model in tables():
+        for model in schema.tables():
             cursor.execute(f"LOCK TABLE {model._meta.table_name} IN ROW EXCLUSIVE MODE")
         assert init_database((MODULE,)) == []
     writer.close()

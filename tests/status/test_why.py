@@ -15,7 +15,6 @@ from astra.database.connection import connection, database
 from astra.errors import TaskError, UsageError
 from astra.models import BossVisitSpectrum, OutputModel, result_of
 from astra.models.given_keys import keys_of
-from astra.models.schema import init_database
 from astra.plan.plan import create_plan
 from astra.status.results import StoredResults
 from astra.status.row_history import history_of
@@ -73,11 +72,10 @@ def weigh_plates(rows: Iterable[Plate]) -> Iterable[PlateWeight]:
 @pytest.fixture
 def stones(url):
     with connection():
-        database.create_tables([Stone, Plate])
+        database.create_tables([Stone, Plate, Weight, PlateWeight])
         Stone.insert_many([{"name": n, "mass": 1.0} for n in ("a", "it's, b")]).execute()
         Stone.insert(name="void").execute()
         Plate.insert(night="2024-01-01", fiber=3, mass=2.0).execute()
-    init_database(("tests.status.test_why",))
     yield
     with connection():
         database.drop_tables([Stone, Plate])
