@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+from hypothesis import HealthCheck, settings
 from psycopg2 import OperationalError
 
 from tests.servers import Postgres, Server, ServerError, Slurm, hear_interrupts
@@ -25,6 +26,11 @@ from tests.servers import Postgres, Server, ServerError, Slurm, hear_interrupts
 # Before a test imports numpy: the threads of several workers' BLAS wait for each other, spinning.
 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(name, "1")
+
+# An example takes as long as it takes on a busy machine, and a fixture may serve all of a test.
+_UNHURRIED = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+settings.register_profile("tests", deadline=None, suppress_health_check=_UNHURRIED)
+settings.load_profile("tests")
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -3,7 +3,7 @@
 from io import BytesIO
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from astra.database import binary_copy
@@ -23,7 +23,6 @@ _ROW = st.tuples(
 
 
 @pytest.mark.postgres
-@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=st.lists(_ROW, min_size=1, max_size=8), backwards=st.booleans())
 def test_any_rows_are_copied_in_any_order(pg_url, rows, backwards):
     columns = dict(zip(_TYPES, zip(*rows, strict=True), strict=True))

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from astra.database.connection import bind, connection
@@ -43,7 +43,7 @@ def test_a_statement_is_written_once_for_each_database(url):
     assert _made == ["insert", "select", "select"]
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40)
 @given(text=st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])))
 def test_any_text_is_a_value_and_never_a_part_of_the_statement(url, text):
     with connection():

@@ -5,7 +5,7 @@ from uuid import UUID
 
 import peewee
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from astra.database.connection import connection, database
@@ -92,9 +92,7 @@ conditions = st.recursive(
 )
 
 
-@settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=150)
 @given(text=conditions)
 def test_it_means_what_it_means_in_python(table, text):
     try:
@@ -106,9 +104,7 @@ def test_it_means_what_it_means_in_python(table, text):
     assert found == wanted, text
 
 
-@settings(
-    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=300)
 @given(text=st.text(max_size=40) | st.text("nx ()[]=<>'\"\\,.:;+-*/%_1notandriN{}\0", max_size=40))
 def test_any_text_is_a_condition_or_refused(sqlite_url, text):
     with connection():

@@ -58,7 +58,7 @@ def test_a_pool_that_slurm_refuses_gets_fewer_elements_and_then_fewer_pages(n_pa
 def test_a_plan_holds_each_pending_row_once(sqlite_url):
     fill(137)
 
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=40)
     @given(limit=st.integers(1, 200), most=st.one_of(st.none(), st.integers(1, 200)))
     def check(limit, most):
         (planned, _) = create_plan(measure, limit=limit, max_rows=most)
