@@ -48,15 +48,15 @@ def measure(
 ) -> Iterable[Measured]:
     """A value for each spectrum; raises, refuses and yields nothing where its arguments say so.
 
-    Each row takes `row_s`, until a file of the name `slow_until` exists.
+    Each row takes `row_s`, or until a file of the name `slow_until` exists.
     """
     for spectrum in spectra:
         key = spectrum.spectrum_pk
         if computed:
             with open(computed, "a") as file:
                 file.write(f"{key}\n")
-        if row_s and not (slow_until and os.path.exists(slow_until)):
-            time.sleep(row_s)
+        if row_s:
+            pause(row_s, slow_until)
         until = time.process_time() + spin_s
         while time.process_time() < until:
             pass
@@ -66,6 +66,16 @@ def measure(
             continue
         bad = null_every and key % null_every == 0
         yield Measured.from_spectrum(spectrum, value=None if bad else key * 0.5)
+
+
+def pause(row_s: float, slow_until: str) -> None:
+    """Wait for so long; if a file is named, only until it exists."""
+    if not slow_until:
+        time.sleep(row_s)
+        return
+    end = time.monotonic() + row_s
+    while (left_s := end - time.monotonic()) > 0 and not os.path.exists(slow_until):
+        time.sleep(min(left_s, 0.05))
 
 
 @task

@@ -277,7 +277,7 @@ class TestSlurm:
         going_on = tmp_path / "going_on"
         wait = f"[ $SLURM_ARRAY_TASK_ID = 1 ] || until [ -e {going_on} ]; do sleep 0.1; done"
         configure(tmp_path, f"[profiles.general]\nsetup = ['{wait}']\n", monkeypatch)
-        plan = plan_of(60, 20, row_s=0.1, slow_until=str(going_on))
+        plan = plan_of(60, 20, row_s=30, slow_until=str(going_on))
         (job,) = submit(plan.pk).jobs
 
         def second() -> PageStatus:
