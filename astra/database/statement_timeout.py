@@ -113,6 +113,10 @@ def bounded(bound_s: float) -> Iterator[None]:
 #: whichever connection of a pool stands behind this one: a session's setting is of one of them.
 _READ_SETTINGS = "SET LOCAL extra_float_digits = 1; SET LOCAL IntervalStyle = 'postgres'"
 
+#: A statement that has waited for a table sees it as it is then, whatever the default isolation
+#: level is: in an older snapshot, a table that was rewritten meanwhile looks empty.
+_LATEST = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED"
+
 _RETURNS_ROWS = re.compile(r"[\s(]*(SELECT|WITH|INSERT|UPDATE|DELETE)\b", re.IGNORECASE)
 
 
@@ -156,4 +160,4 @@ def _with_read_settings(query: Any) -> Any:
         return query
     if query.startswith("BEGIN"):
         return f"{query}; {_READ_SETTINGS}"
-    return f"{_READ_SETTINGS}; {query}" if _RETURNS_ROWS.match(query) else query
+    return f"{_LATEST}; {_READ_SETTINGS}; {query}" if _RETURNS_ROWS.match(query) else query

@@ -1,10 +1,15 @@
 """Input rows that are read at once are those that peewee gives."""
 
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from urllib.parse import urlsplit
+
 import numpy as np
+import psycopg2
 import pytest
 
 from astra.api import run_here
-from astra.database.connection import connection
+from astra.database.connection import bind, connection
 from astra.element import reader
 from astra.element.reader import Reader, read_rows
 from astra.models import BossVisitSpectrum
@@ -14,6 +19,7 @@ from astra.models.source import Source
 from astra.status.verify import verify
 from tests.pools import plan_of
 from tests.sample_tasks import fill, measure
+from tests.servers import wait_for
 
 
 def same(one, other):
@@ -88,3 +94,24 @@ def test_rows_that_have_a_result_do_not_make_each_row_after_them_costly(url, mon
     run_here(plan.pk)
     assert verify(plan.pk).whole
     assert 1 <= len(recorded) <= 4
+
+
+@pytest.mark.postgres
+def test_a_row_of_a_table_that_is_rewritten_meanwhile_is_no_row_that_is_gone(pg_url, postgres):
+    """In an older snapshot, as of another default isolation level, such a table looks empty."""
+    fill(5)
+    name = urlsplit(pg_url).path[1:]
+    postgres.sql(f"ALTER DATABASE {name} SET default_transaction_isolation = 'repeatable read'")
+    bind(pg_url)
+    waiting = (
+        "SELECT count(*) FROM pg_locks JOIN pg_class ON pg_class.oid = relation "
+        "WHERE relname = 'boss_visit_spectrum' AND NOT granted"
+    )
+    with closing(psycopg2.connect(pg_url)) as owner, owner.cursor() as cursor:
+        cursor.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
+        cursor.execute("ALTER TABLE boss_visit_spectrum ALTER snr TYPE double precision")
+        with ThreadPoolExecutor() as threads:
+            read = threads.submit(lambda: read_rows(all_rows(BossVisitSpectrum), []))
+            wait_for(lambda: postgres.sql(waiting, name) != [(0,)], "a reader of the table")
+            owner.commit()
+            assert len(read.result()) == 5
