@@ -176,10 +176,8 @@ class SQLite(Writing):
         is_this_row = " AND ".join(f"{key} = NEW.{key}" for key in map(self.quote, keys))
         for suffix, keeper in self._keepers(model, column).items():
             trigger = self.quote(f"{model._meta.table_name}_modified_{suffix}")
-            create = queries.CREATE_KEEPER.format(trigger=trigger, keeper=keeper, row=is_this_row)
-            if not self.fetch_column(queries.IS_STORED, (create,)):
-                self.run(queries.DROP_TRIGGER, trigger=trigger)
-                self.run(create)
+            self.run(queries.DROP_TRIGGER, trigger=trigger)
+            self.run(queries.CREATE_KEEPER, trigger=trigger, keeper=keeper, row=is_this_row)
 
     def _keepers(self, model: Any, column: str) -> dict[str, str]:
         """Return the triggers that keep a column, up to the condition for the row."""

@@ -73,8 +73,6 @@ CREATE_KEEPER = "CREATE TRIGGER {trigger} {keeper} WHERE {row}; END"
 
 DROP_TRIGGER = "DROP TRIGGER IF EXISTS {trigger}"
 
-IS_STORED = "SELECT 1 FROM sqlite_master WHERE sql = ?"
-
 # -- keys and pages -------------------------------------------------------------------------
 
 #: A text that equals another one by the collation of a column, which the first SELECT decides.

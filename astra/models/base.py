@@ -186,9 +186,8 @@ class BaseModel(peewee.Model, metaclass=ModelMeta):
     @classmethod
     def _complete_table(cls) -> None:
         """Add what peewee cannot declare for both databases; can be run again."""
-        if cls.is_input and not (
-            dialect().name == "postgresql" and dialect().keeps_modified(cls, "modified")
-        ):  # creating a trigger waits for all who use the table
+        # Creating a trigger waits for all who use the table.
+        if cls.is_input and not dialect().keeps_modified(cls, "modified"):
             dialect().keep_modified(cls, _key_columns(cls), "modified")
 
     @classmethod
