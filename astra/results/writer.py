@@ -141,7 +141,7 @@ class Writer:
             self.wake()
         if not self.writes_in_background:
             if self.is_full() or self._is_due():
-                self.flush()
+                self.write_all()
         elif self.is_sqlite:
             if self.is_full() or self._is_due():
                 self._wait_for_file()
@@ -169,21 +169,12 @@ class Writer:
             while self.buffer.n_waiting >= max_waiting and not self.is_stuck():
                 self.buffer.changed.wait(1.0)
 
-    def flush(self) -> None:
-        """Write all waiting rows, on this thread's connection unless the database is SQLite.
-
-        SQLite does not define what a cursor sees if its own connection writes, and refuses the
-        write of a connection whose cursor sees an older state. So there the second thread writes.
-        """
-        if not self.settings.write_to_database:
-            return
-        if self.is_sqlite and _may_write_behind():
-            self._flush_behind()
-        else:
-            self.write()
-
     def write_all(self) -> None:
         """Wait until everything that was yielded is stored.
+
+        Without a page, this thread writes, on its own connection; except to SQLite, which does not
+        define what a cursor sees if its own connection writes, and refuses the write of a
+        connection whose cursor sees an older state.
 
         If the run has to stop and the database is unavailable, wait only for the grace time; what
         is not stored then is :meth:`unwritten`.
@@ -195,13 +186,9 @@ class Writer:
         """
         if not self.settings.write_to_database:
             return
-        if self.writes_in_background:
-            self._flush_behind(self.grace_s)
-        else:
-            self.flush()
-
-    def _flush_behind(self, grace_s: float | None = None) -> None:
-        """Make the second thread write all waiting rows; after a request to stop, for `grace_s`."""
+        if not (self.writes_in_background or (self.is_sqlite and _may_write_behind())):
+            self.write()
+            return
         with self.buffer.changed:
             if not self.unwritten():
                 return
@@ -209,12 +196,12 @@ class Writer:
             self.wake()
             asked_at: float | None = None
             while self.unwritten() and self.fatal_error is None:
-                if grace_s is not None and self.stop.is_wanted:
+                if self.stop.is_wanted:
                     asked_at = asked_at or time.monotonic()
-                    if time.monotonic() - asked_at > grace_s:
+                    if time.monotonic() - asked_at > self.grace_s:
                         raise DatabaseError(
                             "the run was asked to stop, and the database did not take the last "
-                            f"checkpoint within {grace_s:g} s"
+                            f"checkpoint within {self.grace_s:g} s"
                         )
                 self.buffer.changed.wait(0.2)
             self.must_write_all = False

@@ -125,7 +125,7 @@ class Run:
             while not self.stop.is_wanted and (group := self.blame.next_group()):
                 yield from self._results(self._run_group(*group))
             if not self.writer.writes_in_background:
-                self.writer.flush()
+                self.writer.write_all()
                 yield from self._stored()
             elif not self.writer.is_stuck() and self.may_write_last_here():
                 self.writer.write_last()
