@@ -75,7 +75,10 @@ class WholePage:
         output = load(self.plan.output_model)
         target = target_of(self.plan, BossVisitSpectrum, output, 1)
         writer = Writer(settings, target, Stop(), Tally(), self.claim)
-        rows = (HandedRow(row.spectrum_pk, row, row.modified, self.read) for row in self.rows)
+        rows = (
+            HandedRow(pk := row.spectrum_pk, row, row.modified, self.read, link_value=pk)
+            for row in self.rows
+        )
         run = Run(rows, caller(self.task, bound_), writer, len(self.rows))
         for _ in run:
             pass

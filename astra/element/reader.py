@@ -252,7 +252,7 @@ class Reader:
         return [self._handed(k, *rows[k], now) for k in chunk if k in rows], rest
 
     def _handed(self, key: RowKey, row: object, stored: object, now: datetime) -> HandedRow:
-        link_value = None if self.key.is_whole else self.link.of_row(row)
+        link_value = key if self.key.is_whole else self.link.of_row(row)
         modified = None if stored is None else OutputModel.input_modified.python_value(stored)
         place = self.claim.positions[key]
         return HandedRow(key, row, modified, now, link_value=link_value, place=place)

@@ -310,9 +310,9 @@ def _store(
     """Store the rows of a file as its attempt would have; return those that were still valid."""
     model = load(plan.input_model)
     link = link_of(output, model)
-    for yielded in checkpoint.results if not link.is_whole else ():
-        if yielded.handed.link_value is None:
-            yielded.handed.link_value = link.of_result(yielded.result)
+    for yielded in checkpoint.results:
+        if (handed := yielded.handed).link_value is None:
+            handed.link_value = handed.key if link.is_whole else link.of_result(yielded.result)
     query = Page.select().where((Page.plan == plan.pk) & (Page.number == header.page))
     if dialect().name == "postgresql":
         query = query.for_update()  # another process may be storing the same file

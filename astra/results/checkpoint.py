@@ -97,7 +97,7 @@ def _by_own_results(
     results has none itself, by which it would be known not to be pending."""
     if not target.groups:
         return checkpoint, stored
-    own = {y.handed for y in stored if y.handed.link_or_key == target.link_value_of(y.result)}
+    own = {y.handed for y in stored if y.handed.link_value == target.link_value_of(y.result)}
     without = {y.handed: None for y in stored if y.handed not in own}
     ends = replace(
         checkpoint,

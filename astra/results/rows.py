@@ -31,8 +31,8 @@ HOW_TO_NAME = "create results with from_spectrum() or from_row(), from the row t
 class HandedRow:
     """An input row that was given to the task and has not ended yet.
 
-    ``key`` is the row's key in its page. Outside of a page a key that is not a number is unknown,
-    and the row is identified by ``link_value``.
+    ``key`` is the row's key in its page. Outside of a page a key that is not a number is unknown.
+    While it is in progress, a row is known by its ``link_value``.
     """
 
     key: RowKey | None
@@ -41,13 +41,8 @@ class HandedRow:
     read: datetime | None = None
     t_spent_s: float = 0.0
     table: str | None = None  # of the row; None for the target's own
-    link_value: object = None  # the value by which its results point to it, unless that is its key
+    link_value: object = None  # by which results point to it; None if they do not
     place: int = -1  # in its page
-
-    @property
-    def link_or_key(self) -> object:
-        """The value by which results point to the row; None if they do not."""
-        return self.key if self.link_value is None else self.link_value
 
 
 @dataclass(frozen=True)

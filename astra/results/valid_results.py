@@ -83,7 +83,7 @@ def _check_row(row: Row, target: Target, claim: Claim | None, seen: Container[ob
         if link is None or of_row is None or link_value is None:
             raise ResultRefused(yielded, *_key_problem(result, target))
         is_own = link == of_row  # else it is of a spectrum of a source
-        if is_own and not target.groups and handed.link_or_key not in (None, link_value):
+        if is_own and not target.groups and handed.link_value not in (None, link_value):
             raise ResultRefused(yielded, "ForeignRow", foreign_row_message(link_value, target))
         # Pages identify rows by texts of their keys.
         key = link_value if handed.key is None else handed.key
@@ -93,8 +93,8 @@ def _check_row(row: Row, target: Target, claim: Claim | None, seen: Container[ob
         if not is_own:
             (named,) = of_row.result
             if result.__data__.setdefault(named, None) is None:
-                result.__data__[named] = handed.link_or_key
-            if (source := of_row.of_result(result)) != handed.link_or_key:
+                result.__data__[named] = handed.link_value
+            if (source := of_row.of_result(result)) != handed.link_value:
                 raise ResultRefused(yielded, "ForeignRow", foreign_row_message(source, target))
             # It is up to date as long as the row that it was computed from.
             result.__data__["input_modified"] = handed.modified

@@ -2,11 +2,11 @@
 
 from dataclasses import replace
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import peewee
 
-from astra.models.keys import as_key, moment_in, table_name
+from astra.models.keys import RowKey, as_key, moment_in, table_name
 from astra.results.rows import HandedRow, Target, YieldedResult
 from astra.tasks.row_clock import ProgressBoard
 
@@ -64,9 +64,12 @@ class RowsInProgress:
         link = self.target.link
         modified = moment_in(row) if self.is_model else None
         link_value = link.of_row(row) if link is not None else None
-        if self.key_name is not None:  # the value that its results bear is its key
-            return HandedRow(as_key(link_value), row, modified, self.read, 0.0, self.table)
-        return HandedRow(None, row, modified, self.read, 0.0, self.table, link_value)
+        key = self._key_of(link_value)
+        return HandedRow(key, row, modified, self.read, 0.0, self.table, link_value)
+
+    def _key_of(self, link_value: object) -> RowKey | None:
+        """Return the key of a row, if results point to it by a whole number: by the key itself."""
+        return None if self.key_name is None else cast("int | None", link_value)
 
     def _set_row_type(self, row: object) -> None:
         """Store what rows of one type have in common."""
@@ -83,8 +86,7 @@ class RowsInProgress:
 
     def take(self, handed: HandedRow) -> object:
         """Note that the task is given a row now; return the row itself."""
-        row = handed.row
-        known = handed.key if handed.link_value is None else handed.link_value
+        row, known = handed.row, handed.link_value
         self.by_key[handed if known is None or known in self.by_key else known] = handed
         if not self.keeps_rows:
             handed.row = None
@@ -92,69 +94,39 @@ class RowsInProgress:
         self.flags[handed.place] = 1
         return row
 
-    def row_of(self, result: object) -> tuple[HandedRow | None, bool]:
-        """Return the row that a result is for, which ends with it, and whether it had ended before.
+    def match(self, result: object) -> YieldedResult:
+        """Return a result with the row that it is for, which may have ended before.
 
-        A result that bears no key of a row in progress is for the row that was handed over last.
+        That is the row in progress whose key it bears, or else the one that was handed over last:
+        if it bears no key, or the row has none that is known. If results are gathered, it may also
+        be of another row of the group, or of a spectrum of the source.
         """
-        last = self.last
+        last, gathers = self.last, self.target.gathers
         if self.key_name is not None and type(result) is self.target.output:  # the usual case
             link_value: object = as_key(result.__data__.get(self.key_name))
         else:
             link_value = self.target.link_value_of(result)
         if link_value is not None and link_value in self.by_key:
-            if self.is_page:
-                self.ended.add(link_value)
-            return self.by_key.pop(link_value), False
+            return YieldedResult(result, self.by_key[link_value])
         if last is not None:
-            known = last.link_or_key
-            if link_value is None:
-                self._note_unnamed(result, last)
-            if link_value is None or link_value == known:
-                return last, not self.end(last)
-            if known is None and self.end(last):
-                return last, False
+            is_open, known = last in self, last.link_value
+            if link_value is None and result is not None and len(self.by_key) > 1:
+                self.unmatched[last] = None  # it names no row, as a list, and may be of several
+            is_of_last = link_value is None or link_value == known or (known is None and is_open)
+            if gathers:
+                is_of_last |= self.target.groups or link_value not in self.ended
+            if is_of_last:
+                return YieldedResult(result, last, again=not is_open)
         # Its row has ended, or was never handed over: nothing is known of it.
-        if self.is_page:
+        again = gathers or (self.is_page and link_value in self.ended)
+        if self.is_page and not gathers:
             self.unmatched[last] = link_value
-            return None, link_value in self.ended
-        return self.row_named(link_value), False
-
-    def _note_unnamed(self, result: object, last: HandedRow) -> None:
-        """Note a result that names no row, such as a list, while it may be of several rows.
-
-        None holds no result of another row.
-        """
-        if result is not None and len(self.by_key) > 1:
-            self.unmatched[last] = None
-
-    def row_named(self, link_value: object) -> HandedRow:
-        """Return a row that is not in progress, by the value with which a result points to it."""
-        if self.key_name is not None and (key := as_key(link_value)) is not None:
-            return HandedRow(key, None, None, self.read)
-        return HandedRow(None, None, None, self.read, link_value=link_value)
-
-    def gather(self, result: object) -> YieldedResult:
-        """Keep a result until its row ends: the row that it names, or else the last.
-
-        A result of a row that has ended is not kept; it is marked as `again`.
-        """
-        link_value = self.target.link_value_of(result)
-        handed = self.by_key.get(link_value, self.last)
-        is_named = handed is not None and handed.link_or_key == link_value
-        if not is_named and link_value in self.ended and not self.target.groups:
-            return YieldedResult(result, self.row_named(link_value), again=True)
-        if handed is None or handed not in self:
-            return YieldedResult(result, handed or HandedRow(None, None), again=True)
-        if link_value is None:
-            self._note_unnamed(result, handed)
-        yielded = YieldedResult(result, handed)
-        self.gathered.setdefault(handed, []).append(yielded)
-        return yielded
+        handed = HandedRow(self._key_of(link_value), None, None, self.read, link_value=link_value)
+        return YieldedResult(result, handed, again, is_stray=self.is_page and not again)
 
     def __contains__(self, handed: HandedRow) -> bool:
         """Return whether a row is in progress."""
-        return handed in self.by_key or self.by_key.get(handed.link_or_key) is handed
+        return handed in self.by_key or self.by_key.get(handed.link_value) is handed
 
     def find(self, row: object) -> HandedRow | None:
         """Return the row in progress that a task names."""
@@ -163,12 +135,12 @@ class RowsInProgress:
 
     def end(self, handed: HandedRow) -> bool:
         """End a row; return whether it was in progress."""
-        if self.by_key.pop(handed, None) is not None:
-            return True
-        known = handed.link_or_key
+        known = handed.link_value
         if self.by_key.get(known) is not handed:
-            return False
+            return self.by_key.pop(handed, None) is not None
         del self.by_key[known]
+        if self.is_page:
+            self.ended.add(known)
         return True
 
     def pop_misattributed(self) -> dict[HandedRow, object]:

@@ -388,8 +388,10 @@ class Run:
         """Set the times of a result; return it with its row, which ends with it."""
         spent_s = self.clock.stop()
         in_progress = self.in_progress
-        handed, again = in_progress.row_of(result)
-        if handed is not None and not again:
+        yielded = in_progress.match(result)
+        handed = yielded.handed
+        in_progress.end(handed)
+        if not (yielded.again or yielded.is_stray):
             if (
                 in_progress.by_key
                 and self.asked_since_result
@@ -404,13 +406,9 @@ class Run:
         self.asked_since_result = False
         self.n_results += 1
         self.tally.n_ended += 1
-        is_stray = handed is None and not again
-        if handed is None:
-            named, target = in_progress.target.link_value_of(result), self.writer.target
-            if is_stray:
-                log.error("%s: %s", target.task, foreign_row_message(named, target))
-            handed = in_progress.row_named(named)
-        yielded = YieldedResult(result, handed, again, is_stray)
+        if yielded.is_stray:
+            target = self.writer.target
+            log.error("%s: %s", target.task, foreign_row_message(handed.link_value, target))
         if type(result) is in_progress.target.output or isinstance(result, OutputModel):
             self.clock.set_times(result, spent_s)
             if handed is in_progress.last:
@@ -422,7 +420,9 @@ class Run:
         spent_s = self.clock.stop()
         self.asked_since_result = False
         self.n_results += 1
-        yielded = self.in_progress.gather(result)
+        yielded = self.in_progress.match(result)
+        if not yielded.again:
+            self.in_progress.gathered.setdefault(yielded.handed, []).append(yielded)
         yielded.handed.t_spent_s += spent_s
         if isinstance(result, OutputModel):
             self.clock.set_times(result, spent_s)
@@ -437,8 +437,6 @@ class Run:
         """End a row with the results that were yielded for it so far, if any."""
         if handed is None or not self.in_progress.end(handed):
             return
-        if self.is_page:
-            self.in_progress.ended.add(handed.link_or_key)
         results = self.in_progress.gathered.pop(handed, [])
         self.clock.row_times.add(handed.t_spent_s)
         self.tally.n_ended += 1
