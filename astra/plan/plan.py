@@ -31,7 +31,7 @@ from astra.plan.task_import import check_importable, current_folder, import_root
 from astra.processes import user_name
 from astra.states import QUARANTINED
 from astra.tasks.arguments import as_stored, parse_arguments
-from astra.tasks.declared import declared_by
+from astra.tasks.declared import bind_call
 from astra.tasks.provenance import (
     arguments_of,
     code_version,
@@ -165,6 +165,12 @@ def _plan(
     """Check the task, its tables and its arguments, and freeze a plan for each input model."""
     function, models, output = _checked_task(task, input_model)
     values = parse_arguments(function, arguments)
+    if not bind_call(function, ((),), values)[0].write_to_database:
+        raise TaskError(
+            f"{task_name(function)} is called or declared with write_to_database=False: a plan of "
+            "it could never end, as no result is stored; remove that, or call the task from a "
+            "program"
+        )
     limit = settings.current().plan.limit if limit is None else limit
     limit = whole_number("limit", limit, bits=MAX_PAGE_ROWS.bit_length())
     known = in_background(lambda: code_version(function))  # git runs while tables are checked
@@ -210,11 +216,6 @@ def _checked_task(
     function = find_task(task)
     models = choose_model(function, input_model)
     output = output_model(function)
-    if not declared_by(function).keywords.get("write_to_database", True):
-        raise TaskError(
-            f"{task_name(function)} is declared with write_to_database=False: a plan of it could "
-            "never end; remove that, or call the task from a program"
-        )
     check_importable(function)
     for model in models:
         link_of(output, model)

@@ -41,10 +41,6 @@ def parse_arguments(
         if isinstance(value, str):
             value = fit(name, value, _kind_of_text(function, name), typed=True)
         values[name] = fit(name, value, _kind(function, name))
-    if values.get("write_to_database") is False:
-        raise TaskError(
-            "write_to_database=False: a plan can only be whole if its results are stored"
-        )
     values = restored(function, json.loads(as_stored(values)))
     bind_call(function, ([],), values)
     return values

@@ -119,6 +119,13 @@ def test_arguments_are_parsed_and_checked_before_anything_is_stored(url):
     assert Plan.select().count() == 0
 
 
+@task
+def own_keyword(
+    spectra: Iterable[BossVisitSpectrum], write_to_database: bool = False
+) -> Iterable[Measured]:
+    yield from ()
+
+
 def test_a_task_that_elements_cannot_run_or_import_is_not_planned(sqlite_url, monkeypatch):
     @task
     def local(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
@@ -129,6 +136,7 @@ def test_a_task_that_elements_cannot_run_or_import_is_not_planned(sqlite_url, mo
     for function, words in (
         (local, r"test_plan.*local cannot be imported by other processes: move it to the top"),
         (unstored, "declared with write_to_database=False: a plan of it could never end"),
+        (own_keyword, "own_keyword is called or declared with write_to_database=False"),
         (measure, "tests.sample_tasks:measure is no longer the task that was given"),
     ):
         with pytest.raises(TaskError, match=words):
