@@ -106,7 +106,9 @@ class Writer:
         found: Iterable[HandedRow] = (),
     ) -> None:
         """Add how rows have ended; all results of a row go into one checkpoint."""
-        if self.buffer.add(results, no_results, failures, found):
+        if self.settings.write_to_database and self.buffer.add(
+            results, no_results, failures, found
+        ):
             self.wake()
 
     def unwritten(self) -> Checkpoint:
@@ -184,8 +186,6 @@ class Writer:
         DatabaseError
             If the database did not store everything.
         """
-        if not self.settings.write_to_database:
-            return
         if not (self.writes_in_background or (self.is_sqlite and _may_write_behind())):
             self.write()
             return

@@ -441,12 +441,7 @@ class Run:
         self.clock.row_times.add(handed.t_spent_s)
         self.tally.n_ended += 1
         self.in_progress.flags[handed.place] = 0
-        if not self.settings.write_to_database:
-            return
-        if results:
-            self.writer.add(results)
-        else:
-            self.writer.add(no_results=[handed])
+        self.writer.add(results, no_results=[] if results else [handed])
 
     def _settle(self) -> None:
         """End the rows in progress without a result: the task has returned."""
@@ -454,11 +449,10 @@ class Run:
         for handed, named in self.in_progress.pop_misattributed().items():
             self._record(foreign_row_refusal(handed, named, self.writer.target))
         rows = self.in_progress.clear()
-        if rows and self.settings.write_to_database:
-            self.writer.add(no_results=rows)
-            self.tally.n_ended += len(rows)
-            for handed in rows:
-                self.clock.row_times.add(handed.t_spent_s)
+        self.writer.add(no_results=rows)
+        self.tally.n_ended += len(rows)
+        for handed in rows:
+            self.clock.row_times.add(handed.t_spent_s)
 
     # -- failures ---------------------------------------------------------------------------
 
@@ -487,8 +481,7 @@ class Run:
         self.clock.row_times.add(failure.handed.t_spent_s)
         self.tally.n_ended += 1
         self.tally.count([failure])
-        if self.settings.write_to_database:
-            self.writer.add(failures=[failure])
+        self.writer.add(failures=[failure])
         try:
             self.tally.check(self.writer.target.task)
         except BrokenElement:
