@@ -42,6 +42,7 @@ from astra.models.keys import (
     key_of,
     may_change,
     moment_of,
+    moments,
 )
 from astra.models.pipeline import OutputModel, link_of
 from astra.models.spectrum import pixel_columns
@@ -144,11 +145,8 @@ class Reader:
         keys = self.stop.retrying(lambda: self._note_missing(list(self.given_up)))
         if not keys:
             return
-        moment = peewee.Value(None) if self.moment is None else self.moment
-        query = self._query_for(keys).select(self.key.given, moment)
         failures = []
-        for key, stored in self.stop.retrying(lambda: database.execute(query).fetchall()):
-            modified = OutputModel.input_modified.python_value(stored)
+        for key, modified in self.stop.retrying(lambda: moments(self.model, keys)).items():
             suspect = self.given_up[key]
             times = f", {suspect.deaths} times" if 1 < suspect.deaths < CERTAIN else ""
             handed = HandedRow(key, None, modified)
@@ -330,12 +328,10 @@ class Reader:
                 f"{len(unread)} of {n_rows} rows cannot be read, such as {key}: "
                 f"{described(error)}: the rows stay pending"
             ) from error
-        moment = peewee.Value(None) if self.moment is None else self.moment
         for key, error in unread.items():
-            query, stored = self._query_for([key]).select(moment), None
+            modified = None
             with suppress(*UNREADABLE):
-                stored = next(iter(database.execute(query).fetchall()), (None,))[0]
-            modified = OutputModel.input_modified.python_value(stored)
+                modified = moments(self.model, [key]).get(key)
             message = f"the row cannot be read: {error_text(error).strip()}"
             refusal = Refusal(HandedRow(key, None, modified), type(error).__name__, message)
             self.writer.add(failures=[refusal])

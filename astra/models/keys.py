@@ -240,6 +240,15 @@ def moment_in(row: object) -> datetime | None:
     return dialect().rounded(value)
 
 
+def moments(model: type[Model], keys: Sequence[RowKey]) -> dict[RowKey, datetime | None]:
+    """Return when rows changed, as :func:`moment_of` has it, by the keys of those that exist."""
+    key, moment = key_of(model), moment_of(model)
+    query = key.narrowed(all_rows(model), keys)
+    query = query.select(key.given, peewee.Value(None) if moment is None else moment)
+    as_stored = TimeField().python_value
+    return {k: as_stored(at) for k, at in database.execute(query).fetchall()}
+
+
 def same_moment(stored: ColumnBase, model: type[Model]) -> ColumnBase:
     """Return the clause that a stored moment is the one at which the row changed last."""
     moment, field = moment_of(model), modified_field(model)

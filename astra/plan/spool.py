@@ -22,17 +22,16 @@ from functools import partial
 from pathlib import Path
 from uuid import UUID
 
-import peewee
 from peewee import Model
 
 from astra.config import settings as config
 from astra.config.run_folder import check_folder, spool_files, spool_folder, write_whole
-from astra.database.connection import database, dialect, writing
+from astra.database.connection import dialect, writing
 from astra.errors import AstraError, BrokenElement, Superseded
 from astra.fields import packed_array, unpacked_array
 from astra.models.attempts import Attempt
 from astra.models.importing import load
-from astra.models.keys import RowKey, all_rows, key_of, moment_of
+from astra.models.keys import RowKey, moments
 from astra.models.pipeline import OutputModel, link_of
 from astra.models.plans import Page, Plan
 from astra.plan.lookup import find_modules
@@ -356,7 +355,6 @@ def _judge(task: str, spooled: Checkpoint, refused: list[Refusal]) -> None:
 
 def _valid(model: type[Model], claim: Claim, checkpoint: Checkpoint) -> Checkpoint:
     """Return the rows that have not ended since, and whose input was not modified."""
-    key = key_of(model)
 
     def is_open(k: object) -> bool:
         place = claim.positions.get(k) if k is not None else None
@@ -364,11 +362,7 @@ def _valid(model: type[Model], claim: Claim, checkpoint: Checkpoint) -> Checkpoi
 
     rows = [y.handed for y in checkpoint.results] + [f.handed for f in checkpoint.failures]
     keys = [handed.key for handed in rows + checkpoint.no_results]
-    moment = moment_of(model)
-    query = key.narrowed(all_rows(model), [k for k in keys if k is not None and is_open(k)])
-    query = query.select(key.given, peewee.Value(None) if moment is None else moment)
-    python = OutputModel.input_modified.python_value
-    modified = {k: python(at) for k, at in database.execute(query).fetchall()}
+    modified = moments(model, [k for k in keys if k is not None and is_open(k)])
 
     def is_valid(row: HandedRow) -> bool:
         k, at = row.key, row.modified
