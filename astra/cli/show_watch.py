@@ -73,15 +73,11 @@ def _stopped_by_signals() -> Iterator[None]:
 
 def keep_pages(dashboard: Dashboard, every_s: float) -> None:
     """Keep a folder of pages up to date until Ctrl-C or SIGTERM, and note the end in the index."""
-
-    def wait() -> bool:
-        time.sleep(every_s)
-        return True
-
     try:
         with _stopped_by_signals():
-            for update in api.keep_dashboard(dashboard, wait):
+            for update in api.keep_dashboard(dashboard):
                 pages(update)
+                time.sleep(every_s)
     except KeyboardInterrupt:
         at = written_moment(datetime.now(UTC))
         dashboard.show_note(f"These pages have not been updated since {at}.")

@@ -180,8 +180,8 @@ class Dashboard:
                     update.removed.append(path.name)
 
 
-def keep_up_to_date(dashboard: Dashboard, wait: Callable[[], bool]) -> Iterator[Update]:
-    """Update a folder and yield what changed, until `wait` returns False.
+def keep_up_to_date(dashboard: Dashboard) -> Iterator[Update]:
+    """Update a folder again and again, and yield what changed: nothing without the database.
 
     Raises
     ------
@@ -200,8 +200,7 @@ def keep_up_to_date(dashboard: Dashboard, wait: Callable[[], bool]) -> Iterator[
             dashboard.show_note(
                 f"The database does not answer, and these pages may be old: {reason}"
             )
-        if not wait():
-            return
+            yield Update()
 
 
 def _plan_mark(plan: PlanLine) -> str:

@@ -98,8 +98,8 @@ def _text(plans: Sequence[PlanStatus], kind: Kind) -> str:
         return f"{some}: the plan was cancelled."
     if kind is Kind.NOT_BEGUN:
         waiting, unsubmitted = pages["waiting"], pages["unsubmitted"]
-        parts = [f"{_pages(waiting)} in the queue"] if waiting else []
-        parts += [f"{_pages(unsubmitted)} not submitted"] if unsubmitted else []
+        parts = [f"{count(waiting, 'page')} in the queue"] if waiting else []
+        parts += [f"{count(unsubmitted, 'page')} not submitted"] if unsubmitted else []
         return f"None of {count(n_rows, 'row')} has begun: {', '.join(parts)}."
     return "; ".join([some, *_stuck_text(plans, pages)]) + "."
 
@@ -118,15 +118,11 @@ def _stuck_text(plans: Sequence[PlanStatus], pages: Mapping[str, int]) -> Iterab
     stuck = [page for plan in plans for page in stuck_pages(plan)]
     unknown = sum(page.state is PageState.UNKNOWN for page in stuck)
     if len(stuck) > unknown:
-        yield f"{_pages(len(stuck) - unknown)} will not end without intervention"
+        yield f"{count(len(stuck) - unknown, 'page')} will not end without intervention"
     if unknown:
-        yield f"the state of {_pages(unknown)} is unknown, as Slurm did not answer"
+        yield f"the state of {count(unknown, 'page')} is unknown, as Slurm did not answer"
     if alive := pages["running"] + pages["waiting"]:
         yield f"{alive:,} run or wait"
-
-
-def _pages(n: int) -> str:
-    return count(n, "page")
 
 
 def total(counts: Iterable[Mapping[str, int]]) -> Counter[str]:

@@ -151,16 +151,12 @@ def test_a_plan_without_a_page_hides_no_other(sqlite_url, tmp_path, monkeypatch,
 def test_the_database_is_away_for_a_while(postgres, pg_url, tmp_path, monkeypatch):
     plan = planned()
     index = tmp_path / "www" / "index.html"
-    notes: list[bool] = []
-
-    def wait() -> bool:
-        notes.append("does not answer" in index.read_text())
-        if len(notes) < 3:
-            (postgres.stop if len(notes) == 1 else postgres.restart)()
-        return len(notes) < 3
-
-    updates = list(keep_up_to_date(Dashboard(tmp_path / "www"), wait))
-    assert notes == [False, True, False] and len(updates) == 2
+    updates, notes = keep_up_to_date(Dashboard(tmp_path / "www")), []
+    for change in (postgres.stop, postgres.restart, lambda: None):
+        written = next(updates).written
+        notes.append((bool(written), "does not answer" in index.read_text()))
+        change()
+    assert notes == [(True, False), (False, True), (True, False)]
     assert (tmp_path / "www" / f"plan-{plan}.html").exists()
 
 
@@ -182,7 +178,7 @@ def test_signals_end_it_in_order(sqlite_url, tmp_path, number):
     assert {p.suffix for p in index.parent.iterdir()} == {".html", ".txt"}
     once = CliRunner().invoke(main, [*words[:3], "--once"])
     assert once.exit_code == 0, once.output
-    assert "These pages are not updated" not in index.read_text()
+    assert "These pages have not been updated" not in index.read_text()
 
 
 @pytest.mark.parametrize(
