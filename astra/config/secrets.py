@@ -13,19 +13,21 @@ _WORD = (
     r"|(?<=[_'\"-])pwd\b|(?:my|db|sql)pwd\b"
     r"|(?:admin|database|db|ftp|http|ldap|mail|mongo|pg|proxy|redis|root|smtp|sql|user)_?pass\b"
     r"|(?:api|access|account|auth|encryption|master|private|signing|storage)[_-]?key)"
-    r"(?!\w*_(?i:file|path|dir)\b)"
+    r"(?!\w{,99}_(?i:file|path|dir)\b)"
 )
 
 _SECRET_NAME = re.compile(_WORD)
 
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>]*")
+# No pattern begins by an unbounded repetition: a word of a megabyte would take it hours.
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{,40}://[^\s'\"<>]*")
 
 _WHOLE_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://.*", re.DOTALL)
 
 # user:password@, even if the password holds / ? # or @, which should be quoted: all up to the last
 # @ before a proper ?key=value part. host:5432/db?... has no password.
 _USERINFO = re.compile(
-    r"(?P<user>://[^:/?#@]*):(?!\d*/[^@?]*\?[\w.%-]+=).*@(?=[^@]*$|[^@?]*\?[\w.%-]+=)", re.DOTALL
+    r"(?P<user>://[^:/?#@]*):(?!\d*/[^@?]{,999}\?[\w.%-]+=).*@(?=[^@]*$|[^@?]*\?[\w.%-]+=)",
+    re.DOTALL,
 )
 
 _IN_QUERY = re.compile(r"(?<=[?&;])(?P<key>[\w%.-]+)=(?P<value>[^&;#\s'\"]*)")
@@ -37,23 +39,24 @@ _VALUE = r"""(?:'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|\\.|[^\s'"\\,;)}\]&|])+"""
 #: curl's option for the user, -p of some commands. The key is the part before the value.
 #: It is compiled when it is first used, which takes 3 ms.
 _IN_WORDS = (
-    r"(?s)(?P<key>\b\w*" + _WORD + r"\w*(?:\s*=\s*|['\"]\s*:\s*)"
-    r"|--[\w-]*" + _WORD + r"[\w-]*(?:=|\s+)(?!-)"
-    r"|\bset(?:env)?\s+\w*" + _WORD + r"\w*\s+"
-    r"|\b(?i:[\w-]*passw[\w-]*|[\w-]*[_-]" + _WORD + r"|" + _WORD + r"[_-][\w-]*):\s*(?=[^\s*])"
+    r"(?s)(?P<key>" + _WORD + r"\w{,99}(?:\s*=\s*|['\"]\s*:\s*)"
+    r"|--(?=\w)[\w-]{,99}" + _WORD + r"[\w-]{,99}(?:=|\s+)(?!-)"
+    r"|\bset(?:env)?\s+\w{,99}" + _WORD + r"\w{,99}\s+"
+    r"|(?i:passw[\w-]{,99}|[_-]" + _WORD + r"|\b" + _WORD + r"[_-][\w-]{,99}):"
+    r"\s*(?=[^\s*])"
     r"|\b(?i:authorization)\s*:\s*(?:(?i:basic|bearer|digest|token)\s+)?"
     r"|\b(?i:bearer|basic)\s+(?=[\w.~+/=-]{8})"
-    r"|\bsshpass\s+-p\s*|\b(?:mysql|mysqldump|mariadb)\b[^|;&\n]*?\s-p(?=\S)"
-    r"|\b(?:docker|podman|apptainer|singularity|helm)\b[^|;&\n]*?\blogin\b[^|;&\n]*?\s-p[=\s]*"
-    r"|\bcurl\b[^|;&\n]*?\s(?:-[a-zA-Z]*[uU]|--(?:proxy-)?user)[=\s]*['\"]?[^\s:'\"$]+:)(?P<value>"
-    + _VALUE
-    + ")"
+    r"|\bsshpass\s+-p\s*|\b(?:mysql|mysqldump|mariadb)\b[^|;&\n]{,999}?\s-p(?=\S)"
+    r"|\b(?:docker|podman|apptainer|singularity|helm)\b[^|;&\n]{,999}?\blogin\b"
+    r"[^|;&\n]{,999}?\s-p[=\s]*"
+    r"|\bcurl\b[^|;&\n]{,999}?\s(?:-[a-zA-Z]{,99}[uU]|--(?:proxy-)?user)[=\s]*['\"]?"
+    r"[^\s:'\"$]+:)(?P<value>" + _VALUE + ")"
 )
 
 #: Secrets that their own form shows: tokens of services, and private keys.
 _SHAPES = re.compile(
     r"\b(?:gh[opsru]_\w{20,}|github_pat_\w{20,}|glpat-[\w-]{20,}|xox[abeoprs]-[\w-]{10,}"
-    r"|hf_\w{20,}|sk-[\w-]{20,}|eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]{5,})"
+    r"|hf_\w{20,}|sk-[\w-]{20,}|eyJ[\w-]{8,4096}\.[\w-]{8,}\.[\w-]{5,})"
     r"|(?<=PRIVATE KEY-----)(?!\Z).*?(?=-----END|\Z)",
     re.DOTALL,
 )

@@ -22,6 +22,9 @@ log = logging.getLogger("astra")
 #: and messages contain other people's texts.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
+#: Characters of the longest record of a log: an exception may have all of its data in its text.
+_MAX_LOGGED = 100_000
+
 
 def printable(text: str) -> str:
     """Escape control characters, so that a terminal does not act on them."""
@@ -48,7 +51,9 @@ class _Hiding(logging.Formatter):
     with_traceback = True
 
     def format(self, record: logging.LogRecord) -> str:
-        text = printable(hide(super().format(record)))
+        text = super().format(record)
+        left_out = "" if len(text) <= _MAX_LOGGED else " … (the rest is left out)"
+        text = printable(hide(text[:_MAX_LOGGED])) + left_out
         return text if self.with_traceback else " ".join(text.splitlines())
 
     def formatException(self, info: "SysExcInfoType") -> str:  # noqa: N802 - logging's name

@@ -257,7 +257,8 @@ def described(error: BaseException) -> str:
 
 def clean(text: str, limit: int) -> str:
     """Return a text that the database can store: without passwords and NUL, cut at the front."""
-    text = secrets.hide(text.replace("\0", "\\0"))
+    # A password at the front of the last part may be cut in two, so more than that is searched.
+    text = secrets.hide(text[-limit - 10_000 :].replace("\0", "\\0"))
     text = dialect().storable(text.encode("utf-8", "backslashreplace").decode())
     return text if len(text) <= limit else "… " + text[-limit:]
 

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -416,6 +417,13 @@ class TestMessages:
     )  # fmt: skip
     def test_a_password_is_hidden_however_it_is_written(self, text: str) -> None:
         assert not has_mark(secrets.hide_password(text))
+
+    @pytest.mark.parametrize("piece", ["x", "-", "token", "a-", "eyJ-", "http://", "=", "set "])
+    def test_a_long_text_is_searched_in_a_time_that_grows_as_its_length(self, piece: str) -> None:
+        """The text of an exception may be megabytes of numbers, or of a file in base64."""
+        began = time.process_time()
+        found = secrets.hide(piece * (100_000 // len(piece)) + f"\npassword={PLAIN}")
+        assert not has_mark(found) and time.process_time() - began < 12
 
 
 @pytest.mark.parametrize(

@@ -100,6 +100,7 @@ _FAILED = {
     "raises in the middle": {PLACE: _BAD.format(PLACE)},
     "raises in the last row": {ROWS - 1: _BAD.format(ROWS - 1)},
     "calls sys.exit": {PLACE: "SystemExit: 5"},
+    "raises megabytes": {PLACE: f"ValueError: … {'x' * 2000}"},
     "panics": {PLACE: "Panic: in Rust"},
     "raises KeyboardInterrupt": {PLACE: "KeyboardInterrupt: of its own"},
     "raises GeneratorExit": {PLACE: "GeneratorExit: of its own"},

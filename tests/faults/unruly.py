@@ -23,6 +23,7 @@ WAYS = (
     "raises in the last row",
     "raises after the last row",
     "raises in a thread",
+    "raises megabytes",
     "calls sys.exit",
     "panics",
     "raises KeyboardInterrupt",
@@ -71,6 +72,8 @@ def _do(way: str, place: int) -> None:
         thread = threading.Thread(target=_do, args=("raises in the middle", place))
         thread.start()
         thread.join()
+    if way == "raises megabytes":
+        raise ValueError("x" * (5 << 20))
     if way == "panics":
         raise Panic("in Rust")
     if way == "raises KeyboardInterrupt":
