@@ -9,6 +9,9 @@ from astra.processes import collect_garbage_rarely, open_streams
 #: Errors of writing to a disk that is full or not available.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
 
+#: How long a command waits for what its task has left running.
+_LINGER_S = 60.0
+
 
 def run() -> None:
     """Run the command of the command line, and exit."""
@@ -48,7 +51,13 @@ def _do() -> None:
         sys.exit(run_page(sys.argv[2:]))
     from astra.cli import main
 
-    main()
+    try:
+        main()
+    except SystemExit as end:
+        from astra.config.startup import end_within
+
+        end_within(_LINGER_S, end.code if isinstance(end.code, int) else int(end.code is not None))
+        raise
 
 
 if __name__ == "__main__":

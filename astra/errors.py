@@ -123,6 +123,18 @@ class OutOfMemory(BrokenElement):
     """A row, or the task before it, exhausted the memory."""
 
 
+class Terminated(SystemExit):
+    """The process was asked to stop. It ends even if the task catches this exception."""
+
+
+def error_text(error: BaseException) -> str:
+    """Return the text of an exception, even if its own ``__str__`` raises."""
+    try:
+        return str(error)
+    except Exception as another:
+        return f"(its text is unavailable: {type(another).__name__} in __str__)"
+
+
 def shown(value: object) -> str:
     """Return a value as a message shows it; Python writes no number of more than 4,300 digits."""
     try:

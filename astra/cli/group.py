@@ -154,8 +154,11 @@ class _Commands(click.Group):
             raise click.UsageError(f"no command {args[0]!r}. {hint}", ctx) from error
 
     def invoke(self, ctx: click.Context) -> object:
+        from astra.config.startup import exits_raised
+
         try:
-            return super().invoke(ctx)
+            with exits_raised():
+                return super().invoke(ctx)
         except AstraError as error:
             if isinstance(error, Interrupted):
                 # The command is ending: a second Ctrl-C would only suppress its last message.

@@ -1,14 +1,17 @@
-"""Start a command: set up its log, the hiding of secrets, and the search path of modules."""
+"""Start a command, with its log and the search path of modules, and end it whatever a task does."""
 
 import logging
+import os
 import re
 import sys
 import threading
 import traceback
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from astra.config.secrets import hide
 
@@ -71,3 +74,35 @@ def _show_bug(
     kind: type[BaseException], error: BaseException | None, trace: TracebackType | None
 ) -> None:
     sys.stderr.write(printable(hide("".join(traceback.format_exception(kind, error, trace)))))
+
+
+@contextmanager
+def exits_raised() -> Iterator[None]:
+    """Raise SystemExit where code of a task calls ``os._exit``, which would end a command halfway,
+    maybe with the status of success. A thread ends the command; a forked process ends as usual."""
+    end, pid = os._exit, os.getpid()
+
+    def raise_exit(status: int) -> NoReturn:
+        if os.getpid() == pid and threading.current_thread() is threading.main_thread():
+            raise SystemExit(status)
+        end(status if os.getpid() != pid else status or 1)
+
+    os._exit = raise_exit
+    try:
+        yield
+    finally:
+        os._exit = end
+
+
+def end_within(seconds: float, status: int) -> None:
+    """End this process by itself, unless it has ended before: a thread that a task has left
+    running, or what is called at the end of the interpreter, may keep it for ever."""
+
+    def end() -> None:
+        sys.stderr.write("astra: the command has ended, and what its task left running with it\n")
+        sys.stderr.flush()
+        os._exit(status)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()

@@ -40,6 +40,7 @@ from astra.errors import (
     NotAllowed,
     OutOfMemory,
     Superseded,
+    Terminated,
     UsageError,
     count,
 )
@@ -55,7 +56,7 @@ from astra.results.checkpoint import take_back_failures
 from astra.results.claim import Claim, check_nothing_lost
 from astra.results.rows import clean, described, target_of
 from astra.results.schedule import Schedule
-from astra.results.stopping import Stop, Tally, Terminated
+from astra.results.stopping import Stop, Tally
 from astra.results.writer import Writer
 from astra.states import COUNTED, AttemptState, Outcome
 from astra.tasks.blame import Blame

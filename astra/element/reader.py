@@ -30,7 +30,7 @@ from astra.database.connection import database, dialect, retrying, tuples
 from astra.database.dialect import peewee_errors
 from astra.database.threads import in_background
 from astra.element.suspects import CERTAIN, count_earlier, reset_deaths
-from astra.errors import AstraError, BrokenElement
+from astra.errors import AstraError, BrokenElement, error_text
 from astra.models.attempts import Attempt, is_same_attempt
 from astra.models.failures import Failure
 from astra.models.keys import (
@@ -48,7 +48,7 @@ from astra.models.pipeline import OutputModel, link_of
 from astra.models.spectrum import pixel_columns
 from astra.plan.pending import has_result
 from astra.results.claim import Claim
-from astra.results.rows import HandedRow, Refusal, changed_key_message, described, error_text
+from astra.results.rows import HandedRow, Refusal, changed_key_message, described
 from astra.results.stopping import Stop
 from astra.results.writer import Writer
 from astra.states import INPUT_GONE, Outcome

@@ -14,7 +14,7 @@ from astra.config import secrets
 from astra.database.connection import connection, dialect, writing
 from astra.element.loaded_task import planned_arguments
 from astra.element.reader import UNREADABLE, read_rows
-from astra.errors import BrokenElement, DatabaseError, TaskError, UsageError
+from astra.errors import BrokenElement, DatabaseError, TaskError, UsageError, error_text
 from astra.models.given_keys import find_keys, keys_as_text
 from astra.models.importing import load, own_traceback
 from astra.models.keys import RowKey, all_rows, bound_to_database, key_of, table_name
@@ -22,7 +22,7 @@ from astra.models.pipeline import BASES
 from astra.models.table_checks import command_for
 from astra.plan.lookup import get_plan, task_of
 from astra.results.row_results import write_rows
-from astra.results.rows import Refusal, YieldedResult, described, error_text
+from astra.results.rows import Refusal, YieldedResult, described
 from astra.results.stopping import INTERRUPTIONS
 from astra.tasks.arguments import parse_arguments
 from astra.tasks.decorator import target_of_call

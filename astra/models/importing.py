@@ -11,7 +11,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from astra.errors import AstraError, TaskError
+from astra.errors import AstraError, TaskError, Terminated, error_text
+
+#: What ends the process that imports a module; all else that is raised is the module's mistake.
+_ENDS = (Terminated, KeyboardInterrupt)
 
 
 def import_named(name: str) -> types.ModuleType | None:
@@ -33,7 +36,9 @@ def import_named(name: str) -> types.ModuleType | None:
         )
     try:
         return importlib.import_module(name)
-    except (Exception, SystemExit) as error:
+    except _ENDS:
+        raise
+    except BaseException as error:
         if isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}."):
             return None
         raise TaskError(f"importing {name} failed: {_import_error(error)}") from error
@@ -41,9 +46,11 @@ def import_named(name: str) -> types.ModuleType | None:
 
 def _import_error(error: BaseException) -> str:
     """Describe what an import raised, and where."""
-    message = str(error) if isinstance(error, AstraError) else f"{type(error).__name__}: {error}"
+    message = error_text(error)
     if isinstance(error, SystemExit):
-        message = f"it ends the process (sys.exit({error.code!r})); put that in a function"
+        message = f"it ends the process (exit status {error.code!r}); put that in a function"
+    elif not isinstance(error, AstraError):
+        message = f"{type(error).__name__}: {message}"
     if isinstance(error, SyntaxError):
         return f"{type(error).__name__}: {error.msg} ({error.filename}:{error.lineno})"
     if "over-determined primary key" in message:  # as peewee says
@@ -113,7 +120,9 @@ def load(path: str) -> Any:
         thing = pkgutil.resolve_name(path)
         if not callable(thing):
             raise TypeError(f"{thing!r} is neither a function nor a class")
-    except (Exception, SystemExit) as error:
+    except _ENDS:
+        raise
+    except BaseException as error:
         raise TaskError(
             f"{path} cannot be imported: {_import_error(error)}; "
             "it was there when the plan was made"

@@ -12,10 +12,11 @@ import peewee
 
 from astra.database.connection import dialect
 from astra.database.values import are_in_range
+from astra.errors import error_text
 from astra.models.base import TimeField
 from astra.models.pipeline import OutputModel
 from astra.results.claim import Claim
-from astra.results.rows import Target, YieldedResult, clean, error_text
+from astra.results.rows import Target, YieldedResult, clean
 
 #: Columns that the database fills itself.
 BY_DATABASE = frozenset({"task_pk", "created", "modified", "v_astra_major_minor"})

@@ -12,7 +12,7 @@ from peewee import Model
 
 from astra.config import secrets
 from astra.database.connection import dialect
-from astra.errors import AstraError, BadSpectrum
+from astra.errors import AstraError, BadSpectrum, error_text
 from astra.models.importing import own_frame, own_traceback
 from astra.models.keys import Link, RowKey, table_name
 from astra.models.pipeline import OutputModel, PipelineOutputModel
@@ -240,14 +240,6 @@ def place_of_yield(generator: object) -> str | None:
 
 #: Exceptions of code that cannot work for any row.
 _MISTAKES = (TypeError, AttributeError, NameError, ImportError, AstraError)
-
-
-def error_text(error: BaseException) -> str:
-    """Return the text of an exception, even if its own ``__str__`` raises."""
-    try:
-        return str(error)
-    except Exception as another:
-        return f"(its text is unavailable: {type(another).__name__} in __str__)"
 
 
 def described(error: BaseException) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from astra.config.value_checks import entry, flag, number, whole
 from astra.database.connection import T, retrying
-from astra.errors import BrokenElement
+from astra.errors import BrokenElement, Terminated
 
 if TYPE_CHECKING:
     from astra.results.rows import Refusal
@@ -137,10 +137,6 @@ class Tally:
                 f"in the rows, such as a mistake in {task} or a trigger of its table; the rows "
                 "stay pending"
             )
-
-
-class Terminated(SystemExit):
-    """The process was asked to stop. It ends even if the task catches this exception."""
 
 
 #: Exceptions that end a run. Any other one is a failure of a row, even if it is no `Exception`,

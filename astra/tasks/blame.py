@@ -4,9 +4,9 @@ import errno
 import logging
 from collections.abc import Callable, Iterable
 
-from astra.errors import BrokenElement, DatabaseError, MissingExtra, OutOfMemory
+from astra.errors import BrokenElement, DatabaseError, MissingExtra, OutOfMemory, error_text
 from astra.models.keys import RowKey
-from astra.results.rows import HandedRow, described, error_text, place_of
+from astra.results.rows import HandedRow, described, place_of
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from itertools import chain
 from threading import Lock, get_ident
 from typing import Protocol, cast
 
-from astra.errors import AstraError, BrokenElement
+from astra.errors import AstraError, BrokenElement, Terminated, error_text
 from astra.models.keys import RowKey
 from astra.models.pipeline import OutputModel
 from astra.results.rows import (
@@ -20,13 +20,12 @@ from astra.results.rows import (
     HandedRow,
     Refusal,
     YieldedResult,
-    error_text,
     foreign_row_message,
     foreign_row_refusal,
     place_of_yield,
     refusal,
 )
-from astra.results.stopping import INTERRUPTIONS, ActiveRuns, Terminated, end_forked
+from astra.results.stopping import INTERRUPTIONS, ActiveRuns, end_forked
 from astra.results.writer import Writer
 from astra.tasks.blame import Blame
 from astra.tasks.row_clock import ProgressBoard, RowClock, share_out

@@ -17,7 +17,7 @@ from astra.errors import UsageError
 from astra.models import BossVisitSpectrum, OutputModel
 from tests import forks
 from tests.nights import a_night
-from tests.sample_tasks import fill
+from tests.sample_tasks import Measured, fill
 
 BEGIN = """\
 from collections.abc import Iterable
@@ -338,6 +338,39 @@ def test_imports_that_fail(module, sqlite_url):
         assert "install scypy, or correct its name" in done.output
     name = module("f(\n")
     assert f"{name}.py:7)" in astra("initdb", name).output
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("class Panic(BaseException):\n    pass\nraise Panic('in Rust')\n", "Panic: in Rust"),
+        (
+            "class E(Exception):\n    def __str__(self):\n        return 5\nraise E\n",
+            "TypeError in",
+        ),
+        ("import sys\nsys.exit('bye')\n", "it ends the process (exit status 'bye')"),
+        ("import os\nos._exit(0)\n", "it ends the process (exit status 0)"),
+        ("raise GeneratorExit\n", "GeneratorExit"),
+    ],
+    ids=["panics", "unprintable", "sys.exit", "os._exit", "GeneratorExit"],
+)
+def test_whatever_an_import_does_the_command_says_so_and_fails(module, sqlite_url, text, said):
+    name = module(text)
+    for words in (("initdb", name), ("plan", f"{name}.f")):
+        done = forks.astra(*words)
+        assert done.returncode == 2 and f"importing {name} failed: " in done.stderr, done.stderr
+        assert said in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_a_row_that_ends_the_process_of_a_command_is_its_failure(module, sqlite_url):
+    """The status of the process would be that of success, with all rows pending."""
+    fill(5)
+    text = "        import os\n        if s.spectrum_pk == 3:\n            os._exit(0)\n"
+    name = module(f"{LOOP}{text}        yield Measured.from_spectrum(s, value=1.0)\n")
+    for words in (("try", f"{name}.f", "3"), ("run", f"{name}.f")):
+        done = forks.astra(*words)
+        assert done.returncode == 8 and "SystemExit" in done.stdout + done.stderr, done.stderr
+    assert Measured.select().count() == 4
 
 
 def test_two_models_of_one_table_are_named(module, sqlite_url):

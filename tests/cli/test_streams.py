@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterable
 
 import click
@@ -27,6 +28,7 @@ from astra.models.schema import init_database
 from astra.plan.plan import create_plan
 from astra.resume.resume import resume_local
 from tests import forks
+from tests.conftest import ROOT
 from tests.sample_tasks import Measured, fill
 
 HOSTILE = "\u03bb \U0001f52d \x1b[31m\x07\x00 \ud800 \u202e"
@@ -255,6 +257,26 @@ def test_what_a_task_prints_is_not_in_the_json(sqlite_url, words):
     assert done.returncode == 0 and json.loads(done.stdout), done.stderr
     in_terminal = forks.astra("try", name, "1")
     assert "from the task\nfrom a program\n1: 1 result\n" in in_terminal.stdout
+
+
+@task
+def leaves_a_thread(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
+    threading.Thread(target=threading.Event().wait).start()
+    for spectrum in spectra:
+        yield Measured.from_spectrum(spectrum, value=1.0)
+
+
+def test_a_command_ends_although_its_task_left_a_thread_running(sqlite_url):
+    """Else a night that cron has started would stay for ever, and so would the next one."""
+    fill(1)
+    code = "import astra.__main__ as m; m._LINGER_S = 0.2; m.run()"
+    words = ["try", "tests.cli.test_streams.leaves_a_thread", "1"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, timeout=100, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0 and "1: 1 result" in done.stdout, done.stderr
+    assert "what its task left running" in done.stderr
 
 
 def test_a_program_that_calls_a_command_gets_json_alone(sqlite_url):

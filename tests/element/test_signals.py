@@ -17,11 +17,11 @@ from astra.api import run_here
 from astra.config import settings
 from astra.database.connection import LAST_WAIT_S, connection, database
 from astra.element.signals import stop_on_signals
-from astra.errors import Interrupted
+from astra.errors import Interrupted, Terminated
 from astra.models.attempts import Attempt, Suspect
 from astra.models.plans import Plan
 from astra.results import checkpoint
-from astra.results.stopping import Stop, Terminated
+from astra.results.stopping import Stop
 from astra.status.verify import verify
 from tests.conftest import ROOT
 from tests.pools import plan_of, pool_of

@@ -9,13 +9,12 @@ import pytest
 from astra import task
 from astra.api import run_here
 from astra.database.connection import connection
-from astra.errors import DatabaseError
+from astra.errors import DatabaseError, Terminated
 from astra.models import BossVisitSpectrum
 from astra.models.failures import NoResult
 from astra.plan.lookup import get_plan
 from astra.plan.plan import create_plan
 from astra.plan.spool import recover
-from astra.results.stopping import Terminated
 from astra.status.verify import verify
 from tests.many_tasks import Peak
 from tests.pools import read_only_once

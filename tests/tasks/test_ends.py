@@ -1,5 +1,6 @@
 """However a run ends, what was yielded is stored."""
 
+import importlib
 import os
 import signal
 import subprocess
@@ -165,6 +166,35 @@ def test_a_clean_up_that_takes_too_long_is_interrupted_like_a_row(url, tmp_path,
         assert [attempt.state for attempt in Attempt.select()] == ["interrupted"]
     found = verify(plan.pk)
     assert found.sound and found.rows["result"] >= 1
+
+
+_SLOW_IMPORT = """
+from tests.sample_tasks import *
+if os.path.exists("slow"):
+    signal.raise_signal(signal.SIGTERM)
+    time.sleep(20)
+
+@task
+def f(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
+    for spectrum in spectra:
+        yield Measured.from_spectrum(spectrum, value=1.0)
+"""
+
+
+def test_an_element_that_is_asked_to_stop_in_a_long_import_is_interrupted(
+    url, tmp_path, monkeypatch
+):
+    """Its page is not broken: the module is not to blame."""
+    configure(tmp_path, "[element]\ngrace_s = 0.2\n", monkeypatch)
+    (tmp_path / "slow_import.py").write_text(_SLOW_IMPORT)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    plan = plan_of(5, 5, importlib.import_module("slow_import").f)
+    del sys.modules["slow_import"]
+    (tmp_path / "slow").touch()
+    with pytest.raises(Interrupted):
+        run_here(plan.pk)
+    with connection():
+        assert [attempt.state for attempt in Attempt.select()] == ["interrupted"]
 
 
 @task
