@@ -118,7 +118,8 @@ def _tables() -> Iterator[Finding]:
             yield warning(_PART, problem, remedy)
         except TaskError as error:
             problem = f"{plan.task}, of plan {plan.pk}: {error}"
-            yield warning(_PART, problem, "call this in the folder of its module, or install it")
+            remedy = "run this command in the folder of the module, or install the module"
+            yield warning(_PART, problem, remedy)
     wrong = [finding for model in dict.fromkeys(models) for finding in table_findings(_PART, model)]
     yield from wrong
     if not wrong:

@@ -304,7 +304,10 @@ def _advice(plan: Plan, pages: Pages, rows: Mapping[str, int], steps: list[NextS
         advice.append(f"astra logs {plan.pk} {idle.page}   shows why its elements began no page")
     died = next((p for p in in_states(pages, UNEXPLAINED) if p.exit_code), None)
     if died is not None:
-        advice.append(f"astra logs {plan.pk} {died.page}   shows its log (exit {died.exit_code})")
+        place = len(advice) if rows.get("done") else 0  # else the log may say why none is
+        advice.insert(
+            place, f"astra logs {plan.pk} {died.page}   shows its log (exit {died.exit_code})"
+        )
     silent = next((p for p in in_states(pages, {PageState.RUNNING}) if p.overdue), None)
     if silent is not None:
         advice.append(_advice_on_silent(plan, silent, suffix))

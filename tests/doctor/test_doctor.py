@@ -411,7 +411,7 @@ def test_a_task_whose_module_is_gone(place):
     database.execute_sql("UPDATE plan SET output_model = 'gone:Result', cwd = '/nowhere'")
     (found,) = [f for f in database_check() if "gone" in f.message]
     assert found.message.startswith("tests.sample_tasks.measure, of plan 1: ")
-    assert found.state == "warning" and "call this in the folder of its module" in str(found.remedy)
+    assert found.state == "warning" and "in the folder of the module" in str(found.remedy)
 
 
 def test_a_server_that_is_too_old_or_a_standby_is_named(place):

@@ -93,7 +93,10 @@ def test_a_night_whose_rows_are_all_in_a_forgotten_plan_says_so(sqlite_url):
     fill(6)
     forgotten = create_plan(measure, BossVisitSpectrum)[0].plan
     begun = nightly._begin(settings_of_tasks("measure"))
-    assert begun.state == "nothing new" and f"plan {forgotten}, which is of no" in begun.problems[0]
+    assert (
+        begun.state == "nothing new"
+        and f"plan {forgotten}, which belongs to no" in begun.problems[0]
+    )
 
 
 def test_rows_in_a_plan_of_another_night_are_left_to_it(url):

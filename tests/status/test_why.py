@@ -183,7 +183,7 @@ def test_what_to_type_plans_a_row_with_any_text_as_its_key(stones, key):
 def test_a_list_that_can_be_the_name_of_no_file_is_a_list(stones):
     assert len(keys_of(",".join(map(str, range(3000))))) == 3000
     assert keys_of("a,b\0") == ["a", "b\0"]
-    with pytest.raises(TaskError, match="it is empty, or holds a NUL"):
+    with pytest.raises(TaskError, match="it is empty, or contains a NUL"):
         history_of(weigh, "b\0")
 
 
