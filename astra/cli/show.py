@@ -277,7 +277,8 @@ def verdict(result: Verdict) -> None:
         known = api.CHECKS[check]
         console.print(f"[red]{check}[/]: {count(n, 'breach').replace('breachs', 'breaches')}")
         line(f"  {known['meaning']}")
-        line(f"  what to do: {known['remedy'].replace('PLAN', str(result.plan))}")
+        remedy = known["remedy"].replace("PLAN", str(result.plan)).replace("TASK", result.task)
+        line(f"  what to do: {remedy}")
         shown = [b for b in result.breaches if b.check == check]
         for breach in shown:
             place = [f"page {breach.page}"] if breach.page is not None else []

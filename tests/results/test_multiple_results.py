@@ -1,5 +1,6 @@
 """Tasks of every kind do the same called directly, run here, and in a plan."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import replace
 from datetime import datetime
@@ -125,6 +126,10 @@ def test_that_one_of_them_was_deleted_is_noticed(filled, number):
         assert Peak.delete().where(of_row).execute() == 1
     (breach,) = verify(1).breaches
     assert breach.key == 3 and breach.check == ("result-missing" if number == 2 else "result-mixed")
+    (remedy,) = re.findall(r"what to do: .*: astra (plan .*)", astra("verify", 1).stdout)
+    assert astra(*remedy.replace("KEY", "3").split()).returncode == 0
+    run_here(2)
+    assert verify(1).sound and verify(2).sound
 
 
 @task(many=True, group_by=("source_pk",))
