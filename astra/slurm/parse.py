@@ -4,9 +4,9 @@ The format is that of Slurm 22.05; the tests hold samples.
 """
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from types import MappingProxyType
 
 from astra.config.units import time_limit_s
@@ -204,7 +204,12 @@ def is_named(names_of_job: str, name: str) -> bool:
     >>> is_named("renamed|/runs/astra-1-a.sh|", "astra-1-a"), is_named("astra-1-ab|", "astra-1-a")
     (True, False)
     """
-    return name in names_of_job and name in re.split(r"(?:\.sh)?(?:[|/\s]|$)", names_of_job)
+    return _search_for(name)(names_of_job) is not None
+
+
+@cache
+def _search_for(name: str) -> Callable[[str], re.Match[str] | None]:
+    return re.compile(rf"{re.escape(name)}(?![\w-])").search
 
 
 def _state(word: str, reason: str | None) -> tuple[SlurmState | None, str | None]:
