@@ -1,4 +1,4 @@
-"""``python -m tests.faults``: run seeds, and say what became of each."""
+"""``python -m tests.faults``: run seeds, and report how each ended."""
 
 import argparse
 import logging
@@ -42,7 +42,7 @@ def main() -> int:
 
 
 def side_by_side(given: argparse.Namespace) -> int:
-    """Each with a PostgreSQL of its own, and every J-th seed; on the same clusters."""
+    """Run every J-th seed in each process, with a PostgreSQL of its own, on the same clusters."""
     flags = [f"--{name}" for name in ("slurm", "stop", "keep") if getattr(given, name)]
     started = []
     for job in range(given.jobs):

@@ -20,7 +20,7 @@ _KEY = b"of the tests alone"
 
 
 class _Manager(BaseManager):
-    """What the other processes may ask for."""
+    """The requests that other processes may make."""
 
 
 class Daemons:
@@ -61,7 +61,7 @@ class Daemons:
             return int(cluster.run("sbatch", *words.split())), self._forgotten[home]
 
     def forgotten(self, home: int) -> int:
-        """How often a controller has lost its state, for whichever seed."""
+        """Return how often a controller has lost its state, for any seed."""
         return self._forgotten[home]
 
     def repair(self, home: int) -> None:
@@ -80,7 +80,7 @@ class Daemons:
 
 @contextmanager
 def served(*clusters: Slurm) -> Iterator[str]:
-    """Serve clusters, and yield the socket by which others find them."""
+    """Serve clusters, and yield the socket at which other processes reach them."""
     daemons, socket = Daemons(clusters), str(clusters[0].folder / "daemons")
 
     class Serving(_Manager):
@@ -96,7 +96,7 @@ def served(*clusters: Slurm) -> Iterator[str]:
 
 
 class Job(NamedTuple):
-    """An element, or a job that is no array, on one of the clusters."""
+    """An element, or a job that is not an array, on one of the clusters."""
 
     conf: str
     name: str  # such as 17_2
@@ -126,7 +126,7 @@ class Cluster:
         return command(*words, env={**os.environ, "SLURM_CONF": conf or self.conf})
 
     def jobs(self, folder: Path, *words: str) -> list[Job]:
-        """Elements whose logs are in a folder, by the options of squeue that choose."""
+        """Return elements whose logs are in a folder, as selected by options of squeue."""
         ask = ("squeue", "-h", "-r", *words, "-O", "JobArrayID:40,STDOUT:400,Reason:99")
         found: list[Job] = []
 
@@ -148,7 +148,7 @@ class Cluster:
         return found
 
     def restore(self, folder: Path) -> None:
-        """No job of a folder's is left."""
+        """Return whether no job of a folder is left."""
         if self.jobs(folder):
             for job in self.jobs(folder):
                 with suppress(ServerError):  # it has just ended
@@ -167,14 +167,14 @@ class Cluster:
 
 
 class Stranger:
-    """Somebody's job that has the job id of one of ours: nobody cancels it."""
+    """Return a stranger's job that has the job id of one of ours, and must not be cancelled."""
 
     def __init__(self, cluster: Cluster, first_job_id: int) -> None:
         self.cluster = cluster
         self.job_id, self._forgotten = cluster.daemons.forget(cluster.home, first_job_id)
 
     def breaches(self) -> list[str]:
-        """Whether it still waits, unless its controller has lost it."""
+        """Return whether it still waits, unless its controller has lost it."""
         words = ("squeue", "-h", "-t", "all", "-r", "-j", self.job_id, "-o", "%j %T")
         try:
             states = self.cluster.run(*words).splitlines()

@@ -1,4 +1,4 @@
-"""A server for whatever is done to servers."""
+"""A server that tests may break."""
 
 from collections.abc import Iterator
 
@@ -11,7 +11,7 @@ from tests.servers import Postgres
 
 @pytest.fixture(scope="session")
 def faulty() -> Iterator[Postgres]:
-    """A server that faults may be done to, apart from that of the other tests."""
+    """A server into which faults may be injected; other tests use another one."""
     with Postgres(small_disk_mb=SMALL_DISK_MB, **SERVER) as server:
         prepare(server)
         reset()

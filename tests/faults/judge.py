@@ -1,4 +1,4 @@
-"""The judge: what ended how, against a serial run; what was computed again, against the audit."""
+"""Compare how rows ended with a serial run, and what was computed again with the audit."""
 
 from collections import defaultdict
 from typing import Any
@@ -17,7 +17,7 @@ _ENDS |= {fate: Outcome.FAILURE for fate in _POISON}
 
 
 def breaches(world: World, plan: int) -> list[str]:
-    """Whatever must not be, of a plan that was run to its end."""
+    """Return every breach of a plan that was run to its end."""
     found = verify(plan, max_listed=5)
     database.close()
     said = [f"verify: {b.check}: page {b.page} key {b.key}: {b.problem}" for b in found.breaches]
@@ -28,7 +28,7 @@ def breaches(world: World, plan: int) -> list[str]:
 
 
 def blamed(world: World, plan: int) -> list[int]:
-    """Rows that were given up, as they were in progress at max_deaths deaths, and are innocent."""
+    """Return innocent rows that were given up: they were in progress at max_deaths crashes."""
     rows = world.sql(
         "SELECT key_text::bigint FROM failure WHERE plan_pk = %s "
         "AND exception IN ('KilledProcess', 'RowTimeout')", plan,
@@ -49,13 +49,13 @@ def _ends(world: World, plan: int) -> list[str]:
 
 
 def _excused(world: World) -> set[int]:
-    """Rows that failed as what was done to their table has them fail."""
+    """Return rows that failed as expected because of a fault of their table."""
     failed = world.sql("SELECT key_text::bigint, exception FROM failure")
     return {key for key, exception in failed if exception in world.excused.get(key, ())}
 
 
 def _values(world: World) -> list[str]:
-    """Every result is what was yielded for a version that its row had, the one it says it read."""
+    """Check that each result is that of the version of its row which it names as its input."""
     said = []
     for key, value, n, extra, modified, at in world.sql(
         "SELECT o.spectrum_pk, o.value, o.n::float8, o.extra, extract(epoch FROM o.input_modified)"
@@ -74,8 +74,8 @@ def _values(world: World) -> list[str]:
 
 
 def _again(world: World) -> list[str]:
-    """Rows that were computed after their result was stored, by an attempt that still held
-    its page; and how much was computed again altogether."""
+    """Report rows that an attempt which still held their page computed after they were stored,
+    and whether more was computed in all than expected."""
     stored: dict[tuple[int, float], float] = {}
     for key, modified, at in world.sql(
         "SELECT key, extract(epoch FROM input_modified)::float8, "
@@ -95,11 +95,11 @@ def _again(world: World) -> list[str]:
 
 
 def _overtaken(world: World) -> list[str]:
-    """Attempts that lived, and went on computing when their page had been taken from them.
+    """Report attempts that were alive, and continued to compute after their page was taken over.
 
-    Where silence is all that tells (on other nodes), that may happen to one that was silent. On a
-    cluster the processes of an element that Slurm ended may live for a moment: there it counts when
-    another has begun.
+    On another node, a missing heartbeat is the only evidence, so an attempt without one is not
+    reported. On a cluster, the processes of an element that Slurm ended may live for a moment, so
+    that an attempt is reported only if another one has begun.
     """
     if world.scenario.elsewhere and world.cluster is None:
         return []
@@ -139,14 +139,14 @@ def _late(world: World) -> list[str]:
 
 
 def _most(world: World) -> int:
-    """How many rows may be computed: those there are, and for each attempt that went before
-    another, what it may have had in progress or not yet stored."""
+    """Return how many rows may be computed at most: all rows, and for each attempt that another
+    one followed, those that it may have had in progress or not yet stored."""
     s: Scenario = world.scenario
     attempts: dict[int, int] = defaultdict(int)
     for page, n in world.sql("SELECT page_pk, count(*) FROM attempt GROUP BY 1"):
         attempts[page] = n
     n_modified = sum(len(versions) - 1 for versions in world.history.values())
-    # A row that waits for a checkpoint, one that is in a failing one, and what a zombie goes on with.
+    # Rows that wait for a checkpoint, those of a failing one, and those that a zombie computes.
     waits_s = s.write_frequency + 3 + s.lease_s
     lost = min(s.limit, 5 * s.batch_size + int(waits_s / s.row_s) if s.row_s else s.limit)
     # Rows without result stay open until the task ends or raises; those are then run once more.
@@ -155,7 +155,7 @@ def _most(world: World) -> int:
 
 
 def state(world: World) -> dict[str, Any]:
-    """What a person wants to see of a seed that failed."""
+    """Return the tables that help to understand why a seed failed."""
     return {
         "attempts": world.sql(
             "SELECT number, page_pk, state, pid, n_done, n_failed, n_no_result, n_found, message "

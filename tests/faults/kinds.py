@@ -1,4 +1,4 @@
-"""The kinds of faults: each is a function that does it to a world, registered here."""
+"""The kinds of faults: each is a function, registered here, that injects one into a world."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tests.faults.nemesis import Nemesis
 
-#: Does a fault; says what was done to whom, or None where nobody was there.
+#: Injects a fault; returns what was done to which process, or None if there was none.
 Doing = Callable[["Nemesis", "Fault"], str | None]
 
 

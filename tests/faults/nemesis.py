@@ -1,4 +1,4 @@
-"""The nemesis: does a scenario's faults, each when its share of the rows has been computed."""
+"""Inject the faults of a scenario, each when its share of the rows has been computed."""
 
 import random
 import signal
@@ -18,15 +18,15 @@ from tests.faults.kinds import KINDS, Fault
 from tests.faults.world import World, send
 from tests.servers import ServerError
 
-#: Longest wait for a fault's moment, for a checkpoint to be inside of, and for an element.
+#: Longest waits for the moment of a fault, for a checkpoint to interrupt, and for an element.
 _MOMENT_S, _CHECKPOINT_S, _ELEMENT_S = 20.0, 3.0, 2.0
 
-#: Longest wait for the fault that is being done when the run ends; some call several commands.
+#: Longest wait for a fault that is in progress when the run ends; some call several commands.
 _FINISH_S = 120.0
 
 
 class Nemesis(threading.Thread):
-    """Works beside the run, until its faults are done or the plan is whole."""
+    """Injects faults during the run, until all are done or the plan is whole."""
 
     def __init__(self, world: World, plan: int, resume: Callable[[], int | None]) -> None:
         super().__init__(daemon=True)
@@ -34,9 +34,9 @@ class Nemesis(threading.Thread):
         self.resume = resume  # the pid of astra resume, while there is one
         self.dice = random.Random(world.scenario.seed + 1)
         self.over = threading.Event()
-        self.done: list[str] = []  # what was done to whom, for the report
-        self.breaches: list[str] = []  # what astra did that it must not, as a fault was done
-        self.n_deaths = 0  # ends without a word that rows in progress may be blamed for
+        self.done: list[str] = []  # what was done to which process, for the report
+        self.breaches: list[str] = []  # what astra did wrong while a fault was injected
+        self.n_deaths = 0  # unexplained crashes, for which rows in progress may be blamed
         self.trouble: BaseException | None = None
         self.later: list[threading.Timer] = []
         self.doing = "nothing"
@@ -56,7 +56,7 @@ class Nemesis(threading.Thread):
             self.hold.unlink(missing_ok=True)
 
     def finish(self) -> None:
-        """No more faults; what was taken away is given back."""
+        """Inject no more faults, and undo those that last."""
         self.over.set()
         self.join(_FINISH_S)
         for timer in self.later:

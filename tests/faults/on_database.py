@@ -1,4 +1,4 @@
-"""Faults done to the database, and to the clock."""
+"""Faults of the database and of the clock."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def terminate(nemesis: Nemesis, fault: Fault) -> str | None:
 
 @kind(2, name="read-only")
 def read_only(nemesis: Nemesis, fault: Fault) -> str:
-    """Have transactions read only, as after a failover."""
+    """Make transactions read-only, as after a failover."""
     _set(nemesis, "default_transaction_read_only = on", fault.lasts_s)
     return f"for {fault.lasts_s} s"
 
@@ -61,7 +61,7 @@ def crash(nemesis: Nemesis, fault: Fault) -> str:
 
 @kind(3, inside=True)
 def silence(nemesis: Nemesis, fault: Fault) -> str:
-    """Let nothing pass on the links to PostgreSQL, which stay open."""
+    """Let no data pass on the connections to PostgreSQL, which stay open."""
     n_open = nemesis.world.proxy.silence()
     nemesis.over.wait(fault.lasts_s)
     nemesis.world.proxy.heal()
@@ -70,7 +70,7 @@ def silence(nemesis: Nemesis, fault: Fault) -> str:
 
 @kind(1)
 def refuse(nemesis: Nemesis, fault: Fault) -> str:
-    """Have the database accept no connections."""
+    """Make the database refuse connections."""
     with nemesis.world.server.closed_database(nemesis.world.name) as n_ended:
         nemesis.over.wait(fault.lasts_s)
     return f"{n_ended} connections ended, no new ones for {fault.lasts_s} s"
@@ -78,7 +78,7 @@ def refuse(nemesis: Nemesis, fault: Fault) -> str:
 
 @kind(1, name="pg_hba")
 def pg_hba(nemesis: Nemesis, fault: Fault) -> str:
-    """Do not let the role in."""
+    """Reject the role in pg_hba.conf."""
     with nemesis.world.server.locked_out("astra"):
         n_ended = len(_end_backends(nemesis))
         nemesis.over.wait(fault.lasts_s)
@@ -87,7 +87,7 @@ def pg_hba(nemesis: Nemesis, fault: Fault) -> str:
 
 @kind(1)
 def too_many(nemesis: Nemesis, fault: Fault) -> str:
-    """Leave the role no connection."""
+    """Use up the connections of the role."""
     nemesis.world.sql("ALTER ROLE astra CONNECTION LIMIT 0")
     try:
         n_ended = len(_end_backends(nemesis))
@@ -99,7 +99,7 @@ def too_many(nemesis: Nemesis, fault: Fault) -> str:
 
 @kind(2)
 def slow(nemesis: Nemesis, fault: Fault) -> str:
-    """Make each checkpoint take long."""
+    """Make each checkpoint slow."""
     nemesis.world.sql("INSERT INTO armed VALUES ('results', 0.7)")
     try:
         nemesis.over.wait(fault.lasts_s)
@@ -168,7 +168,7 @@ def locks(nemesis: Nemesis, fault: Fault) -> str:
 
 @kind(2)
 def deadlock(nemesis: Nemesis, fault: Fault) -> str:
-    """Lock attempt and page in the other order."""
+    """Lock attempt and page in the opposite order."""
     n_lost = n_tried = 0
     end = time.monotonic() + fault.lasts_s
     while time.monotonic() < end and not nemesis.over.wait(0.05):
@@ -185,7 +185,7 @@ def deadlock(nemesis: Nemesis, fault: Fault) -> str:
 
 @kind(1)
 def clock(nemesis: Nemesis, fault: Fault) -> str:
-    """Have the clock jump by hours, where it is not the machine's."""
+    """Set the clock by hours, unless it is that of the machine."""
     hours = -2.0 if fault.number == SIGINT else 2.0
     nemesis.world.set_clock(hours)
     heard = "" if nemesis.world.scenario.clock_h is not None else ", which nobody looks at"
@@ -193,7 +193,7 @@ def clock(nemesis: Nemesis, fault: Fault) -> str:
 
 
 class _Met:
-    """How often a fault was met, by words of the server's log: it lasts until it was, if it can."""
+    """Return how often a fault had an effect, by phrases in the server's log."""
 
     def __init__(self, nemesis: Nemesis, words: str) -> None:
         self.nemesis, self.words, self.began_s = nemesis, words, time.monotonic()
@@ -206,7 +206,7 @@ class _Met:
         return self.logged() - self.before
 
     def lasts(self, lasts_s: float) -> bool:
-        """Whether the fault goes on: for its time, and on a busy machine until it was met."""
+        """Return whether the fault continues: for its time, or longer until it has had an effect."""
         gone_s = time.monotonic() - self.began_s
         is_early = gone_s < lasts_s or (gone_s < _MEETS_S and not self.n())
         return is_early and not self.nemesis.over.is_set()

@@ -1,4 +1,4 @@
-"""Faults done to processes, and to Slurm."""
+"""Faults of processes and of Slurm."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def kill_parent(nemesis: Nemesis, fault: Fault) -> str | None:
 
 @kind(2, on_slurm=0)
 def kill_resume(nemesis: Nemesis, fault: Fault) -> str | None:
-    """Kill astra resume; its elements go on."""
+    """Kill astra resume; its elements continue."""
     pid = nemesis.resume()
     if pid is not None:
         send(pid, SIGKILL)
@@ -55,7 +55,7 @@ def signal(nemesis: Nemesis, fault: Fault) -> str | None:
 
 @kind(3, inside=True, kills=True)
 def zombie(nemesis: Nemesis, fault: Fault) -> str | None:
-    """Stop an element for longer than its lease, while others take over, then let it go on."""
+    """Stop an element for longer than its lease, so that others take over, then continue it."""
     chosen = [pid for pair in nemesis.chosen(fault) for pid in pair if pid]
     for pid in chosen:
         send(pid, SIGSTOP)
@@ -71,7 +71,7 @@ def zombie(nemesis: Nemesis, fault: Fault) -> str | None:
 
 @kind(0)
 def suspend(nemesis: Nemesis, fault: Fault) -> str | None:
-    """As Slurm suspends a job: all its processes stand still, and go on where they stood."""
+    """Stop all processes of an element and continue them, as Slurm suspends a job."""
     chosen = [pid for pair in nemesis.chosen(fault) for pid in pair if pid]
     for pid in chosen:
         send(pid, SIGSTOP)
@@ -134,6 +134,6 @@ def other_login(nemesis: Nemesis, fault: Fault) -> str | None:
 
 
 def _job(nemesis: Nemesis) -> Job | None:
-    """An element that runs, in Slurm's words."""
+    """Return an element that runs, as Slurm names it."""
     running = nemesis.cluster.jobs(nemesis.world.folder, "-t", "R")
     return nemesis.dice.choice(running) if running else None

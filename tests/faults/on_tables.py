@@ -1,4 +1,4 @@
-"""Faults done to tables: to their rows, columns, indexes and triggers."""
+"""Faults of tables: of their rows, columns, indexes and triggers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def modify(nemesis: Nemesis, fault: Fault) -> str:
 
 @kind(2)
 def retype(nemesis: Nemesis, fault: Fault) -> str:
-    """Give a column of results a type of the same width, or a narrower one, for good."""
+    """Change the type of a column of results to one of the same width, or narrower."""
     types = ["double precision", "numeric", "integer", "real", "smallint"]
     for name in nemesis.dice.sample(types, len(types)):
         try:
@@ -42,7 +42,7 @@ def retype(nemesis: Nemesis, fault: Fault) -> str:
 
 @kind(2, repeats=True)
 def demand(nemesis: Nemesis, fault: Fault) -> str:
-    """Add a column that the model lacks and that wants a value."""
+    """Add a column that the model lacks and that requires a value."""
     nemesis.world.sql("ALTER TABLE ordeal ADD COLUMN surplus integer NOT NULL DEFAULT 0")
     nemesis.world.sql("ALTER TABLE ordeal ALTER COLUMN surplus DROP DEFAULT")
     return _repaired(nemesis, fault, "ALTER TABLE ordeal DROP COLUMN surplus")
@@ -57,7 +57,7 @@ def rename(nemesis: Nemesis, fault: Fault) -> str:
 
 @kind(2, repeats=True)
 def drop(nemesis: Nemesis, fault: Fault) -> str:
-    """Drop a column of results, with its values; astra initdb makes it again."""
+    """Drop a column of results, with its values; astra initdb creates it again."""
     nemesis.world.sql("ALTER TABLE ordeal DROP COLUMN extra")
     ((at,),) = nemesis.world.sql("SELECT extract(epoch FROM clock_timestamp())::float8")
     nemesis.world.dropped = at
@@ -66,7 +66,7 @@ def drop(nemesis: Nemesis, fault: Fault) -> str:
 
 @kind(2)
 def keep_out(nemesis: Nemesis, fault: Fault) -> str:
-    """Have a trigger keep every third row out of the results, without an error."""
+    """Have a trigger discard every third row of the results, without an error."""
     nemesis.world.excuse("NotStored", lambda key: key % 3 == 0)
     nemesis.world.sql(
         "CREATE TRIGGER keep_out BEFORE INSERT ON ordeal FOR EACH ROW "
@@ -77,7 +77,7 @@ def keep_out(nemesis: Nemesis, fault: Fault) -> str:
 
 @kind(2, repeats=True)
 def unguard(nemesis: Nemesis, fault: Fault) -> str:
-    """Drop a unique index that astra rests on; astra initdb makes it again."""
+    """Drop a unique index that astra relies on; astra initdb creates it again."""
     table = nemesis.dice.choice(["ordeal", "ordeal", "failure", "no_result"])
     ((index,), *_) = nemesis.world.sql(
         "SELECT indexrelid::regclass::text FROM pg_index WHERE indrelid = %s::regclass "
@@ -90,7 +90,7 @@ def unguard(nemesis: Nemesis, fault: Fault) -> str:
 
 @kind(2, repeats=True)
 def unwatch(nemesis: Nemesis, fault: Fault) -> str:
-    """Disable or drop the trigger that keeps `modified`; astra initdb makes it work again."""
+    """Disable or drop the trigger that maintains `modified`; astra initdb restores it."""
     words = nemesis.dice.choice(["ALTER TABLE {} DISABLE TRIGGER {}", "DROP TRIGGER {1} ON {0}"])
     nemesis.world.sql(words.format("boss_visit_spectrum", "astra_keep_modified"))
     said = _repaired(nemesis, fault)
@@ -98,7 +98,7 @@ def unwatch(nemesis: Nemesis, fault: Fault) -> str:
 
 
 def _repaired(nemesis: Nemesis, fault: Fault, statement: str | None = None) -> str:
-    """Wait as long as the fault lasts, then repair the table, as a person does."""
+    """Wait as long as the fault lasts, then repair the table, as a person would."""
     nemesis.world.is_repaired = False
     nemesis.over.wait(fault.lasts_s)
     if statement is None:

@@ -1,4 +1,4 @@
-"""One scenario from its beginning to its judgement."""
+"""Run one scenario, and judge how it ended."""
 
 import re
 import signal
@@ -23,22 +23,22 @@ from tests.faults.scenario import Scenario
 from tests.faults.world import ROOT, World, send
 from tests.servers import Postgres, ServerError
 
-#: A plan has to be whole after so long, and so many calls of astra resume; elements that are told
-#: to end, or have nothing to do, have to end. Nothing takes so long but on a machine that others
-#: keep busy.
+#: A plan has to be whole within this time and this many calls of astra resume, and elements that
+#: are asked to stop, or have nothing to do, have to end within the last one. Only on a busy machine
+#: does anything take this long.
 BOUND_S, ROUNDS, END_S = 400.0, 25, 120.0
-#: Slurm starts what was requeued only after a while, and sets down a node that does not answer.
+#: Slurm waits before it starts a requeued job, and sets a node that does not answer DOWN.
 SLURM_BOUND_S = 600.0
 #: How often the plan is verified while it runs.
 LOOK_S = 1.0
-#: A user waits so long before the next astra resume, and each time twice as long if one submitted
-#: nothing: elements run that belong to an earlier one, or Slurm has not said how they ended.
+#: The pause of a user before the next astra resume. It doubles if one has submitted nothing, because
+#: elements of an earlier one still run, or Slurm has not reported how they ended.
 PAUSE_S, LONGEST_PAUSE_S = 0.3, 5.0
 
 
 @dataclass(frozen=True)
 class Report:
-    """What became of a seed."""
+    """How a seed ended."""
 
     seed: int
     breaches: tuple[str, ...]
@@ -101,7 +101,7 @@ def _judged(world: World, began: float) -> Report:
 
 
 class Drive:
-    """A user who calls astra resume until the plan is whole, and knows nothing of the faults."""
+    """Calls astra resume until the plan is whole, as a user who does not know of the faults."""
 
     def __init__(self, world: World, plan: int) -> None:
         self.world, self.plan = world, plan
@@ -113,12 +113,12 @@ class Drive:
         self._forgotten = world.cluster.forgotten() if world.cluster else 0
 
     def n_deaths(self) -> int:
-        """Ends without a word: what the nemesis did, and what lost its controller's state."""
+        """Return the number of unexplained ends: by the nemesis, and by a controller's lost state."""
         now = self.world.cluster.forgotten() if self.world.cluster else 0
         return self.nemesis.n_deaths + now - self._forgotten
 
     def judged(self) -> tuple[list[str], int]:
-        """Breaches at the end, and how many innocent rows had been given up."""
+        """Return the breaches at the end, and how many innocent rows had been given up."""
         said, n_blamed = self.to_the_end(), 0
         if not said:
             n_blamed, said = _retried(self.world, self)
@@ -179,7 +179,7 @@ class Drive:
             time.sleep(0.3)
 
     def look(self) -> None:
-        """A plan is sound at every moment, not only when it is whole; a guard may be lost for a while."""
+        """Check that the plan is consistent while it runs; a guard may be missing for a while."""
         try:
             with connection():  # one for all that it reads
                 found = verify(self.plan, max_listed=3)
@@ -212,7 +212,7 @@ class Drive:
             cluster.release(held)
 
     def _is_paused(self) -> bool:
-        """Whether all pages broke, so that the plan has to be continued."""
+        """Return whether all pages broke, so that the plan has to be continued."""
         with suppress(psycopg2.Error):
             return bool(
                 self.world.sql("SELECT 1 FROM plan WHERE pk = %s AND paused IS NOT NULL", self.plan)
@@ -236,13 +236,13 @@ class Drive:
 
 
 def _advice(said: str) -> list[str]:
-    """The options that astra resume names for pages whose retries are used up."""
+    """Return the options that astra resume names for pages whose retries are used up."""
     found = re.search(r"retries used up; astra resume \d+ (--only \w+)", said)
     return found[1].split() if found else []
 
 
 def _retried(world: World, drive: Drive) -> tuple[int, list[str]]:
-    """Take innocent rows again that were given up; it is a breach if too little was done to them."""
+    """Retry innocent rows that were given up; it is a breach if too few crashes explain them."""
     innocent = judge.blamed(world, drive.plan)
     if not innocent:
         return 0, []
@@ -255,7 +255,7 @@ def _retried(world: World, drive: Drive) -> tuple[int, list[str]]:
 
 
 def _next_plan(world: World, first: int) -> list[str]:
-    """The rows that were modified since they ended, and no others, are pending again."""
+    """Check that the rows that were modified since they ended, and no others, are pending."""
     modified = [
         key
         for (key,) in world.sql(

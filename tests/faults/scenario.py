@@ -1,4 +1,4 @@
-"""What a seed stands for: a task, its rows and settings, and a schedule of faults."""
+"""What a seed determines: a task, its rows and settings, and a schedule of faults."""
 
 import random
 from dataclasses import dataclass, field, replace
@@ -75,7 +75,7 @@ def draw(seed: int, slurm: bool = False) -> Scenario:
 
 
 def _early(kind: str, faults: tuple[Fault, ...], longer_s: float = 0.0) -> tuple[Fault, ...]:
-    """The same with faults of a kind in the first third, where rows are left to be lost."""
+    """Return it with faults of a kind in the first third, when rows are left that can be lost."""
     return tuple(
         replace(f, after=round(f.after / 3, 2), lasts_s=f.lasts_s + longer_s)
         if f.kind == kind else f
@@ -118,7 +118,7 @@ def _faults(dice: random.Random, hangs: bool, slurm: bool) -> tuple[Fault, ...]:
 def _directed(
     *kinds: str, inside: str | None = None, lasts_s: float = 0.5, **more: Any
 ) -> Scenario:
-    """One fault, or a few, at a page that takes long enough for them to count."""
+    """Return a scenario of one fault, or a few, at a page that takes long enough to be affected."""
     after, number = more.pop("after", 0.3), more.pop("number", 15)
     faults = tuple(Fault(kind, after, inside, lasts_s, number) for kind in kinds)
     settings: dict[str, Any] = {

@@ -31,7 +31,7 @@ def n_of(key: int) -> int:
 
 
 def value_of(key: int, snr: float) -> float:
-    """What a serial run computes: of the row as it was read."""
+    """Return what a serial run computes from the row as it was read."""
     return key * 1000.0 + snr
 
 
@@ -44,7 +44,7 @@ def fates(path: str) -> dict[int, str]:
 def endure(
     spectra: Iterable[BossVisitSpectrum], fates_in: str, computed: str, row_s: float = 0.0
 ) -> Iterable[Ordeal]:
-    """A result for each row, but for those whose fate is another; each row is noted first."""
+    """Yield a result for each row except those with another fate; record each row first."""
     known = fates(fates_in)
     for spectrum in spectra:
         key = spectrum.spectrum_pk

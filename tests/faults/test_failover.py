@@ -42,7 +42,7 @@ def pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Post
 
 
 def resumed_over(part: float, fail_over: Callable[[], None], computed: Path) -> int:
-    """Run a plan of 80 rows, of which such a part is stored when the fault comes; its status."""
+    """Run a plan of 80 rows, inject the fault once this share is stored, and return the status."""
     fill(80)
     arguments = {"row_s": 0.05, "computed": str(computed)}
     create_plan(measure, BossVisitSpectrum, limit=40, arguments=arguments)
@@ -58,7 +58,7 @@ def times_computed(computed: Path) -> Counter[str]:
 
 
 def test_a_standby_takes_over(pair, tmp_path):
-    """It has every commit that was acknowledged: nobody notices but for the pause."""
+    """The standby has every acknowledged commit, so that only a pause is noticed."""
     primary, standby = pair
     primary.sql("ALTER SYSTEM SET synchronous_standby_names = '*'")
     primary.sql("SELECT pg_reload_conf()")
@@ -101,7 +101,7 @@ def test_a_standby_that_lacks_the_last_commits(pair, tmp_path):
 
 
 def test_a_standby_that_lacks_a_running_element(pair, tmp_path):
-    """There, another element's attempt has the number of the one that is lost."""
+    """On the standby, another element's attempt gets the number of the lost one."""
     primary, standby = pair
     fill(80)
     computed, fast = tmp_path / "computed", tmp_path / "fast"
