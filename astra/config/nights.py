@@ -70,7 +70,7 @@ class _Planned:
 
     profile: str | None = entry(None, text)
     limit: int | None = entry(None, whole(1, MAX_PAGE_ROWS))  # rows per page
-    max_rows: int | None = entry(None, whole(1))  # of each task
+    max_rows: int | None = entry(None, whole(1))  # of each table that a task reads
     where: str | None = entry(None, text)  # only these rows: a condition on their columns
     redo: str | None = entry(None, _redo)  # rows that have ended are processed again
     throttle: int | None = entry(None, whole(1))  # elements at once: of a task out of the night's
