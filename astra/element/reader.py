@@ -80,6 +80,8 @@ class Reader:
     Suspects come last, each group by itself. Those that were given up are recorded as failures.
     """
 
+    writer: Writer  # set by `begin`, before anything is read
+
     def __init__(
         self,
         model: type[Model],
@@ -93,7 +95,6 @@ class Reader:
         self.key, self.moment, self.link = key_of(model), moment_of(model), link_of(output, model)
         self.redo = redo  # rows that have results are processed again
         self.before_rows = before_rows  # called before the task is given the rows of a chunk
-        self.writer: Writer | None = None
         self.t_read_s = 0.0
         self.arrays = pixel_columns(model)
         # The sizes of arrays are not queried until a row has arrays. Usually no row has any, and
@@ -303,10 +304,8 @@ class Reader:
         for k in changed:
             _, moment = rows.pop(k)
             message = changed_key_message(values[k], self.output)
-            if self.writer is not None:
-                modified = OutputModel.input_modified.python_value(moment)
-                refusal = Refusal(HandedRow(k, None, modified), "KeyChanged", message)
-                self.writer.add(failures=[refusal])
+            modified = OutputModel.input_modified.python_value(moment)
+            self._fail(k, modified, "KeyChanged", message)
         return changed
 
     def _note_unread(self, unread: dict[RowKey, Exception], n_rows: int) -> set[RowKey]:
@@ -317,8 +316,8 @@ class Reader:
         BrokenElement
             If most rows cannot be read: the table or its model is to blame, and not its rows.
         """
-        if not unread or self.writer is None:
-            return set(unread)
+        if not unread:
+            return set()
         tally = self.writer.tally
         is_first = not self.n_given and Outcome.RESULT.value not in self.claim.outcomes
         n_new = sum(str(key) not in tally.failed_before for key in unread)
@@ -333,9 +332,12 @@ class Reader:
             with suppress(*UNREADABLE):
                 modified = moments(self.model, [key]).get(key)
             message = f"the row cannot be read: {error_text(error).strip()}"
-            refusal = Refusal(HandedRow(key, None, modified), type(error).__name__, message)
-            self.writer.add(failures=[refusal])
+            self._fail(key, modified, type(error).__name__, message)
         return set(unread)
+
+    def _fail(self, key: RowKey, modified: datetime | None, exception: str, message: str) -> None:
+        """Record a row that the task is not given as a failure."""
+        self.writer.add(failures=[Refusal(HandedRow(key, None, modified), exception, message)])
 
     def _note_missing(self, keys: list[RowKey]) -> list[RowKey]:
         """Record rows that already have a result or were deleted; return the keys of the others."""
@@ -343,13 +345,11 @@ class Reader:
             return keys
         query = self._query_for(keys).select(self.key.given, self._has_result())
         has_result = dict(database.execute(query).fetchall())
-        if self.writer is not None:
-            message = "the row was deleted, or hidden from this role, after it was planned"
-            gone = [HandedRow(k, None) for k in keys if k not in has_result]
-            self.writer.add(
-                failures=[Refusal(row, INPUT_GONE, message) for row in gone],
-                found=[HandedRow(k, None) for k in keys if has_result.get(k)],
-            )
+        self.writer.add(found=[HandedRow(k, None) for k in keys if has_result.get(k)])
+        for k in keys:
+            if k not in has_result:
+                message = "the row was deleted, or hidden from this role, after it was planned"
+                self._fail(k, None, INPUT_GONE, message)
         return [k for k in keys if k in has_result and not has_result[k]]
 
     def _cut(self, keys: list[RowKey]) -> tuple[list[RowKey], list[RowKey]]:
