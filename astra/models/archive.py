@@ -63,7 +63,9 @@ def new_place() -> str | None:
             "cannot be distinguished from a copy of it: astra initdb"
         )
     if not dialect().is_same_location(known.made_in, place):
-        if _is_standby():
+        with connection():
+            is_standby = server().is_standby
+        if is_standby:
             raise DatabaseError(
                 f"the database {hide_password(url())} is a standby, on which nothing can be "
                 "written: name the primary in ASTRA_DATABASE_URL"
@@ -75,11 +77,6 @@ def new_place() -> str | None:
             "taken its place: astra initdb --moved. Until then nothing is written"
         )
     return place if place != known.made_in else None
-
-
-def _is_standby() -> bool:
-    with connection():
-        return server().is_standby
 
 
 def identify_archive(copied: bool, moved: bool) -> str | None:

@@ -188,7 +188,8 @@ class BaseModel(peewee.Model, metaclass=ModelMeta):
         """Add what peewee cannot declare for both databases; can be run again."""
         # Creating a trigger waits for all who use the table.
         if cls.is_input and not dialect().keeps_modified(cls, "modified"):
-            dialect().keep_modified(cls, _key_columns(cls), "modified")
+            key = cast("Field", cls._meta.primary_key)
+            dialect().keep_modified(cls, [key.column_name], "modified")
 
     @classmethod
     def own_indexes(cls) -> Iterator[peewee.Index]:
@@ -299,11 +300,6 @@ def _database_default(field: Field) -> str | None:
         return "session_user" if dialect().name == "postgresql" else None
     declared = (getattr(constraint, "sql", "") for constraint in field.constraints or ())
     return next((sql[8:] for sql in declared if sql.upper().startswith("DEFAULT ")), None)
-
-
-def _key_columns(model: type[Model]) -> list[str]:
-    key = cast("Field", model._meta.primary_key)
-    return [key.column_name]
 
 
 def order_index(

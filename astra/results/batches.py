@@ -90,12 +90,18 @@ def store_batch(
     may_copy: bool,
 ) -> Written:
     """Write results that set the same columns, unless later ones are in their place."""
-    batch = _batch(type(results[0].result), link, columns)
+    model = type(results[0].result)
+    key = tuple(field.column_name for field in link.key(model).fields)
+    batch = Batch(
+        dialect().table(model), columns, (*key, "result_number"),
+        (*key, "v_astra_major_minor", "result_number"), link.condition,
+        model.task_pk.column_name, model,
+    )  # fmt: skip
     written = dialect().upsert(batch, may_copy)
     _check_stored(results, written, link)
     if len(written) < len(results):
         results = [results[place] for place in sorted(written)]
-    return Written(batch.model, written, batch, results)
+    return Written(model, written, batch, results)
 
 
 def _check_stored(results: Sequence[YieldedResult], written: Mapping[int, int], link: Link) -> None:
@@ -120,13 +126,3 @@ def _check_stored(results: Sequence[YieldedResult], written: Mapping[int, int], 
             later &= model.input_read > data["input_read"]
         if not model.select(model.task_pk).where(later).exists():
             raise NotStored(model._meta.table_name)
-
-
-def _batch(model: type[OutputModel], link: Link, columns: dict[str, Sequence[object]]) -> Batch:
-    """Make a batch of results that set the same columns, with the unique index that applies."""
-    key = tuple(field.column_name for field in link.key(model).fields)
-    return Batch(
-        dialect().table(model), columns, (*key, "result_number"),
-        (*key, "v_astra_major_minor", "result_number"), link.condition,
-        model.task_pk.column_name, model,
-    )  # fmt: skip
