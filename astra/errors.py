@@ -123,6 +123,10 @@ class OutOfMemory(BrokenElement):
     """A row, or the task before it, exhausted the memory."""
 
 
+class OutOfFiles(OutOfMemory):
+    """A row, or the task before it, has opened as many files as its process may."""
+
+
 class Terminated(SystemExit):
     """The process was asked to stop. It ends even if the task catches this exception."""
 

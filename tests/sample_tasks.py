@@ -220,6 +220,17 @@ def close_files(spectra: Iterable[BossVisitSpectrum], at: int = 0) -> Iterable[M
         yield Measured.from_spectrum(row, value=1.0)
 
 
+@task(batch_size=5)
+def leak_files(spectra: Iterable[BossVisitSpectrum], n_files: int) -> Iterable[Measured]:
+    """Opens a file for each row, and closes none."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (n_files, n_files))
+    opened = []
+    for row in spectra:
+        with suppress(OSError):  # and does not notice
+            opened.append(os.open(os.devnull, os.O_RDONLY))
+        yield Measured.from_spectrum(row, value=1.0)
+
+
 @task
 def keyed(spectra: Iterable[BossVisitSpectrum], bad: int = 0) -> Iterable[Measured]:
     """One of its results bears a key that no row can have."""

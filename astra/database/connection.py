@@ -20,7 +20,7 @@ import peewee
 
 from astra.config import secrets
 from astra.config import settings as config
-from astra.database.memory import check_memory
+from astra.database.memory import check_files, check_memory
 from astra.database.statement_timeout import bounded
 from astra.errors import ConfigError, DatabaseError, NotAllowed, UsageError
 
@@ -348,7 +348,7 @@ def retrying(
     DatabaseError
         If the outage lasted for longer than the bound.
     OutOfMemory
-        If this process has no memory left for a connection, which no wait changes.
+        If this process has no memory, or files, left for a connection, which no wait changes.
     """
     if bound_s is None:
         bound_s = config.current().database.retry_for_s
@@ -364,6 +364,7 @@ def retrying(
             if not dialect().is_transient(getattr(error, "error", error)) or is_callers:
                 raise
             check_memory(error)
+            check_files(error)
             if not dialect().is_lock(getattr(error, "error", error)):
                 drop_connection()  # after a mere lock, open cursors are still needed
             now = time.monotonic()

@@ -1,10 +1,11 @@
-"""Notice that this process has no memory left, before a connection or a thread waits for it."""
+"""Notice that this process has no memory or files left, before a connection or a thread waits."""
 
 import mmap
+import os
 import threading
 from collections.abc import Callable
 
-from astra.errors import OutOfMemory
+from astra.errors import OutOfFiles, OutOfMemory
 
 #: Bytes that a connection or a new thread needs at most: more than a page of a file, the buffers of
 #: libpq, or what Python allocates before a thread runs.
@@ -22,6 +23,20 @@ def check_memory(error: Exception | None = None) -> None:
         raise OutOfMemory(
             f"this process has no memory left to use the database ({full.strerror}): request more, "
             "or raise the limit that the task sets for itself"
+        ) from error
+
+
+def check_files(error: Exception) -> None:
+    """Raise OutOfFiles if this process cannot open what a connection needs.
+
+    A driver reports that as an unreachable server: `error` is what it reported.
+    """
+    try:
+        os.close(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+    except OSError as full:
+        raise OutOfFiles(
+            f"this process has no file descriptor left to use the database ({full.strerror}): "
+            "close the files that the task opens, or raise the limit (ulimit -n)"
         ) from error
 
 

@@ -38,6 +38,7 @@ from astra.errors import (
     Interrupted,
     NoFurtherPage,
     NotAllowed,
+    OutOfFiles,
     OutOfMemory,
     Superseded,
     Terminated,
@@ -221,7 +222,7 @@ class Element:
             note = self._run_claimed(claim, meter)
         except OutOfMemory as error:
             if board is not None:  # the parent records the death, and starts a new process
-                board.out_of_memory = True
+                board.out_of_memory, board.out_of_files = True, isinstance(error, OutOfFiles)
             else:
                 self._record_end(claim, AttemptState.BROKEN, str(error))
             state, message, status = AttemptState.BROKEN, str(error), error.exit_status
@@ -450,9 +451,11 @@ def _save_to_spool(plan: Plan, claim: Claim, writer: Writer, error: DatabaseErro
     except UsageError as full:
         return Interrupted(f"{page}: {error}; the spool file cannot be written either, so that "
                            f"the rows will be computed again: {full}")  # fmt: skip
-    message = (
-        f"{count(len(unwritten), 'row', 'are')} kept in {path}" if path else "all of it is stored"
-    )
+    message = "all of it is stored"
+    if path:
+        message = f"{count(len(unwritten), 'row', 'are')} kept in {path}"
+    elif len(unwritten):  # each of their values has been logged
+        message = "what was not stored cannot be kept, and will be computed again"
     return Interrupted(f"{page}: {error}; {message}: astra resume {claim.page.plan_pk}")
 
 

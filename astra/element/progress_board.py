@@ -23,7 +23,7 @@ class ProgressBoard(ctypes.Structure):
         ("since", c_double),  # when the task began to compute, by perf_counter; 0 while it does not
         ("stop_at_s", c_double),  # when it is to be asked to stop, by now_s; 0 for never
         ("exit_status", c_int64), ("finished", c_bool),  # the child's work has ended regularly
-        ("out_of_memory", c_bool),
+        ("out_of_memory", c_bool), ("out_of_files", c_bool),  # the latter are memory, too
         ("timed_out", c_bool),  # a row took longer than the row timeout: the child is to end
         # By place in the page: 1 while a row is in progress. Memory that is never touched costs
         # nothing.

@@ -261,6 +261,8 @@ class _Parent:
             if status == -signal.SIGKILL and not self.board.n_in_progress():
                 cause += ", and its process did not end after it"
             return Death(TIMED_OUT, cause, True)
+        if self.board.out_of_files:
+            return Death(KILLED, "left no file descriptor to use the database with")
         if self.board.out_of_memory:
             return Death(OUT_OF_MEMORY, "ran out of memory (MemoryError)")
         if self.requests.is_set() and status != -signal.SIGKILL:

@@ -36,6 +36,7 @@ from tests.sample_tasks import (
     fill,
     frugal,
     hang_at,
+    leak_files,
     measure,
     poisoned,
 )
@@ -98,6 +99,16 @@ def test_a_task_that_closes_all_files_loses_no_row(url):
     done = resume_local(planned.plan, 1)
     assert done.message is None, [log.read_text() for log in Path().rglob("local-*.log")]
     assert Measured.select().count() == 8 and verify(planned.plan).whole
+
+
+def test_a_task_that_leaves_no_file_for_the_database_is_continued_by_a_new_process(pg_url):
+    """It neither waits for a database that is there, nor says that the rows needed memory."""
+    plan = plan_of(60, 60, leak_files, n_files=50)
+    resume_local(plan.pk, 1)
+    assert verify(plan.pk).whole and verify(plan.pk).sound
+    assert Measured.select().count() == 60
+    *died, done = Attempt.select().order_by(Attempt.number)
+    assert done.state == "done" and died and all("no file descriptor" in a.message for a in died)
 
 
 def test_a_row_that_hangs_is_waited_for_once_although_another_element_is_free(url):

@@ -345,6 +345,27 @@ def test_an_element_that_has_to_stop_does_not_wait_for_a_database_that_is_away(
     assert time.monotonic() - began < 10
 
 
+def test_results_that_no_spool_file_can_hold_are_not_called_stored(url, tmp_path, monkeypatch):
+    configure(tmp_path, "[database]\nretry_for_s = 0.1\n", monkeypatch)
+    plan = plan_of(3, 3)
+
+    def is_away(*_: object) -> None:
+        raise OperationalError("database is locked")
+
+    def cannot(*_: object) -> None:
+        raise TypeError("a value of this type cannot be written to a spool file")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(writer, "write", is_away)
+        patched.setattr(element, "_end_attempt", is_away)
+        patched.setattr(spool, "_line", cannot)
+        with element.Element(plan, pool_of(plan), Stop()) as worker:
+            run = worker.run_page(1, 1)
+    assert run is not None and run.message is not None
+    assert "stored:" not in run.message and "will be computed again" in run.message
+    assert verify(plan.pk).rows["pending"] == 3
+
+
 @pytest.mark.parametrize("away", [OperationalError("database is locked"), NotAllowed("denied")])
 def test_results_that_neither_the_database_nor_the_disk_takes_are_computed_again(
     url, tmp_path, monkeypatch, away
