@@ -68,7 +68,8 @@ def submit(script: Path, args: Sequence[str] = ()) -> JobId:
         raise refusal(failed.message) from None
     if job := parse_submission(output):
         return job
-    raise SlurmUnknown(f"sbatch succeeded, but printed {output.strip()[:200]!r}: not one job id")
+    shown = output.strip()[:200]
+    raise SlurmUnknown(f"sbatch succeeded, but printed {shown!r}: no job id, or several")
 
 
 def try_options(options: Iterable[tuple[str, str | None]]) -> None:
