@@ -114,6 +114,10 @@ class Common:
         """Return the schema of a model's table if new tables would be created in another one."""
         return None
 
+    def places(self, models: Sequence[Any], beside: Any) -> str | None:
+        """Name the tables of models as they are found, relative to another model's table."""
+        return None
+
     def drop_not_null(self, model: Any, column: str) -> bool:
         """Let rows have no value in a column; return False if that is impossible."""
         return False

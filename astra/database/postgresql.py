@@ -366,6 +366,11 @@ class PostgreSQL(Keys):
             )
         return None if own == first else own
 
+    def places(self, models: Sequence[Any], beside: Any) -> str | None:
+        """Name the tables of models as they are found, relative to another model's table."""
+        parameters = [self.table(model) for model in models], self.table(beside)
+        return self.fetch_value(queries.PLACES, parameters)
+
     def log_sequences(self, schema: str | None) -> None:
         self.run(queries.LOG_SEQUENCES, (schema,))
 

@@ -212,6 +212,15 @@ SCHEMAS_OF_TABLES = """
         SELECT nspname FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
         WHERE pg_class.oid = to_regclass(%s) AND has_schema_privilege(relnamespace, 'CREATE'))"""
 
+#: The names of tables, with their schema where it is another one than that of a further table.
+PLACES = """
+    SELECT string_agg(CASE WHEN c.relnamespace = beside.relnamespace THEN quote_ident(c.relname)
+                           ELSE format('%%I.%%I', nspname, c.relname) END, ', ' ORDER BY place)
+    FROM unnest(%s::text[]) WITH ORDINALITY AS wanted(name, place)
+    JOIN pg_class AS c ON c.oid = to_regclass(name)
+    JOIN pg_namespace ON pg_namespace.oid = c.relnamespace
+    JOIN pg_class AS beside ON beside.oid = to_regclass(%s)"""
+
 CREATE_SCHEMA = "CREATE SCHEMA IF NOT EXISTS {schema}"
 
 DROP_NOT_NULL = "ALTER TABLE {table} ALTER {column} DROP NOT NULL"

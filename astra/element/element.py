@@ -269,9 +269,16 @@ class Element:
         if not self.has_loaded:
             self._connect()
             # Here, as it needs the models of the task.
-            from astra.models.table_checks import check_key_columns, lacking_guard
+            from astra.models.table_checks import (
+                check_key_columns,
+                lacking_guard,
+                other_tables,
+            )
 
-            for model in (task.model, task.output):
+            models = task.model, task.output
+            if others := self.stop.retrying(lambda: other_tables(self.plan, models)):
+                raise BrokenElement(others)
+            for model in models:
                 lacks = self.stop.retrying(lambda m=model: lacking_guard(m))  # type: ignore[misc]
                 if lacks:
                     raise BrokenElement(f"the table {model._meta.table_name!r} {lacks}")

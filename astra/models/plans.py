@@ -45,6 +45,7 @@ class Plan(BaseModel):
     input_model = TextField()  # "astra.models.boss:BossVisitSpectrum"
     input_table = TextField()
     output_model = TextField()
+    tables = TextField(null=True)  # both, where its role found them: "survey.star, period"
     arguments = TextField()  # JSON: the task's arguments
     arguments_digest = TextField(null=True)  # SHA-256 of that text
     limit = IntegerField()  # rows per page

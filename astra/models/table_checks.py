@@ -15,7 +15,7 @@ from astra.models.base import BaseModel, columns_of, missing_columns
 from astra.models.importing import import_path
 from astra.models.keys import changed_keys, key_of, may_change, modified_field
 from astra.models.pipeline import OutputModel, link_of
-from astra.models.plans import Schema
+from astra.models.plans import Plan, Schema
 from astra.models.tracked_tables import is_tracked
 
 #: The version of astra's own tables. A released change of a table raises it: `astra initdb` adds
@@ -203,6 +203,19 @@ def check_guards(*models: type[Model]) -> None:
             raise DatabaseError(
                 f"the table {model._meta.table_name!r} of {hide_password(url())} {lacks}"
             )
+
+
+def other_tables(plan: Plan, models: Sequence[type[Model]]) -> str | None:
+    """Describe how the tables of a plan differ from those of their names that this role finds."""
+    found = dialect().places(models, Plan)
+    if plan.tables is None or found == plan.tables:
+        return None
+    return (
+        f"plan {plan.pk} is of the tables {plan.tables}, and this role finds {found}: its rows "
+        "stay pending: have the search_path of the role changed, or name the schema in the model "
+        "(class Meta: schema), then astra resume; if the tables were moved, cancel the plan and "
+        "plan again"
+    )
 
 
 def lacking_guard(model: type[Model]) -> str | None:

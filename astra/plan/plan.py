@@ -326,6 +326,7 @@ def _record(choice: Choice, arguments: dict[str, object], limit: int, dry_run: b
         input_model=import_path(choice.model),
         input_table=choice.table,
         output_model=import_path(choice.output),
+        tables=dialect().places([choice.model, choice.output], Plan),
         arguments=stored,
         arguments_digest=digest_of(stored),
         limit=limit,

@@ -373,3 +373,21 @@ def test_a_planner_without_temporary_tables_freezes_the_same_pages(
     assert frozen() == with_them
     with connection(), pytest.raises(peewee.ProgrammingError, match="temporary"):
         database.execute_sql("CREATE TEMPORARY TABLE tried AS SELECT 1")
+
+
+def test_a_table_of_the_same_name_in_a_schema_of_the_elements_role_is_another(
+    of: Url, postgres: Postgres
+) -> None:
+    """By default, the schema of a role's own name comes first in its search_path."""
+    plan, role = planned(of), ROLES["writes"]
+    assert get_plan(plan).tables == "boss_visit_spectrum, measured"
+    name = urlsplit(of("owner")).path[1:]
+    postgres.sql(f'CREATE SCHEMA AUTHORIZATION "{role}"', name)
+    for table in ("boss_visit_spectrum", "measured"):
+        postgres.sql(f'CREATE TABLE "{role}".{table} (LIKE public.{table} INCLUDING ALL)', name)
+        postgres.sql(f'ALTER TABLE "{role}".{table} OWNER TO "{role}"', name)
+    words = ("--plan", plan, "--job", submitted(of, plan), "--element", 1)
+    done = astra(of, "writes", "run-page", *words, "--planned-by", ROLES["plans"])
+    assert f'this role finds "{role}".boss_visit_spectrum' in done.stdout, done.stderr
+    as_role(of, "reads")
+    assert status(plan).rows.get("done", 0) == 0
