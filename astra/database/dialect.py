@@ -43,6 +43,11 @@ class Batch:
         return types
 
     @property
+    def target(self) -> tuple[str, ...]:
+        """The table, and the columns that the rows set."""
+        return (self.table, *self.columns)
+
+    @property
     def keys(self) -> list[tuple[Any, ...]]:
         """The keys of the rows, in database form."""
         return list(zip(*(self.columns[name] for name in self.key), strict=True))

@@ -133,7 +133,7 @@ class PostgreSQL(Keys):
             url.replace("postgres://", "postgresql://", 1), **options
         )
         self._types: dict[str, dict[str, str]] = {}
-        self._targets: dict[str, Target] = {}
+        self._targets: dict[tuple[str, ...], Target] = {}
         self._session_role: str | None = None
         self.database.dialect = self
 

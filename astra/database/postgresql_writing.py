@@ -28,9 +28,9 @@ _MAX_CHARACTERS = 200_000_000
 
 @dataclass(frozen=True)
 class Target:
-    """A table for results, until somebody alters it."""
+    """A table for results that set certain columns, until somebody alters it."""
 
-    columns: list[tuple[Any, ...]]  # as LOCK_AND_DESCRIBE selects them
+    columns: list[tuple[Any, ...]]  # all of the table, as LOCK_AND_DESCRIBE selects them
     is_plain: bool  # nothing changes what is written
     sequence: str | None  # that numbers its rows
 
@@ -38,9 +38,10 @@ class Target:
 class Writing(Common):
     """The part of the dialect of PostgreSQL that writes results."""
 
-    #: By the names of tables, as the next one.
+    #: By the names of tables.
     _types: dict[str, dict[str, str]]
-    _targets: dict[str, Target]
+    #: By table and columns.
+    _targets: dict[tuple[str, ...], Target]
 
     def checked(self, field: peewee.Field, value: Any) -> Any:
         """Check a value in database form: the server would take a text for bytes, and interpret
@@ -75,7 +76,8 @@ class Writing(Common):
         """
         table = batch.table
         columns = self.run(queries.LOCK_AND_DESCRIBE, (table,), table=table).fetchall()
-        if table in self._targets and self._targets[table].columns == columns:
+        known = self._targets.get(batch.target)
+        if known is not None and known.columns == columns:
             return
         self._types.pop(table, None)
         declared = batch.declared
@@ -96,7 +98,7 @@ class Writing(Common):
             for name, stored, expected, *_ in types
         )
         sequence = self.fetch_value(queries.SEQUENCE, (table, batch.primary))
-        self._targets[table] = Target(columns, is_plain, sequence)
+        self._targets[batch.target] = Target(columns, is_plain, sequence)
 
     def upsert(self, batch: Batch, may_copy: bool) -> dict[int, int]:
         """Write a batch, and return what was written, as {place in the batch: primary key}.
@@ -123,7 +125,7 @@ class Writing(Common):
 
     def is_plain(self, batch: Batch) -> bool:
         """Return whether no trigger, rule or type can change what :meth:`upsert` wrote."""
-        return self._targets[batch.table].is_plain
+        return self._targets[batch.target].is_plain
 
     def compare(self, batch: Batch, written: dict[int, int]) -> None:
         """Check that what is stored is what was given; raise NotStored otherwise."""
@@ -182,7 +184,7 @@ class Writing(Common):
 
     def _draw_keys(self, batch: Batch) -> list[int]:
         """Draw primary keys for the rows of a batch; none if one of them has a result already."""
-        sequence = self._targets[batch.table].sequence
+        sequence = self._targets[batch.target].sequence
         if sequence is None:
             return []
         types = self.column_types(batch.table)
@@ -201,7 +203,7 @@ class Writing(Common):
     def _insert(self, batch: Batch) -> dict[int, int]:
         """Insert or replace a batch in one statement."""
         types = self.column_types(batch.table)
-        columns = self._targets[batch.table].columns
+        columns = self._targets[batch.target].columns
         writable = {name for name, *_, is_generated in columns if not is_generated}
         names = [self.quote(name) for name in batch.columns]
         arrays = _literals(batch.columns.values())
