@@ -49,7 +49,7 @@ MODULES = {
     [
         (("initdb", "unparsed"), "SyntaxError"),
         (("initdb", "divided"), "ZeroDivisionError: division by zero"),
-        (("initdb", "leaving"), "ends the process (sys.exit('bye'))"),
+        (("initdb", "leaving"), "ends the process (exit status 'bye')"),
         (("initdb", "needing"), "No module named 'nonexistent_dep'"),
         (("initdb", ""), "not the name of a module"),
         (("initdb", "./divided"), "without folders and without .py: divided"),

@@ -31,7 +31,7 @@ from astra.plan.task_import import check_importable, current_folder, import_root
 from astra.processes import user_name
 from astra.states import QUARANTINED
 from astra.tasks.arguments import as_stored, parse_arguments
-from astra.tasks.declared import bind_call
+from astra.tasks.declared import bind_call, declared_by
 from astra.tasks.provenance import (
     arguments_of,
     code_version,
@@ -216,6 +216,7 @@ def _checked_task(
     function = find_task(task)
     models = choose_model(function, input_model)
     output = output_model(function)
+    declared_by(function)  # raises if it is not decorated
     check_importable(function)
     for model in models:
         link_of(output, model)

@@ -236,9 +236,11 @@ def test_a_job_that_was_renamed_is_still_ours(cluster, monkeypatch, tmp_path, na
     assert client.elements([ours]).of(own, 1).state.alive
     assert client.elements([unknown]).of(ANOTHER, 1).state is S.ABSENT
     assert [job.job_id for job in client.find(replace(ours, job_id=0))] == [made.job_id]
+    states = lambda: [client.elements([ours]).of(own, n).state for n in (1, 2, 3)]  # noqa: E731
+    # Of a waiting element that is cancelled by itself, Slurm knows nothing afterwards.
+    wait_for(lambda: states() == [S.RUNNING] * 3, "the start of all elements")
     client.cancel(unknown)
     client.cancel(ours, [2])
-    states = lambda: [client.elements([ours]).of(own, n).state for n in (1, 2, 3)]  # noqa: E731
     wait_for(lambda: states()[1] is S.CANCELLED, "the end of element 2")
     assert states()[0].alive and states()[2].alive
     client.cancel(ours)
