@@ -160,10 +160,9 @@ def cancel_waiting(submission: Submission) -> None:
 
     if not command.available():  # as in a container: the elements will find no page, and end
         return
+    # This element belongs to the job, so its cluster need not be looked up. Whether the number is
+    # still the job's is asked: slurmctld may have lost its state, and given it to another job.
     job = replace(submission.job, home=None)
-    if os.environ.get("SLURM_ARRAY_JOB_ID") == str(job.job_id):
-        # This element belongs to the job: that the number is still the job's need not be asked.
-        job = replace(job, name=None)
     try:
         client.cancel(job, waiting_only=True)
     except AstraError as error:

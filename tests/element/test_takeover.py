@@ -287,6 +287,26 @@ class TestDeaths:
         cancel_waiting(Submission.get())
         assert Submission.get().state == "ended"
 
+    @pytest.mark.parametrize("is_ours", [True, False])
+    def test_elements_of_a_job_that_was_given_the_number_since_are_not_cancelled(
+        self, plan, slurm_says, monkeypatch, is_ours
+    ):
+        """As where slurmctld has lost its state, while the elements that it had started run on."""
+        held(Submission.get(), plan)
+        Submission.update(elements=[1, 2, 3]).execute()
+        slurm_says["answer"] = answer(SlurmState.RUNNING)
+        name = Submission.get().job_name if is_ours else "stranger"
+        ran = []
+
+        def run(words, *_):
+            ran.append(words[0])
+            return f"7_2|PENDING|0||None|{name}|x.sh|\n" if words[0] == "squeue" else ""
+
+        monkeypatch.setattr("astra.slurm.client.run", run)
+        monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "7")
+        cancel_waiting(Submission.get())
+        assert ("scancel" in ran) == is_ours
+
     @pytest.mark.parametrize("control", ["paused", "cancelled"])
     def test_no_page_is_taken_over_in_a_plan_that_nobody_may_continue(
         self, plan, slurm_says, control
