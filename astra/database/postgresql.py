@@ -243,15 +243,8 @@ class PostgreSQL(Keys):
         remedy = "only the owner of the tables, who created them with astra initdb, may do this"
         other = re.search(r"permission denied for schema (.+)$", message)
         kind = _kind(message, statement.decode())
-        if (
-            kind == "reads"
-            and other
-            and other[1]
-            not in (
-                getattr(self.database, "schema", None),
-                "public",
-            )
-        ):
+        own_schemas = (getattr(self.database, "schema", None), "public")
+        if kind == "reads" and other and other[1] not in own_schemas:
             schema, to = ('"' + name.replace('"', '""') + '"' for name in (other[1], role))
             remedy = (
                 f"the owner of that schema can allow it: GRANT USAGE ON SCHEMA {schema} TO {to}, "
