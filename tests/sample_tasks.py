@@ -222,12 +222,13 @@ def close_files(spectra: Iterable[BossVisitSpectrum], at: int = 0) -> Iterable[M
 
 @task(batch_size=5)
 def leak_files(spectra: Iterable[BossVisitSpectrum], n_files: int) -> Iterable[Measured]:
-    """Opens a file for each row, and closes none."""
+    """Opens a file for each row, and closes none; its rows take long enough to be stored in parts."""
     resource.setrlimit(resource.RLIMIT_NOFILE, (n_files, n_files))
     opened = []
     for row in spectra:
         with suppress(OSError):  # and does not notice
             opened.append(os.open(os.devnull, os.O_RDONLY))
+        time.sleep(0.02)
         yield Measured.from_spectrum(row, value=1.0)
 
 
