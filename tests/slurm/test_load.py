@@ -129,9 +129,11 @@ def test_a_night_of_20_tasks_calls_slurm_rarely(slurm, tmp_path, monkeypatch, ca
     finished = calls.count()
     print("a night of 20 tasks:", dict(begun), "its finalizer:", dict(finished))
     assert night.state == "whole" and totals(night).n_done == 400
-    assert begun["sbatch"] == 21 and begun["squeue"] == begun["sacct"] == 0
+    assert begun["sbatch"] == 21 and begun["sacct"] == 0
     assert begun["scontrol"] + begun["sinfo"] <= 6
-    assert finished["squeue"] <= 2 and finished["sacct"] <= 2 and finished["scontrol"] <= 3
+    assert finished["sacct"] <= 2 and finished["scontrol"] <= 3
+    # One element of each array asks whose job it is before it cancels those that still wait.
+    assert begun["squeue"] + finished["squeue"] <= 20 + 2
 
 
 @pytest.mark.slurm
