@@ -170,6 +170,14 @@ def answer(state: SlurmState | None) -> Answer:
     return Answer({("astra-1-x", 1): Execution(state)})
 
 
+def held_of_three(plan, slurm_says, is_there: bool = True) -> None:
+    """Of three elements, the first holds a page and runs, if Slurm is there to say so."""
+    held(Submission.get(), plan)
+    Submission.update(elements=[1, 2, 3]).execute()
+    if is_there:
+        slurm_says["answer"] = answer(SlurmState.RUNNING)
+
+
 class TestLate:
     @pytest.mark.postgres
     def test_who_comes_late_and_finds_nothing_costs_little(self, pg_url):
@@ -255,9 +263,7 @@ class TestDeaths:
         self, plan, slurm_says, monkeypatch, has_time
     ):
         """Each would start, find nothing to do, and end; the watcher replaces all of them."""
-        held(Submission.get(), plan)
-        Submission.update(elements=[1, 2, 3]).execute()
-        slurm_says["answer"] = answer(SlurmState.RUNNING)
+        held_of_three(plan, slurm_says)
         watcher, cancelled = self.watcher(plan), []
 
         def cancel(job, waiting_only=False):
@@ -279,10 +285,7 @@ class TestDeaths:
             assert is_there
             raise SlurmError("scancel: Access/permission denied")
 
-        held(Submission.get(), plan)
-        Submission.update(elements=[1, 2, 3]).execute()
-        if is_there:
-            slurm_says["answer"] = answer(SlurmState.RUNNING)
+        held_of_three(plan, slurm_says, is_there)
         monkeypatch.setattr("astra.slurm.client.cancel", cancel)
         cancel_waiting(Submission.get())
         assert Submission.get().state == "ended"
@@ -292,9 +295,7 @@ class TestDeaths:
         self, plan, slurm_says, monkeypatch, is_ours
     ):
         """As where slurmctld has lost its state, while the elements that it had started run on."""
-        held(Submission.get(), plan)
-        Submission.update(elements=[1, 2, 3]).execute()
-        slurm_says["answer"] = answer(SlurmState.RUNNING)
+        held_of_three(plan, slurm_says)
         name = Submission.get().job_name if is_ours else "stranger"
         ran = []
 
