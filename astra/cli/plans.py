@@ -201,13 +201,12 @@ def continue_command(plan: int | None, of_all: bool, as_json: bool) -> None:
     controls = api.continue_plans(_chosen(plan, of_all))
     show.as_json(controls) if as_json else show.controls(controls)
     statuses = [c.submitted.exit_status for c in controls if c.submitted]
-    for control in controls:
-        if control.submitted is None:  # the status says how elements of this machine are started
-            left = api.status(control.plan)
-            if left.state is PlanState.ATTENTION:
-                statuses.append(left.state.exit_status)
-                if not as_json:
-                    show.next_commands(left)
+    # The status says how elements of this machine are started.
+    for left in api.statuses([c.plan for c in controls if c.submitted is None]):
+        if left.state is PlanState.ATTENTION:
+            statuses.append(left.state.exit_status)
+            if not as_json:
+                show.next_commands(left)
     sys.exit(max(statuses, default=0))
 
 
