@@ -13,7 +13,7 @@ from astra.config.secrets import hide
 from astra.config.startup import printable, start_command
 from astra.element.progress_board import ProgressBoard
 from astra.element.supervisor import supervised
-from astra.errors import AstraError, OutOfFiles, OutOfMemory, UsageError
+from astra.errors import AstraError, OutOfMemory, UsageError
 from astra.processes import now_s, open_streams
 
 _OPTIONS: dict[str, Callable[[str], object]] = {
@@ -78,7 +78,7 @@ def _run(options: dict[str, Any], board: ProgressBoard) -> int:
         finally:
             open_streams()  # the task may have closed them
     except OutOfMemory as error:  # between two pages: the parent starts a new process
-        board.out_of_memory, board.out_of_files = True, isinstance(error, OutOfFiles)
+        board.run_out(error)
         return _refused(error)
     except AstraError as error:
         return _refused(error)

@@ -38,7 +38,6 @@ from astra.errors import (
     Interrupted,
     NoFurtherPage,
     NotAllowed,
-    OutOfFiles,
     OutOfMemory,
     Superseded,
     Terminated,
@@ -222,7 +221,7 @@ class Element:
             note = self._run_claimed(claim, meter)
         except OutOfMemory as error:
             if board is not None:  # the parent records the death, and starts a new process
-                board.out_of_memory, board.out_of_files = True, isinstance(error, OutOfFiles)
+                board.run_out(error)
             else:
                 self._record_end(claim, AttemptState.BROKEN, str(error))
             state, message, status = AttemptState.BROKEN, str(error), error.exit_status
@@ -269,11 +268,7 @@ class Element:
         if not self.has_loaded:
             self._connect()
             # Here, as it needs the models of the task.
-            from astra.models.table_checks import (
-                check_key_columns,
-                lacking_guard,
-                other_tables,
-            )
+            from astra.models.table_checks import check_key_columns, lacking_guard, other_tables
 
             models = task.model, task.output
             if others := self.stop.retrying(lambda: other_tables(self.plan, models)):

@@ -6,6 +6,7 @@ from ctypes import c_bool, c_char, c_double, c_int64, c_uint8
 from typing import Self
 
 from astra.config.value_checks import MAX_PAGE_ROWS
+from astra.errors import OutOfFiles, OutOfMemory
 
 
 class ProgressBoard(ctypes.Structure):
@@ -54,6 +55,10 @@ class ProgressBoard(ctypes.Structure):
         """Record that the child's work has ended regularly, and with which exit status."""
         self.exit_status = exit_status
         self.finished = True
+
+    def run_out(self, error: OutOfMemory) -> None:
+        """Record that the child has no memory, or no files, left."""
+        self.out_of_memory, self.out_of_files = True, isinstance(error, OutOfFiles)
 
     def places(self) -> list[int]:
         """Return the places in the page of the rows in progress."""
