@@ -80,6 +80,11 @@ _PLANNERS = {"plan", "submission", "exclusion", "night", "night_plan", "astra_lo
 _PAGE_OF_ELEMENTS = re.compile(r"\bSET\b.*?\"(outcomes|attempt_pk)\" =", re.DOTALL)
 
 
+def _identifier(name: str) -> str:
+    """Return the name of a schema, database or role as SQL that a message shows has it."""
+    return '"' + name.replace('"', '""') + '"'
+
+
 def _kind(message: str, statement: str) -> str | None:
     """Return the kind of role (see roles.py) that may run a refused statement."""
     if "must be owner" in message or "to create" in message:
@@ -245,7 +250,7 @@ class PostgreSQL(Keys):
         kind = _kind(message, statement.decode())
         own_schemas = (getattr(self.database, "schema", None), "public")
         if kind == "reads" and other and other[1] not in own_schemas:
-            schema, to = ('"' + name.replace('"', '""') + '"' for name in (other[1], role))
+            schema, to = _identifier(other[1]), _identifier(role)
             remedy = (
                 f"the owner of that schema can allow it: GRANT USAGE ON SCHEMA {schema} TO {to}, "
                 f"and GRANT SELECT ON ALL TABLES IN SCHEMA {schema} TO {to}"
@@ -254,7 +259,7 @@ class PostgreSQL(Keys):
             grant = quote(f"{role}:{kind}")
             remedy = f"the owner of the tables can grant it: astra initdb --grant {grant}"
         elif found := re.search(r"permission denied for (schema|database) (.+)$", message):
-            kind, (on, to) = found[1], ('"' + n.replace('"', '""') + '"' for n in (found[2], role))
+            kind, on, to = found[1], _identifier(found[2]), _identifier(role)
             remedy = (
                 "the owner of the tables has to do this; if there are none yet, the owner of this "
                 f"{kind} can allow it: GRANT CREATE ON {kind.upper()} {on} TO {to}"
@@ -351,7 +356,7 @@ class PostgreSQL(Keys):
         DatabaseError
             If no table can be created in any schema.
         """
-        first, own = self.run(queries.SCHEMAS_OF_TABLES, (self.table(model),)).fetchone()
+        first, own = self.run(queries.SCHEMA_OF_NEW_TABLES, (self.table(model),)).fetchone()
         if first is None and own is None:
             raise DatabaseError(
                 "the search_path of this role names no schema that exists and that it may use: "

@@ -207,7 +207,7 @@ CASCADING_KEYS = """
 DROP_INDEX = "DROP INDEX CONCURRENTLY IF EXISTS {index}"
 
 #: The schema in which tables are created, and that of a table, if this role may create some there.
-SCHEMAS_OF_TABLES = """
+SCHEMA_OF_NEW_TABLES = """
     SELECT current_schema(), (
         SELECT nspname FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
         WHERE pg_class.oid = to_regclass(%s) AND has_schema_privilege(relnamespace, 'CREATE'))"""
