@@ -20,7 +20,7 @@ from astra.plan.sizes import Estimate
 from astra.plan.spool import Recovered
 from astra.report.report import Report
 from astra.resume.cancel import Cancelled
-from astra.resume.controls import Control
+from astra.resume.pause_and_throttle import Control
 from astra.status.failures import FailedRow
 from astra.status.logs import Log
 from astra.status.plans import PlanLine

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from astra.doctor.environment import wrong_profiles
     from astra.doctor.job import write_answer
     from astra.element.trial import trial_of_plan, trial_of_task
-    from astra.models.given_keys import keys_as_text, keys_of
+    from astra.models.key_parsing import keys_as_text, keys_of
     from astra.models.scaffold import start_here
     from astra.models.schema import init_database
     from astra.models.schema import sql_of as sql_of_tables
@@ -59,7 +59,14 @@ if TYPE_CHECKING:
     from astra.report.page import html as report_html
     from astra.report.report import report_of as report
     from astra.resume.cancel import Cancelled, cancel
-    from astra.resume.controls import Control, continue_plans, live_plans, pause, recover, throttle
+    from astra.resume.pause_and_throttle import (
+        Control,
+        continue_plans,
+        live_plans,
+        pause,
+        recover,
+        throttle,
+    )
     from astra.resume.resume import resume, resume_local
     from astra.states import PlanState
     from astra.status.failures import FailedRow, failures

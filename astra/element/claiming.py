@@ -14,8 +14,8 @@ from peewee import SQL, IntegrityError, Query, Value, fn
 from astra.config import settings
 from astra.database.connection import dialect, writing
 from astra.database.statements import statement
-from astra.element.controls import check_controls
 from astra.element.page_pool import take_page
+from astra.element.pause_checks import check_controls
 from astra.element.suspects import Death, record_death, suspects_of
 from astra.errors import BusyError, Superseded
 from astra.models.attempts import Attempt, Suspect

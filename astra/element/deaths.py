@@ -9,7 +9,7 @@ from typing import Any
 from peewee import SQL, Expression
 
 from astra.database.connection import dialect, retrying, writing
-from astra.element.controls import pause_if_all_break
+from astra.element.pause_checks import pause_if_all_break
 from astra.element.progress_board import ProgressBoard
 from astra.element.suspects import Death, record_death
 from astra.errors import AstraError

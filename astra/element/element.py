@@ -22,11 +22,11 @@ from astra.database.connection import (
 )
 from astra.database.statements import statement
 from astra.element.claiming import FIRST_IN_PROGRESS, claim_page, this_process
-from astra.element.controls import pause_if_all_break
 from astra.element.loaded_task import LoadedTask, load_task
 from astra.element.meter import Meter
 from astra.element.page_outcome import PageOutcome
 from astra.element.page_pool import claimed_page, close_pool, end_of_element, give_back
+from astra.element.pause_checks import pause_if_all_break
 from astra.element.progress_board import ProgressBoard
 from astra.element.reader import Reader
 from astra.element.signals import stop_on_signals

@@ -28,8 +28,8 @@ from peewee import SQL, ColumnBase
 from astra.config import retry_rules, settings
 from astra.database.connection import dialect, writing
 from astra.element.claiming import suspect_rows
-from astra.element.controls import is_throttled
 from astra.element.page_pool import cancel_waiting, left_in, may_have_waiting
+from astra.element.pause_checks import is_throttled
 from astra.models.attempts import Attempt
 from astra.models.plans import Page, Plan, Submission
 from astra.processes import elements_here, is_here, is_running, now_s, process_start_s

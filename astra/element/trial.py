@@ -15,8 +15,8 @@ from astra.database.connection import connection, dialect, writing
 from astra.element.loaded_task import planned_arguments
 from astra.element.reader import UNREADABLE, read_rows
 from astra.errors import BrokenElement, DatabaseError, TaskError, UsageError, error_text
-from astra.models.given_keys import find_keys, keys_as_text
 from astra.models.importing import load, own_traceback
+from astra.models.key_parsing import find_keys, keys_as_text
 from astra.models.keys import RowKey, all_rows, bound_to_database, key_of, table_name
 from astra.models.pipeline import BASES
 from astra.models.table_checks import command_for

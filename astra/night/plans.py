@@ -17,7 +17,7 @@ from peewee import Expression, fn
 from astra.config.nights import NightSettings, NightTask
 from astra.config.profiles import choose_profile
 from astra.database.connection import connection, dialect, writing
-from astra.element.controls import all_break
+from astra.element.pause_checks import all_break
 from astra.errors import AstraError, BusyError, SlurmRefused, SlurmUnknown
 from astra.models.attempts import N_ENDED, Attempt
 from astra.models.nights import NOTHING_PENDING, Night, NightPlan

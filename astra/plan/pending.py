@@ -9,7 +9,7 @@ from peewee import SQL, ColumnBase, Expression, Field, Model, ModelAlias, ModelS
 from astra.database.connection import dialect
 from astra.errors import TaskError, nearest, shown
 from astra.models.failures import Failure, NoResult
-from astra.models.given_keys import listed
+from astra.models.key_parsing import listed
 from astra.models.keys import (
     TRUE,
     all_rows,

@@ -10,7 +10,7 @@ from astra.config.redo import split_redo
 from astra.errors import TaskError
 from astra.models.base import TimeField
 from astra.models.failures import Failure, NoResult
-from astra.models.given_keys import find_keys, keys_as_text, listed
+from astra.models.key_parsing import find_keys, keys_as_text, listed
 from astra.models.keys import FALSE, TRUE, RowKey, in_order, key_of, same_moment, table_name
 from astra.models.pipeline import OutputModel
 from astra.models.plans import MadeBy

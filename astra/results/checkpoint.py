@@ -13,7 +13,7 @@ from astra.database.statements import statement
 from astra.errors import BrokenElement
 from astra.models.attempts import Attempt
 from astra.models.failures import Failure, NoResult, RowWithoutResult
-from astra.models.given_keys import keys_by_value
+from astra.models.key_parsing import keys_by_value
 from astra.models.keys import RowKey, as_tuple, changed_keys, key_of, may_change
 from astra.models.plans import Page
 from astra.results.claim import Claim, Progress, hold_page

@@ -9,7 +9,7 @@ from peewee import Model
 
 from astra.database.connection import connection
 from astra.errors import UsageError
-from astra.models.given_keys import given_keys, run_keys
+from astra.models.key_parsing import given_keys, run_keys
 from astra.models.keys import RowKey
 from astra.models.pipeline import OutputModel, link_of
 from astra.models.table_checks import check_tables, check_version

@@ -15,7 +15,7 @@ from astra.database.connection import connection, database, dialect, tuples
 from astra.errors import TaskError, UsageError
 from astra.models.attempts import Attempt
 from astra.models.failures import Failure, NoResult
-from astra.models.given_keys import find_keys, given_keys
+from astra.models.key_parsing import find_keys, given_keys
 from astra.models.keys import RowKey, key_of, table_name
 from astra.models.pipeline import OutputModel, link_of
 from astra.models.plans import MadeBy, Page, Plan

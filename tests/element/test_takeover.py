@@ -24,7 +24,7 @@ from astra.models.attempts import Attempt
 from astra.models.plans import Page, Plan, Submission
 from astra.processes import now_s, process_began
 from astra.results.stopping import Stop
-from astra.resume.controls import throttle
+from astra.resume.pause_and_throttle import throttle
 from astra.resume.resume import resume_local
 from astra.slurm.parse import Answer, Execution
 from astra.states import PageState, SlurmState

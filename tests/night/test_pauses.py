@@ -10,7 +10,7 @@ from astra.models.nights import Night, NightPlan
 from astra.models.plans import Plan
 from astra.night import nightly as nightly_module
 from astra.night.plans import _pause_left, next_check_s
-from astra.resume.controls import pause
+from astra.resume.pause_and_throttle import pause
 from astra.slurm.parse import Answer, Execution
 from astra.states import SlurmState
 from astra.status.page_states import Pages

@@ -13,7 +13,7 @@ from astra.database.connection import connection, dialect, reset
 from astra.errors import TaskError
 from astra.models import OutputModel, result_of
 from astra.models.failures import Failure
-from astra.models.given_keys import find_keys
+from astra.models.key_parsing import find_keys
 from astra.models.keys import bound_to_database
 from astra.plan.plan import create_plan
 from astra.status.failures import failures

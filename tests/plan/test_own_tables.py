@@ -19,7 +19,7 @@ from astra.errors import DatabaseError, TaskError, UsageError
 from astra.models import OutputModel, result_of
 from astra.models.attempts import Attempt
 from astra.models.failures import Failure, NoResult
-from astra.models.given_keys import find_keys
+from astra.models.key_parsing import find_keys
 from astra.models.keys import bound_to_database, check_keys, key_of
 from astra.models.plans import Page
 from astra.models.schema import init_database

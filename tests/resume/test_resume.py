@@ -18,7 +18,7 @@ from astra.models.attempts import Attempt
 from astra.models.plans import Page, Plan, Submission
 from astra.plan.plan import create_plan
 from astra.resume.cancel import cancel
-from astra.resume.controls import pause
+from astra.resume.pause_and_throttle import pause
 from astra.resume.resume import checked_states, resume, resume_local
 from astra.slurm.parse import Answer, Execution, merge_answers
 from astra.states import PageState, SlurmState

@@ -17,7 +17,7 @@ from astra.plan.lookup import get_plan
 from astra.plan.plan import create_plan
 from astra.policy.next_steps import next_steps
 from astra.processes import process_began
-from astra.resume.controls import pause, throttle
+from astra.resume.pause_and_throttle import pause, throttle
 from astra.slurm.parse import Answer, Execution
 from astra.states import PlanState, SlurmState
 from astra.status.headline import headline_of

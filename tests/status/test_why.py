@@ -14,7 +14,7 @@ from astra.cli.group import main
 from astra.database.connection import connection, database
 from astra.errors import TaskError, UsageError
 from astra.models import BossVisitSpectrum, OutputModel, result_of
-from astra.models.given_keys import keys_of
+from astra.models.key_parsing import keys_of
 from astra.plan.plan import create_plan
 from astra.status.results import StoredResults
 from astra.status.row_history import history_of

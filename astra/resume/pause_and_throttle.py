@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from peewee import SQL
 
 from astra.database.connection import connection, dialect, tuples
-from astra.element.controls import is_at_work
+from astra.element.pause_checks import is_at_work
 from astra.errors import AstraError, UsageError
 from astra.models.attempts import Attempt
 from astra.models.plans import IS_LIVE, Page, Plan, Submission

@@ -19,7 +19,7 @@ from astra.plan.lookup import get_plan
 from astra.policy.next_steps import ends_of
 from astra.results.stopping import Stop
 from astra.resume.cancel import cancel
-from astra.resume.controls import continue_plans, live_plans, pause, throttle
+from astra.resume.pause_and_throttle import continue_plans, live_plans, pause, throttle
 from astra.resume.refill import withdraw_pages
 from astra.resume.resume import resume, resume_local
 from astra.slurm.parse import Answer, Execution, parse_squeue
@@ -149,7 +149,7 @@ def test_what_keeps_one_plan_from_being_submitted_keeps_no_other(url, monkeypatc
             raise SlurmRefused("Slurm refused: the partition is down")
         return Submitted(plan, "", 1, 10)
 
-    monkeypatch.setattr("astra.resume.controls.resume", resume)
+    monkeypatch.setattr("astra.resume.pause_and_throttle.resume", resume)
     with pytest.raises(
         SlurmRefused, match=f"plan {plans[0]} is no longer paused.*partition is down"
     ):
