@@ -234,7 +234,11 @@ class Watcher:
         answer = client.elements([self.submission.job])
         pause = _QUERY_LEASES if answer.queue else _UNANSWERED_LEASES
         self.next_query_s = time.monotonic() + self.lease_s * pause
-        return answer if answer.queue else None
+        if self.submission.job_name in answer.queued:
+            return answer
+        if answer.queue:  # the controller has lost its state: sacct calls all its jobs cancelled
+            self.alive.clear()
+        return None
 
     def _take_over(self, attempt: Attempt, end: SlurmState | str) -> bool:
         """Release the page of a dead attempt; return False if it was released too often, or the

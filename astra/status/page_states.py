@@ -283,9 +283,11 @@ class Pages(Sequence[PageStatus]):
         if state.alive:
             return PageState.RUNNING if state is SlurmState.RUNNING else PageState.WAITING
         otherwise = PageState.INCOMPLETE if state is SlurmState.COMPLETED else PageState.LOST
-        if state is SlurmState.ABSENT and not is_silent:
+        is_forgotten = state is SlurmState.CANCELLED and recorded in HELD
+        if (state is SlurmState.ABSENT or is_forgotten) and not is_silent:
             # Slurm does not know the element. If its heartbeat is recent, this does not prove that
             # it has ended, unless squeue shows other elements of its array, as it would this one.
+            # The accounting calls each job cancelled that a controller has lost with its state.
             otherwise = PageState.LOST if job in answer.queued else PageState.UNKNOWN
         return _RECORDED.get(recorded, otherwise)
 

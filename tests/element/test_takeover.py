@@ -167,7 +167,11 @@ def slurm_says(monkeypatch):
 
 
 def answer(state: SlurmState | None) -> Answer:
-    return Answer({("astra-1-x", 1): Execution(state)})
+    return answer_of(Execution(state))
+
+
+def answer_of(execution: Execution) -> Answer:
+    return Answer({("astra-1-x", 1): execution}, queued=frozenset({"astra-1-x"}))
 
 
 def held_of_three(plan, slurm_says, is_there: bool = True) -> None:
@@ -242,7 +246,7 @@ class TestDeaths:
         assert watcher._check() is None
         watcher.next_query_s = 0.0
         ends = Execution(SlurmState.RUNNING, is_completing=True)
-        slurm_says["answer"] = Answer({("astra-1-x", 1): ends})
+        slurm_says["answer"] = answer_of(ends)
         assert watcher._check() is None  # it may store its results
         watcher.unchanged[attempt.pk] = (attempt.seen, watcher.checked_s - 1250)
         assert watcher._check() is True and Page.get().free
@@ -325,6 +329,20 @@ class TestDeaths:
         attempt, page = Attempt.get(), Page.get()
         assert attempt.state == "superseded" and page.free
         assert attempt.slurm_state == (None if state is SlurmState.ABSENT else state.value)
+
+    def test_whom_a_controller_without_its_state_does_not_know_is_dead_without_a_heartbeat(
+        self, plan, slurm_says
+    ):
+        """The accounting calls it cancelled, while the watcher, of the same array, runs."""
+        attempt = held(Submission.get(), plan)
+        slurm_says["answer"] = answer(SlurmState.RUNNING)
+        watcher = self.watcher(plan)
+        assert watcher._check() is None
+        watcher.next_query_s = 0.0
+        slurm_says["answer"] = replace(answer(SlurmState.CANCELLED), queued=frozenset())
+        assert watcher._check() is None and Attempt.get().state == "running"
+        watcher.unchanged[attempt.pk] = (attempt.seen, watcher.checked_s - 1250)
+        assert watcher._check() is True and Page.get().free
 
     def test_a_page_that_was_withdrawn_is_left_to_a_resume(self, plan, slurm_says):
         """Somebody cancelled its element, which may have hung at one of its rows."""

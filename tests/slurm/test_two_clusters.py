@@ -11,7 +11,7 @@ from astra.database.connection import connection, dialect
 from astra.doctor.slurm import slurm as check_slurm
 from astra.errors import SlurmError
 from astra.models import BossVisitSpectrum
-from astra.models.attempts import Exclusion
+from astra.models.attempts import Attempt, Exclusion
 from astra.models.nights import Night
 from astra.models.plans import Submission
 from astra.night import finalizer
@@ -25,6 +25,7 @@ from astra.status.status import status
 from astra.status.verify import verify
 from astra.submit.submit import nodes_to_exclude, submit
 from tests.configuration import configure
+from tests.conftest import ROOT
 from tests.nights import a_night
 from tests.sample_tasks import fill, measure
 from tests.servers import wait_for
@@ -88,6 +89,29 @@ def test_plans_whose_jobs_have_one_number_are_kept_apart(slurm, other_cluster, a
     at_login(slurm)
     wait_for(lambda: status(there).state == "whole", "the other plan", 90)
     assert verify(there).sound and status(here).state == "cancelled"
+
+
+def test_an_element_that_its_controller_forgot_keeps_its_page_while_it_lives(
+    other_cluster, at_login, tmp_path, monkeypatch, pg_url
+):
+    """The accounting calls it cancelled at once, and its node, whose daemon is away, ends nothing."""
+    at_login(other_cluster)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    configure(tmp_path, "[element]\nlease_s = 2\nwrite_frequency = 0.2\n", monkeypatch)
+    fill(21)
+    fast = tmp_path / "fast"
+    slow = {"row_s": 1.5, "slow_until": str(fast)}
+    (made,) = create_plan(measure, BossVisitSpectrum, limit=20, arguments=slow)
+    (job,) = submit(made.plan, options={"nodelist": "n1"}).jobs
+    wait_for(lambda: status(made.plan).pages == {"running": 1, "done": 1}, "one that watches", 60)
+    other_cluster.kill_slurmd("n1")
+    other_cluster.forget(job.job_id + 1)
+    wait_for(lambda: set(other_cluster.accounted(job.job_id).values()) == {"CANCELLED"}, "its end")
+    assert status(made.plan).pages == {"unknown": 1, "done": 1} and not resume(made.plan).pages
+    fast.touch()
+    wait_for(lambda: status(made.plan).state == "whole", "the whole plan")
+    with connection():
+        assert Attempt.select().count() == 2
 
 
 def test_a_finalizer_is_known_by_its_cluster(slurm, other_cluster, at_login):
