@@ -1,7 +1,7 @@
 """Submission: cut pages into arrays; for each, commit an intent and call sbatch."""
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import cycle
@@ -95,20 +95,19 @@ def submit(
 
     A dry run renders the scripts, and stores and submits nothing.
     """
-    with keep_connected():
+    with keep_connected(), limits.site_queried_once():
         frozen = get_plan(plan)
         check_ready(frozen, dry_run)
         profile = choose_profile(profile_name, options)
         # Slurm is queried while the plan is locked, its pages are read and its script is prepared.
-        obstacles = in_background(lambda: limits.obstacles_to(profile))
+        queried = in_background(lambda: limits.obstacles_to(profile))
         with hold_plan(frozen):
             with connection():
                 pages = unsubmitted_pages(frozen)
                 n_unfinished = 0 if pages else n_unfinished_pages(frozen)
             if pages:
                 script_module.prepare(profile.template)
-            for obstacle in obstacles() if pages else ():
-                log.warning("%s", obstacle)
+                queried()
             submitted = submit_pages(frozen, [(profile, pages)], {}, dry_run, hours)
     if n_unfinished:
         if frozen.paused is not None:
@@ -278,13 +277,14 @@ def _submit_slices(
     return jobs, pages, None
 
 
+@limits.site_queried_once()
 def _queue(
     plan: Plan,
-    groups: Iterable[tuple[Profile, Mapping[int, int]]],
+    groups: Sequence[tuple[Profile, Mapping[int, int]]],
     hours: Hours,
     dry_run: bool,
 ) -> list[tuple["_ArrayBuilder", Slice]]:
-    """Return the slices of pages, each with what builds its array."""
+    """Return the slices of pages, each with what builds its array; warn of what delays them."""
     queue = []
     for profile, pages in groups:
         default_time = limits.default_time(profile)
@@ -293,6 +293,8 @@ def _queue(
         builder = _ArrayBuilder(plan, profile, excluded, hours, default_time)
         max_indices = _array_size(profile, dry_run) - 1
         queue += [(builder, piece) for piece in slices(pages, profile, max_indices)]
+    for obstacle in dict.fromkeys(text for p, _ in groups for text in limits.obstacles_to(p)):
+        log.warning("%s", obstacle)
     return queue
 
 

@@ -15,6 +15,7 @@ from astra.models.attempts import Attempt
 from astra.models.plans import Submission
 from astra.plan.plan import create_plan
 from astra.plan.sizes import Estimate, Experience, sizes, time_limit
+from astra.resume.cancel import cancel
 from astra.slurm.limits import PartitionLimits, obstacles, parse_maintenance, profile_limits
 from tests.conftest import ROOT
 from tests.sample_tasks import costly, fill
@@ -196,5 +197,9 @@ def test_limits_of_slurm_are_reported_before_submission(slurm, caplog):
         (planned,) = create_plan(costly)
         submit_task(str(planned.plan), {}, Execution(options={"hold": True}))
         assert "maintenance (maint) begins in 01:00:00" in caplog.text
+        cancel(planned.plan)
+        (planned,) = create_plan(costly)
+        Execution(options={"hold": True, "partition": "short"}).resume(planned.plan, False, [])
+        assert "04:00:00 is more than partition short allows (00:05:00)" in caplog.text
     finally:
         slurm.run("scontrol", "delete", "ReservationName=maint")
