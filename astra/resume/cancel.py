@@ -70,7 +70,7 @@ def cancel(plan: int, page: int | None = None) -> Cancelled:
     plan : int
         Number of the plan.
     page : int, optional
-        Terminate only the element of this page; the plan stays.
+        Terminate only the element of this page; the plan stays, unless it was cancelled before.
 
     Returns
     -------
@@ -93,7 +93,7 @@ def cancel(plan: int, page: int | None = None) -> Cancelled:
     """
     frozen = get_plan(plan)
     check_archive()
-    if page is not None:
+    if page is not None and frozen.cancelled is None:  # else no page is to be resumed
         return _cancel_page(frozen, page)
     if _n_pending(frozen) == 0:
         return Cancelled(frozen.pk, (), (), whole=True)

@@ -394,11 +394,13 @@ def test_a_cancelled_plan_that_was_paused_is_not_to_be_continued(url, slurm_says
         now = dialect().now()
         Plan.update(paused=now, pause_reason="by me", cancelled=now, throttle=1).execute()
     held = [f"7_{n}|PENDING|0||JobHeldUser|j|" for n in (1, 2)]
-    slurm_says(squeue="".join(f"echo '{line}';" for line in held), sacct="true")
+    slurm_says(squeue="".join(f"echo '{line}';" for line in held), sacct="true", scancel="true")
     found = status(plan.pk)
     said = "\n".join((*found.notes, *found.advice))
     assert found.pages == {"waiting": 2}
     assert "astra cancel 1" in said and "astra continue" not in said and "throttle" not in said
+    said = CliRunner().invoke(main, ["cancel", "1", "--page", "2"]).output
+    assert "20 rows can be planned again" in said and "astra resume" not in said, said
 
 
 #: squeue, as it is asked for the jobs of a name, and for the elements of a job.
