@@ -24,6 +24,7 @@ from astra.models.table_checks import check_tables, check_version
 from astra.plan.pending import has_old_result, has_result, is_last_of_group, is_up_to_date
 from astra.plan.selection import ended
 from astra.states import Outcome
+from astra.status.logs import log_paths
 from astra.tasks.provenance import digest_of_file
 from astra.tasks.signature import choose_model, find_task, output_model, task_name
 from astra.version import CURRENT, Version
@@ -31,8 +32,9 @@ from astra.version import CURRENT, Version
 
 @dataclass(frozen=True)
 class Provenance:
-    """What made a result: plan, arguments, files and versions."""
+    """What made a result: task, plan, arguments, files and versions."""
 
+    task: str
     plan: int | None  # None: the task was called by a program
     arguments: dict[str, object]
     arguments_digest: str
@@ -239,7 +241,9 @@ class _Row:
             changed = self._changed(results)
             since += f"; since then {changed}" if changed else ""
             command = f"{plan} --redo {'changed' if changed else 'all'}"
-            return False, f"it has a result that is up to date{since}", command
+            tasks = {result.made_by.task for result in results if result.made_by} - {self.task}
+            whose = f" of {', '.join(tasks)}, which shares the table," if tasks else ""
+            return False, f"it has a result{whose} that is up to date{since}", command
         if has_old:
             return True, "it was modified since its result", plan
         return True, f"it has no result at version {CURRENT.text}", plan
@@ -349,11 +353,13 @@ class _Row:
         for page in pages:
             plan, place = page.plan, page.row_keys.index(self.key)
             outcome = Outcome(page.outcomes[place]).name.lower().replace("_", " ")
-            attempts = Attempt.select().where(Attempt.page == page.pk).order_by(Attempt.number)
+            query = Attempt.select().where(Attempt.page == page.pk).order_by(Attempt.number)
+            attempts = list(query)
+            paths = log_paths([attempt.pk for attempt in attempts])
             yield PlanOfRow(
                 plan.pk, plan.version.text, plan.created, plan.redo, plan.where,
                 plan.cancelled, plan.paused, page.number, outcome,
-                tuple(map(_attempt_at_row, attempts)),
+                tuple(_attempt_at_row(attempt, paths.get(attempt.pk)) for attempt in attempts),
             )  # fmt: skip
 
 
@@ -364,15 +370,15 @@ def _provenance(pk: int | None) -> Provenance | None:
     arguments = stored(by.arguments, dict, f"`arguments` of made_by {pk}")
     files = stored(by.files, dict, f"`files` of made_by {pk}")
     return Provenance(
-        by.plan_pk, arguments, by.arguments_digest,
+        by.task, by.plan_pk, arguments, by.arguments_digest,
         {name: digests for name, digests in files.items() if isinstance(digests, dict)},
         by.revision, by.commit, Version(by.v_astra).text,
     )  # fmt: skip
 
 
-def _attempt_at_row(attempt: Attempt) -> AttemptAtRow:
+def _attempt_at_row(attempt: Attempt, log: str | None) -> AttemptAtRow:
     job = None if attempt.job_id is None else f"{attempt.job_id}_{attempt.array_index}"
     return AttemptAtRow(
         attempt.pk, attempt.number, attempt.state, attempt.slurm_state, job, attempt.host,
-        attempt.began, attempt.ended, attempt.message, attempt.log,
+        attempt.began, attempt.ended, attempt.message, log,
     )  # fmt: skip

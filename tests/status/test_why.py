@@ -14,8 +14,11 @@ from astra.cli.group import main
 from astra.database.connection import connection, database
 from astra.errors import TaskError, UsageError
 from astra.models import BossVisitSpectrum, OutputModel, result_of
+from astra.models.attempts import Attempt
 from astra.models.key_parsing import keys_of
+from astra.models.plans import Submission
 from astra.plan.plan import create_plan
+from astra.status.logs import logs
 from astra.status.results import StoredResults
 from astra.status.row_history import history_of
 from tests.sample_tasks import Measured, fill, measure, per_source
@@ -61,6 +64,11 @@ def weigh(rows: Iterable[Stone], g: float = 9.81) -> Iterable[Weight]:
             raise ValueError(f"no gravity for {row.name}")
         if row.mass is not None:
             yield Weight.from_row(row, weight=row.mass * g)
+
+
+@task
+def weigh_elsewhere(rows: Iterable[Stone]) -> Iterable[Weight]:
+    yield from ()
 
 
 @task
@@ -112,6 +120,12 @@ def test_the_history_of_a_row_is_in_order(stones):
     assert [(p.plan, p.outcome, len(p.attempts)) for p in story.plans] == [
         (1, "pending", 0), (2, "result", 1)
     ]  # fmt: skip
+    of_other = f"it has a result of {NAME}, which shares the table, that is up to date"
+    assert history_of(weigh_elsewhere, "a").why == of_other
+    with connection():  # as of an element whose log is in another folder than its plan's
+        Attempt.update(log=None, job_id=7, array_index=1).execute()
+        Submission.update(log_folder="/logs").execute()
+    assert history_of(weigh, "a").plans[1].attempts[0].log == logs(2)[0].path == "/logs/7_1.log"
     run(redo="all", where="name == 'a'", arguments={"g": -1.0})
     story = history_of(weigh, "a")
     assert not story.pending and "since, it failed" in story.why
