@@ -2,6 +2,7 @@
 
 import os
 import select
+from contextlib import nullcontext
 from urllib.parse import urlsplit
 
 import peewee
@@ -18,13 +19,14 @@ from astra.database.connection import (
     writing,
 )
 from astra.element.element import Element
+from astra.errors import DatabaseError
 from astra.models import BossVisitSpectrum
 from astra.plan.lookup import get_plan
 from astra.plan.plan import create_plan
 from astra.results.stopping import Stop
 from tests.pools import elements, is_whole, pool_of
 from tests.sample_tasks import fill, measure
-from tests.servers import PgBouncer
+from tests.servers import PgBouncer, wait_for
 
 pytestmark = pytest.mark.postgres
 
@@ -70,6 +72,26 @@ def test_work_is_repeated_after_its_connection_was_closed_within_a_transaction(p
     bind()
     with keep_connected():
         assert retrying(work) == (2,)
+
+
+@pytest.mark.parametrize("writes", [False, True])
+def test_the_server_gives_up_what_its_client_has_given_up(pg_url, postgres, writes):
+    """While a table is locked, retries do not use up the connections, nor write later."""
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+
+    def work() -> None:
+        with writing() if writes else nullcontext():
+            BossVisitSpectrum.update(snr=-1).execute()
+
+    fill(1)
+    with psycopg2.connect(pg_url) as other, other.cursor() as cursor:
+        cursor.execute("LOCK TABLE boss_visit_spectrum")
+        with pytest.raises(DatabaseError):
+            retrying(work, bound_s=0.3, statement_s=0.1)
+        wait_for(lambda: postgres.sql(waiting) == [(0,)], "the end of what waits for the lock", 20)
+    other.close()
+    with connection():
+        assert BossVisitSpectrum.get().snr == 0
 
 
 def test_an_element_survives_the_idle_timeouts_of_pgbouncer(pg_url, postgres):
