@@ -298,7 +298,7 @@ def sides(work: Work, names: tuple[str, ...]) -> dict[str, Measured]:
     from tests.servers import Postgres, Slurm
 
     rounds: dict[str, list[Measured]] = defaultdict(list)
-    with Postgres(fsync="on") as server, Slurm(nodes=2, cpus=4, min_job_age=3600) as cluster:
+    with Postgres(is_durable=True) as server, Slurm(nodes=2, cpus=4, min_job_age=3600) as cluster:
         # The first job of a new cluster waits for a second longer than all others.
         cluster.run("sbatch", "--wait", "--array=1-4", "--output=/dev/null", "--wrap=true")
         for name in names * work.n_rounds:

@@ -18,6 +18,7 @@ import psycopg2
 
 from tests.servers.keeper import KeptProcess
 from tests.servers.server import (
+    TEMPORARY,
     MissingPackage,
     Server,
     ServerError,
@@ -42,6 +43,14 @@ _SETTINGS = {
     "synchronous_commit": "off",
     "listen_addresses": "127.0.0.1",
     "dynamic_shared_memory_type": "mmap",  # in the server's folder, not in /dev/shm
+}
+
+#: PostgreSQL's defaults: what is committed is on the disk.
+_DURABLE = {
+    "fsync": "on",
+    "full_page_writes": "on",
+    "synchronous_commit": "on",
+    "max_wal_size": "1GB",
 }
 
 
@@ -72,6 +81,7 @@ class Postgres(Server):
     password : of the role `astra`, so that a test can look for it where it must not be.
     small_disk_mb : size of a disk of its own for the tablespace ``small``, which :meth:`fill_disk`
         fills. Where this machine lets nobody mount one, there is no such tablespace.
+    is_durable : whether it lives on the disk, and waits for it with each commit, as by default.
     settings : PostgreSQL's parameters, such as ``max_connections=20``.
     """
 
@@ -81,13 +91,14 @@ class Postgres(Server):
         env: Mapping[str, str] | None = None,
         password: str = _PASSWORD,
         small_disk_mb: int = 0,
+        is_durable: bool = False,
         **settings: object,
     ) -> None:
         self.bin = _newest_binaries()
         # A database is 500 files, which memory takes a third of the time for.
-        super().__init__(folder, memory())
+        super().__init__(folder, TEMPORARY if is_durable else memory())
         self.password = password
-        self.settings = {**_SETTINGS, **settings}
+        self.settings = {**_SETTINGS, **(_DURABLE if is_durable else {}), **settings}
         self.owner = "postgres" if os.geteuid() == 0 else None
         self.process: KeptProcess | None = None
         self._env = bare_environment(LC_ALL="C", **(env or {}))

@@ -18,7 +18,7 @@ from tests.servers.keeper import Keeper, KeptProcess
 
 #: Always there, short enough for the paths of sockets (108 bytes), and open to the servers' users,
 #: which a person's own TMPDIR need not be.
-_TEMPORARY = "/tmp"
+TEMPORARY = "/tmp"
 
 #: Memory, and how many bytes of it have to be free for databases: several workers share them.
 _MEMORY, _MIN_MEMORY = "/dev/shm", 8 << 30
@@ -85,7 +85,7 @@ class Server:
     keeper does it when the tests have ended.
     """
 
-    def __init__(self, folder: Path | None, parent: str = _TEMPORARY) -> None:
+    def __init__(self, folder: Path | None, parent: str = TEMPORARY) -> None:
         if folder is None:
             folder = Path(tempfile.mkdtemp(prefix="astra-", dir=parent))
         else:
@@ -137,7 +137,7 @@ class Server:
 def memory() -> str:
     """Return a folder in memory for many small files; without enough memory, one on the disk."""
     if not os.access(_MEMORY, os.W_OK) or shutil.disk_usage(_MEMORY).free < _MIN_MEMORY:
-        return _TEMPORARY
+        return TEMPORARY
     return _MEMORY
 
 
@@ -206,7 +206,7 @@ def hear_interrupts() -> None:
 @contextlib.contextmanager
 def folder() -> Iterator[Path]:
     """A short path that the servers' users may enter, removed at the end."""
-    path = Path(tempfile.mkdtemp(prefix="astra-", dir=_TEMPORARY))
+    path = Path(tempfile.mkdtemp(prefix="astra-", dir=TEMPORARY))
     path.chmod(0o755)
     try:
         yield path
