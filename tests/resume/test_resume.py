@@ -168,7 +168,7 @@ def test_a_page_is_of_the_element_that_took_it_also_when_it_is_not_given_back(ur
     with connection():
         Page.update(free=None).where(Page.number == 3).execute()  # as astra cancel --page does
     ends = {("j", 1): SlurmState.CANCELLED, ("j", 3): SlurmState.RUNNING}
-    answer = Answer(executions={key: Execution(state) for key, state in ends.items()})
+    answer = Answer({key: Execution(state) for key, state in ends.items()}, queued=frozenset("j"))
     monkeypatch.setattr("astra.status.page_states.query_slurm", lambda *_: answer)
     page = status(plan.pk).elements[2]
     assert (page.state, page.job, page.slurm_state) == (PageState.LOST, "7_1", "CANCELLED")
