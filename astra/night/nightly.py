@@ -167,7 +167,8 @@ def _begin(settings: NightSettings) -> Nightly:
     if not step.new:
         with connection():
             night.delete_instance(recursive=True)
-        return Nightly(settings.name, "nothing new", problems=tuple(step.problems))
+        held = "; ".join(step.of_nights) or None
+        return Nightly(settings.name, "nothing new", message=held, problems=tuple(step.problems))
     queue_finalizer(night, settings, step)
     return _outcome(night, "begun", step)
 

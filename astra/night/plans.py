@@ -85,6 +85,7 @@ class NightStep:
     due: list[DuePlan] = field(default_factory=list)
     new: list[tuple[int, int]] = field(default_factory=list)  # plans that were begun, their rows
     problems: list[str] = field(default_factory=list)
+    of_nights: list[str] = field(default_factory=list)  # plans of nights that have pending rows
 
 
 def hours_of(night: Night) -> Hours:
@@ -148,7 +149,7 @@ def _plan(night: Night, task: NightTask, settings: NightSettings, step: NightSte
             planned = [p for p in of_models if p.plan is not None]
             for p in planned:
                 NightPlan.create(plan_pk=p.plan, n_rows=p.rows, **entry)
-            elsewhere = rows_elsewhere(of_models)
+            elsewhere, of_nights = rows_elsewhere(of_models)
             for message in elsewhere:
                 NightPlan.create(has_ended=True, message=message, **entry)
             if not _has_entry(night, task):
@@ -162,6 +163,7 @@ def _plan(night: Night, task: NightTask, settings: NightSettings, step: NightSte
             NightPlan.create(message=str(error), **entry)
         return
     step.problems += elsewhere
+    step.of_nights += of_nights
     for p in planned:
         step.new.append((int(p.plan or 0), p.rows))
         step.due.append(DuePlan(int(p.plan or 0), task, p.pages))

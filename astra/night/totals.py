@@ -37,21 +37,23 @@ def n_pending_rows(plan: int) -> int:
         return int(Page.select(n_pending).where(Page.plan == plan).scalar() or 0)
 
 
-def rows_elsewhere(planned: Iterable[Planned]) -> list[str]:
-    """Describe plans of no night that have rows which were left out of a night's plans.
+def rows_elsewhere(planned: Iterable[Planned]) -> tuple[list[str], list[str]]:
+    """Describe other plans that have rows which were left out of a night's plans.
 
-    No night sees to their end: a person may have forgotten to submit them.
+    Return those of no night, which a person may have forgotten, and those of nights.
     """
     task_of = {plan: p.task for p in planned for plan in p.live_plans}
-    of_nights = NightPlan.select(NightPlan.plan_pk).where(NightPlan.plan_pk.in_([*task_of]))
+    of_nights = NightPlan.select(NightPlan.plan_pk, Night.name).join(Night)
     with connection():
-        known = {plan for (plan,) in tuples(of_nights)}
-    return [
-        f"plan {plan}, which belongs to no night, has "
-        f"{count(n_pending_rows(plan), 'pending row')} of {task}: astra status {plan}"
-        for plan, task in task_of.items()
-        if plan not in known
-    ]
+        names = dict(tuples(of_nights.where(NightPlan.plan_pk.in_([*task_of]))))
+    forgotten: list[str] = []
+    known: list[str] = []
+    for plan, task in task_of.items():
+        whose = f"of the night {names[plan]}" if plan in names else "which belongs to no night"
+        n_rows = count(n_pending_rows(plan), "pending row")
+        text = f"plan {plan}, {whose}, has {n_rows} of {task}: astra status {plan}"
+        (known if plan in names else forgotten).append(text)
+    return forgotten, known
 
 
 def retries_of(plans: list[int]) -> int:

@@ -105,3 +105,6 @@ def test_rows_in_a_plan_of_another_night_are_left_to_it(url):
     begin_tasks(other, settings, NightStep())
     begin_tasks(night, settings, step := NightStep())
     assert (step.problems, step.new) == ([], [])
+    begun = nightly._begin(settings)
+    text = "plan 1, of the night other, has 6 pending rows of tests.sample_tasks.measure: astra"
+    assert (begun.state, begun.message) == ("nothing new", f"{text} status 1")
