@@ -1,6 +1,7 @@
 """Pages of a plan: their status, those that wait for an element, and how one is released."""
 
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -12,7 +13,7 @@ from astra.database.statements import statement
 from astra.models.attempts import Attempt
 from astra.models.keys import RowKey
 from astra.models.plans import N_PENDING, Page, Plan
-from astra.states import AttemptState, PageState
+from astra.states import AttemptState, Outcome, PageState
 from astra.version import CURRENT
 
 
@@ -157,3 +158,21 @@ def live_pages(name: str, table: str) -> "ModelSelect[Page]":
             & (N_PENDING > 0)
         )
     )
+
+
+def failed_keys(plan: Plan, pages: Iterable[Page]) -> tuple[set[RowKey], dict[int, int]]:
+    """Return the keys of the failed rows in some pages of a plan, except those that other plans
+    will run; and how many each of these has.
+    """
+    failed = {key for page in pages for key in _keys_by_outcome(page, Outcome.FAILURE)}
+    held: Counter[int] = Counter()
+    elsewhere = set()
+    for page in live_pages(plan.task, plan.input_table).where(Page.plan != plan.pk):
+        in_page = failed.intersection(_keys_by_outcome(page, Outcome.PENDING))
+        held[page.plan_pk] += len(in_page)
+        elsewhere |= in_page
+    return failed - elsewhere, dict(+held)
+
+
+def _keys_by_outcome(page: Page, outcome: Outcome) -> Iterator[RowKey]:
+    return (key for key, was in zip(page.row_keys, page.outcomes, strict=True) if was == outcome)

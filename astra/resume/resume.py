@@ -2,18 +2,17 @@
 
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 from astra.config.profiles import choose_profile
 from astra.database.connection import connection
 from astra.element.suspects import reset_deaths
 from astra.errors import UsageError, nearest
-from astra.models.keys import RowKey
 from astra.models.locks import transaction_with_locks
 from astra.models.plans import Page, Plan
 from astra.plan.lookup import check_plan_version, get_plan, paused_message
-from astra.plan.pages import PageStatus, live_pages, pages_without_keys, planning_lock
+from astra.plan.pages import PageStatus, failed_keys, pages_without_keys, planning_lock
 from astra.policy import retry_policy
 from astra.policy.next_steps import (
     PageStep,
@@ -289,11 +288,7 @@ def _reset(plan: Plan, numbers: set[int]) -> None:
     with connection(), transaction_with_locks((lock,), f"retries plan {plan.pk}"):
         has_failed = Page.select().where((Page.plan == plan.pk) & (Page.n_failed > 0))
         pages = [page for page in has_failed if page.number in numbers]
-        failed = {key for page in pages for key in _keys_by_outcome(page, Outcome.FAILURE)}
-        held: defaultdict[int, set[RowKey]] = defaultdict(set)
-        for page in live_pages(plan.task, plan.input_table).where(Page.plan != plan.pk):
-            held[page.plan_pk].update(failed.intersection(_keys_by_outcome(page, Outcome.PENDING)))
-        again = failed.difference(*held.values())
+        again, held = failed_keys(plan, pages)
         reset_deaths(pages)
         for page in pages:
             outcomes = bytearray(page.outcomes)
@@ -303,14 +298,9 @@ def _reset(plan: Plan, numbers: set[int]) -> None:
             as_read = (Page.pk == page.pk) & (Page.outcomes == page.outcomes)
             n_failed = outcomes.count(Outcome.FAILURE)
             Page.update(outcomes=bytes(outcomes), n_failed=n_failed).where(as_read).execute()
-    for other, keys in held.items():
-        if keys:
-            text = "%d failed rows are left to plan %d, which will run them: astra status %d"
-            log.warning(text, len(keys), other, other)
-
-
-def _keys_by_outcome(page: Page, outcome: Outcome) -> Iterator[RowKey]:
-    return (key for key, was in zip(page.row_keys, page.outcomes, strict=True) if was == outcome)
+    for other, n_rows in held.items():
+        text = "%d failed rows are left to plan %d, which will run them: astra status %d"
+        log.warning(text, n_rows, other, other)
 
 
 def checked_states(texts: Iterable[str]) -> frozenset[str]:

@@ -21,11 +21,11 @@ from astra.errors import AstraError, ConfigError, TaskError
 from astra.models.attempts import excluded_nodes
 from astra.models.failures import Failure
 from astra.models.importing import load
-from astra.models.plans import Plan
+from astra.models.plans import Page, Plan
 from astra.models.table_checks import lacking_guard
 from astra.models.tracked_tables import tracked_model
 from astra.plan.lookup import get_plan
-from astra.plan.pages import PageStatus
+from astra.plan.pages import PageStatus, failed_keys, live_pages
 from astra.policy.next_steps import NextStep, grouped, next_steps
 from astra.slurm.parse import CONTRADICTED, Answer, is_group_limit
 from astra.states import ALIVE, COUNTED, ENDED, PageState, PlanState, SlurmState
@@ -327,8 +327,19 @@ def _advice(plan: Plan, pages: Pages, rows: Mapping[str, int], steps: list[NextS
     if rows.get("failed"):
         advice.append(f"astra failures {plan.pk}   shows which rows, and why")
     if states <= {PageState.DONE} and rows.get("failed"):
-        advice.append(f"astra retry {plan.pk}{suffix}   processes these rows again")
+        advice += _advice_on_failed(plan, suffix)
     return advice
+
+
+def _advice_on_failed(plan: Plan, suffix: str) -> list[str]:
+    """Return how the failed rows of a plan are processed again, unless other plans will do that."""
+    has_failed = (Page.plan == plan.pk) & (Page.n_failed > 0)
+    with connection():
+        if live_pages(plan.task, plan.input_table).where(Page.plan != plan.pk).exists():
+            again, others = failed_keys(plan, Page.select().where(has_failed))
+            if not again:
+                return [f"astra status {pk}   is of the plan that has these rows" for pk in others]
+    return [f"astra retry {plan.pk}{suffix}   processes these rows again"]
 
 
 def _advice_on_silent(plan: Plan, page: PageStatus, suffix: str) -> str:

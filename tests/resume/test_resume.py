@@ -1,5 +1,6 @@
 """A resume leaves a page to the element that claims it meanwhile."""
 
+import os
 import socket
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -94,6 +95,12 @@ def test_failed_rows_that_a_later_plan_will_run_are_left_to_it(url, caplog):
     assert resume_local(first.plan, failed=True).rows == 1
     assert f"1 failed rows are left to plan {later.plan}, which will" in caplog.text
     assert status(first.plan).rows["failed"] == 2  # of which one is that of the later plan
+    assert status(first.plan).advice[-1].startswith(f"astra retry {first.plan}")
+    create_plan(measure, BossVisitSpectrum, again=True)
+    assert [line[:14] for line in status(first.plan).advice[-2:]] == [
+        f"astra status {plan}" for plan in (later.plan, later.plan + 1)
+    ]
+    cancel(later.plan + 1)
     cancel(later.plan)
     assert resume_local(first.plan, failed=True).rows == 2
 
@@ -186,6 +193,8 @@ def test_a_command_that_submits_no_page_ends_with_another_status(pg_url, monkeyp
         done = astra(verb, plan.pk, *words)
         assert done.returncode == 4 and f"astra continue {plan.pk}" in done.stdout, done.stdout
     array_of(plan, [1, 2, 3], {})
+    done = astra("submit", plan.pk, env={**os.environ, "PATH": "/nowhere"})  # without Slurm
+    assert done.returncode == 4 and f"astra status {plan.pk}   again" in done.stdout, done.stdout
     monkeypatch.setenv("SLURM_CONF", "/nowhere")  # Slurm does not answer
     for verb in ("resume", "continue"):
         done = astra(verb, plan.pk)
