@@ -29,10 +29,10 @@ from astra.cli.options import (
     trust_option,
 )
 from astra.cli.output import show, show_nights, show_watch
-from astra.cli.running import show_local
+from astra.cli.running import show_attention, show_local
 from astra.config.startup import printable
 from astra.errors import UsageError
-from astra.states import PlanState, worst
+from astra.states import worst
 
 if TYPE_CHECKING:
     from astra.api import Execution
@@ -202,12 +202,8 @@ def continue_command(plan: int | None, of_all: bool, as_json: bool) -> None:
     show.as_json(controls) if as_json else show.controls(controls)
     statuses = [c.submitted.exit_status for c in controls if c.submitted]
     # The status says how elements of this machine are started.
-    for left in api.statuses([c.plan for c in controls if c.submitted is None]):
-        if left.state is PlanState.ATTENTION:
-            statuses.append(left.state.exit_status)
-            if not as_json:
-                show.next_commands(left)
-    sys.exit(max(statuses, default=0))
+    idle = [control.plan for control in controls if control.submitted is None]
+    sys.exit(max([show_attention(idle, as_json), *statuses]))
 
 
 def _chosen(plan: int | None, of_all: bool) -> list[int]:

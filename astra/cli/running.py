@@ -24,7 +24,7 @@ from astra.cli.output import show, show_rows
 from astra.config.startup import one_line_for_each_error
 from astra.config.units import is_number
 from astra.errors import UsageError, count
-from astra.states import worst
+from astra.states import PlanState, worst
 
 if TYPE_CHECKING:
     from astra.api import Execution
@@ -123,7 +123,17 @@ def submit(
         show_local(submissions, as_json)
     for submission in [] if as_json else submissions:
         show.submitted(submission)
-    sys.exit(max((submission.exit_status for submission in submissions), default=0))
+    before = [s.plan for s in submissions if s.message and not (s.pages or s.unsubmitted)]
+    sys.exit(max([show_attention(before, as_json), *(s.exit_status for s in submissions)]))
+
+
+def show_attention(plans: list[int], as_json: bool) -> int:
+    """Show what to type for those of these plans that need attention; return the exit status."""
+    statuses = api.statuses(plans) if plans else []
+    left = [status for status in statuses if status.state is PlanState.ATTENTION]
+    for plan_status in [] if as_json else left:
+        show.next_commands(plan_status)
+    return PlanState.ATTENTION.exit_status if left else 0
 
 
 def show_local(submissions: list["Submitted"], as_json: bool) -> None:
@@ -181,8 +191,6 @@ def try_command(
     be stored.
     """
     import faulthandler
-
-    from astra.states import PlanState
 
     faulthandler.enable(2, all_threads=False)  # a row that ends its process shows where
     if is_number(task_or_plan):
