@@ -174,13 +174,21 @@ class Stranger:
         self.job_id, self._forgotten = cluster.daemons.forget(cluster.home, first_job_id)
 
     def breaches(self) -> list[str]:
-        """Return whether it still waits, unless its controller has lost it."""
+        """Return whether it still waits, unless its controller has lost it.
+
+        Another seed's stranger may have its number then.
+        """
+        if self._is_lost():
+            return []
         words = ("squeue", "-h", "-t", "all", "-r", "-j", self.job_id, "-o", "%j %T")
         try:
             states = self.cluster.run(*words).splitlines()
             self.cluster.run("scancel", "--name=stranger", self.job_id)
         except ServerError as error:
             states = [str(error)]
-        if self._forgotten != self.cluster.forgotten() or states == ["stranger PENDING"] * 2:
+        if self._is_lost() or states == ["stranger PENDING"] * 2:
             return []
         return [f"the job {self.job_id} of a stranger is {states}"]
+
+    def _is_lost(self) -> bool:
+        return self._forgotten != self.cluster.forgotten()
