@@ -223,8 +223,7 @@ def _state(word: str, reason: str | None) -> tuple[SlurmState | None, str | None
         return None, f"Slurm calls it {word}, a state that astra does not know"
     if state is SlurmState.RUNNING:  # Slurm still shows what it waited for
         return state, word if first in _STOPPED_WORDS else None
-    held = first in _HELD_WORDS and not never_starts(reason)
-    return state, word if held else reason
+    return state, word if first in _TELLING_WORDS and not never_starts(reason) else reason
 
 
 #: The columns to request for :func:`parse_usage`.
@@ -388,13 +387,13 @@ def merge_answers(queued: Mapping[Key, Execution], booked: Mapping[Key, Executio
 # squeue(1), JOB STATE CODES, and sacct(1): a transient state counts as the one that follows it.
 _SLURM_WORDS = {
     **{state.value: state for state in SlurmState if state is not SlurmState.ABSENT},
-    "CONFIGURING": SlurmState.RUNNING,
     "COMPLETING": SlurmState.RUNNING,
     "SUSPENDED": SlurmState.RUNNING,
     "STOPPED": SlurmState.RUNNING,
     "SIGNALING": SlurmState.RUNNING,
     "STAGE_OUT": SlurmState.RUNNING,
     "RESIZING": SlurmState.RUNNING,
+    "CONFIGURING": SlurmState.PENDING,
     "REQUEUED": SlurmState.PENDING,
     "REQUEUE_FED": SlurmState.PENDING,
     "REQUEUE_HOLD": SlurmState.PENDING,
@@ -403,8 +402,9 @@ _SLURM_WORDS = {
 }
 
 
-#: States of jobs that somebody has to release.
-_HELD_WORDS = frozenset({"REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD"})
+#: States that say why a job waits: somebody has to release it, or its node is switched on, which
+#: takes minutes.
+_TELLING_WORDS = frozenset({"REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD", "CONFIGURING"})
 
 #: States of jobs that have begun, and compute nothing.
 _STOPPED_WORDS = frozenset({"SUSPENDED", "STOPPED"})

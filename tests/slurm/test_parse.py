@@ -63,6 +63,11 @@ class TestSqueue:
             (S.RUNNING, None), (S.RUNNING, "SUSPENDED"), (S.PENDING, "JobHeldUser")
         ]  # fmt: skip
 
+    def test_an_element_whose_node_is_switched_on_has_not_begun(self) -> None:
+        """It runs nothing for minutes, and is requeued if its node does not come up."""
+        found = parse_squeue("1_1|CONFIGURING|0|c1|None|a|")[1, 1]
+        assert (found.state, found.node, found.reason) == (S.PENDING, "c1", "CONFIGURING")
+
     def test_output_that_cannot_be_parsed_is_no_answer(self) -> None:
         text = "30_1|POWER_UP_NODE|0|n1|None|astra|"
         found = parse_squeue(text + "\n" + SQUEUE.splitlines()[-1])
