@@ -7,6 +7,7 @@ into cron's mail.
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -22,26 +23,6 @@ from astra.errors import AstraError, ConfigError, UsageError
 from astra.processes import user_name
 from astra.slurm.script import quote
 from astra.submit.render import environment
-
-_NICKNAME = re.compile(r"@(yearly|annually|monthly|weekly|daily|midnight|hourly)")
-
-
-#: The fields of a schedule: what each is, its numbers, and names of the first numbers.
-_FIELDS: tuple[tuple[str, range, list[str]], ...] = (
-    ("a minute", range(60), []),
-    ("an hour", range(24), []),
-    ("a day of the month", range(1, 32), []),
-    ("a month", range(1, 13), "jan feb mar apr may jun jul aug sep oct nov dec".split()),
-    ("a weekday", range(8), "sun mon tue wed thu fri sat".split()),
-)
-
-#: An item of a field. A step needs a range or `*`: cron programs disagree about 5/10.
-_ITEM = re.compile(
-    r"(\*|(?P<from>\w+)[-~](?P<to>\w+))(/(?P<step>\d{1,4}))?|(?P<only>\w+)", re.ASCII
-)
-
-#: The last day of each month.
-_LAST_DAYS = dict(enumerate((31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31), 1))
 
 #: Variables of Slurm's commands, which a shell may have set and cron has not.
 _PASSED_ON = ("SLURM_CONF", "SLURM_CONF_SERVER")
@@ -60,10 +41,14 @@ def entry(name: str, at: str, mailto: str | None = None, scron: bool = False) ->
     Raises
     ------
     UsageError
-        If `at` is not a schedule of cron, or the entry would contain a password.
+        If `at` does not have the fields of a schedule, or the entry would be too long for cron.
     """
     at = " ".join(at.split())
-    check_schedule(at)
+    if len(at.split()) != 5 and not at.startswith("@"):
+        raise UsageError(
+            f"--at {at!r}: write five fields (minute hour day month weekday), such as "
+            '"0 20 * * *" for every day at 20:00, or @daily'
+        )
     settings = settings_of(name)
     command = command_of(name)
     if scron:
@@ -72,7 +57,7 @@ def entry(name: str, at: str, mailto: str | None = None, scron: bool = False) ->
     if len(escaped) > _MAX_CHARACTERS:
         raise UsageError(
             f"the entry would have {len(escaped)} characters, and cron accepts {_MAX_CHARACTERS}: "
-            f"{_longest_part(command)}"
+            f"shorten the longest of its words, {max(shlex.split(command), key=len)[:60]}..."
         )
     to = mailto if mailto is not None else user_name()
     if not re.fullmatch(r"[\w.@+,-]*", to):
@@ -83,73 +68,6 @@ def entry(name: str, at: str, mailto: str | None = None, scron: bool = False) ->
 def _marked(name: str, *lines: str) -> str:
     begin, end = _marks(name)
     return "\n".join([begin, *lines, end, ""])
-
-
-def check_schedule(at: str) -> None:
-    """Refuse a schedule that cron does not accept, or whose time never comes.
-
-    Raises
-    ------
-    UsageError
-        The message names the wrong field, and what it may be.
-    """
-    if _NICKNAME.fullmatch(at):
-        return
-    texts = at.split()
-    if len(texts) != len(_FIELDS):
-        raise UsageError(
-            f"--at {at!r}: write five fields (minute hour day month weekday), such as "
-            '"0 20 * * *" for every day at 20:00, or @daily'
-        )
-    values = [_values(at, text, *field) for text, field in zip(texts, _FIELDS, strict=True)]
-    first_day, months, weekday = min(values[2]), values[3], texts[4]
-    # If a weekday is given as well, cron runs on any day that matches one of the two.
-    if weekday.startswith("*") and all(first_day > _LAST_DAYS[month] for month in months):
-        raise UsageError(f"--at {at!r}: there is no day {first_day} in the month {texts[3]}")
-
-
-def _values(at: str, text: str, what: str, numbers: range, names: list[str]) -> set[int]:
-    """Return the numbers that a field of a schedule matches."""
-
-    def number(word: str) -> int:
-        return (
-            int(word) if word.isdecimal() else dict(zip(names, numbers, strict=False)).get(word, -1)
-        )
-
-    values: set[int] = set()
-    for item in text.split(","):
-        match = _ITEM.fullmatch(item.lower())
-        first, last = numbers[0], numbers[-1]
-        if match and (word := match["from"] or match["only"]):
-            first, last = number(word), number(match["to"] or word)
-        step = int(match["step"] or 1) if match else 0
-        if not (step and numbers[0] <= first <= last <= numbers[-1]):
-            named = f" {names[0]} to {names[-1]}," if names else ""
-            expected = (
-                f"write {numbers[0]} to {numbers[-1]},{named} a range, a list or *; or a step: */2"
-            )
-            raise UsageError(f"--at {at!r}: {item!r} is not {what}: {expected}")
-        values.update(range(first, last + 1, step))
-    return values
-
-
-def _longest_part(command: str) -> str:
-    """Describe the longest part of a command that is too long, and how to shorten it."""
-    values = {key: len(value) for key, value in re.findall(r"(\b[A-Z_]+)=('[^']*'|\S+)", command)}
-    key = max(values, key=values.__getitem__)
-    if (folder := len(str(Path.cwd()))) > values[key]:
-        return (
-            f"{folder} of them are the current folder; call astra cron in one with a shorter path"
-        )
-    if key == "PYTHONPATH":
-        remedy = (
-            "install what it names into the environment of astra (pip install -e), and unset it"
-        )
-    elif key.startswith("ASTRA_"):
-        remedy = "keep the configuration and the run directory under shorter paths"
-    else:
-        remedy = "set it in the system's configuration instead, or use a shorter value"
-    return f"{values[key]} of them are the value of {key}; {remedy}"
 
 
 def command_of(name: str, *options: str) -> str:
