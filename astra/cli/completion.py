@@ -106,12 +106,6 @@ def nights(ctx: click.Context) -> Pairs:
         yield name, ", ".join(task.task for task in night.tasks)
 
 
-def dates(ctx: click.Context) -> Pairs:
-    """Complete the days on which the last nights of a name began."""
-    for night in api.nights(ctx.params.get("name")):
-        yield night.date, night.state
-
-
 def plan_states(ctx: click.Context) -> Pairs:
     return ((state.value.replace(" ", "-"), "") for state in PlanState)  # shells split at blanks
 
@@ -132,27 +126,12 @@ def models(ctx: click.Context) -> Pairs:
         yield model.__name__, model._meta.table_name
 
 
-def modules(ctx: click.Context) -> Pairs:
-    return ((path.stem, "") for path in sorted(Path.cwd().glob("*.py")))
-
-
-def commands(ctx: click.Context) -> Pairs:
-    group = ctx.find_root().command
-    assert isinstance(group, click.Group)  # noqa: S101 - for who checks types
-    for name, command in group.commands.items():
-        if not command.hidden:
-            yield name, command.get_short_help_str(limit=80)
-
-
 PLAN = PlanNumber()
 TASK = Completed(tasks, name="task")
 TASK_OR_PLAN = Completed(tasks, plans)
 PROFILE = Completed(profiles)
 NIGHT = Completed(nights)
 NIGHT_OR_PLAN = Completed(plans, nights)
-DATE = Completed(dates)
 PLAN_STATE = Completed(plan_states)
 SLURM_STATES = Completed(slurm_states)
 MODEL = Completed(models)
-MODULE = Completed(modules)
-COMMAND = Completed(commands)

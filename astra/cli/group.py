@@ -49,17 +49,11 @@ class _WithExamples:
 
 class _Command(_WithExamples, click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        ctx.allow_extra_args, words = self.name in _TAKE_A_TASK, list(args)
+        ctx.allow_extra_args = self.name in _TAKE_A_TASK
         try:
             rest = super().parse_args(ctx, self._with_negative_keys(ctx, args))
         except click.NoSuchOption as error:
-            own, general = map(_names, (self, ctx.find_root().command))
-            if error.option_name in general:
-                message = f"{error.option_name} is an option of astra: write it before {self.name}"
-                raise click.UsageError(message, ctx) from error
-            for word in words:
-                if f"-{word}" in own:
-                    raise click.UsageError(f"write -{word}, with two dashes", ctx) from error
+            own = {name for option in self.params for name in option.opts}
             if "--set" in own and error.option_name.startswith("--"):
                 argument = error.option_name.removeprefix("--").replace("-", "_")
                 hint = f"An argument of the task is set with --set {argument}=VALUE."
@@ -85,11 +79,6 @@ class _Command(_WithExamples, click.Command):
                 args = args[:place] + args[place + 1 :]
             else:
                 return [*args, "--", *numbers] if numbers else args
-
-
-def _names(command: click.Command) -> set[str]:
-    """Return the names of a command's options, with their dashes."""
-    return {name for option in command.params for name in option.opts}
 
 
 def _hint(command: str, task: str, arguments: Sequence[str]) -> str:
@@ -130,18 +119,6 @@ class _Commands(click.Group):
                         if getattr(command.callback, "__module__", "").endswith(f".{part}")
                     ]
                 )
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        try:
-            return super().parse_args(ctx, args)
-        except click.NoSuchOption as error:
-            name = error.option_name
-            of = [n for n, c in self.commands.items() if name in _names(c)]
-            if not of:
-                raise
-            message = f"{name} is an option of commands: write it after the command, as in"
-            word = next((arg for arg in args if arg in of), of[0])
-            raise click.UsageError(f"{message} astra {word} {name}", ctx) from error
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from astra import api
-from astra.cli.completion import DATE, NIGHT
+from astra.cli.completion import NIGHT
 from astra.cli.group import main
 from astra.cli.options import COUNT, csv_option, json_option
 from astra.cli.output import show, show_nights
@@ -56,7 +56,7 @@ def nightly(
 
 @main.command()
 @click.argument("name", type=NIGHT, required=False)
-@click.argument("date", type=DATE, required=False)
+@click.argument("date", required=False)
 @click.option("--heal", is_flag=True, help="Replace finalizers that have ended too early.")
 @csv_option
 @json_option

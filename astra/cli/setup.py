@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import click
 
 from astra import api
-from astra.cli.completion import COMMAND, MODULE
 from astra.cli.group import main
 from astra.cli.options import Number, json_option, profile_option, seconds
 from astra.cli.output import show
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @main.command()
-@click.argument("modules", nargs=-1, type=MODULE, metavar="[MODULE]...")
+@click.argument("modules", nargs=-1, metavar="[MODULE]...")
 @click.option(
     "--grant", multiple=True, metavar="ROLE[:plans|writes|reads]",
     help="Let a PostgreSQL role plan, write results, or read; by default, all three.",
@@ -192,7 +191,7 @@ def completion(shell: str) -> None:
 
 
 @main.command("help")
-@click.argument("commands", nargs=-1, type=COMMAND, metavar="[COMMAND]...")
+@click.argument("commands", nargs=-1, metavar="[COMMAND]...")
 @click.pass_context
 def help_command(ctx: click.Context, commands: tuple[str, ...]) -> None:
     """Show the help of COMMAND, with examples; without COMMAND, list all commands."""

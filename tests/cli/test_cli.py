@@ -65,7 +65,6 @@ def a_plan(n: int = 4) -> int:
         (("throttle", "{plan}", 2**31), "2147483648 is more than 2,147,483,647"),
         (("clean", "--keep-days", "1e9"), "1e9 is more than 36,500"),
         (("plan", TASK, "--page-size", "ten"), "'ten' is not a whole number"),
-        (("--local", "submit", 1), "write it after the command, as in astra submit --local"),
         (("submit", 1, TASK, "--local"), "takes one plan, or one task: astra submit 1"),
         (("report", "-o", ""), ". cannot be written"),
         (("try", "{plan}", "1", "--input-model", "Source"), "leave --input-model and --set out"),

@@ -17,9 +17,7 @@ from astra.cli.examples import EXAMPLES
 from astra.cli.group import main
 from astra.cli.manual import man_page
 from astra.config import settings
-from astra.database.connection import connection
 from astra.models import BossVisitSpectrum
-from astra.models.nights import Night
 from astra.plan.plan import create_plan
 from tests.conftest import ROOT
 from tests.sample_tasks import fill, measure
@@ -134,17 +132,11 @@ def test_what_a_shell_completes(sqlite_url, tmp_path, monkeypatch):
     assert "BossVisitSpectrum" in completed("astra plan slam.slam --input-model Boss")
     assert completed("astra resume 1 --only TIMEOUT,OUT").keys() == {"TIMEOUT,OUT_OF_MEMORY"}
     assert completed("astra report ").keys() == {"1", "survey"}
-    assert completed("astra help com").keys() == {"completion"}
-    with connection():
-        Night.create(name="survey", date="2026-11-24", cwd="/", host="h", created_by="me")
-        Night.create(name="other", date="2026-11-25", cwd="/", host="h", created_by="me")
     # As the program itself completes: Python does not look for modules in this folder.
     monkeypatch.setattr(sys, "path", [folder for folder in sys.path if folder != ""])
     complete = ZshComplete(main, {}, "astra", "_ASTRA_COMPLETE").get_completions
     for words, offered in (
-        (["nights", "survey"], ["2026-11-24"]),
         (["plans", "--state"], ["whole", "failed-rows", "running", "attention", "cancelled"]),
-        (["initdb"], ["mine"]),
         (["run"], ["slam.slam", "mine.own", "a.b"]),
     ):
         assert [item.value for item in complete(words, "")] == offered
@@ -165,17 +157,3 @@ def test_a_shell_gets_its_script(shell):
     assert f"_ASTRA_COMPLETE={shell}_complete" in text
     if shell == "bash":
         subprocess.run(["bash", "-n"], input=text, text=True, check=True)
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        ("status --config x", "--config is an option of astra: write it before status"),
-        ("submit 1 -local", "write --local, with two dashes"),
-        ("--json status", "--json is an option of commands: write it after the command"),
-        ("status -x", "No such option"),
-    ],
-)
-def test_an_option_in_the_wrong_place_or_with_one_dash_is_explained(words, message):
-    done = CliRunner().invoke(main, words.split())
-    assert done.exit_code == 2 and message in done.output
