@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import pairwise
@@ -97,7 +97,6 @@ class _Record(NamedTuple):
     page: int
     page_rows: int
     submission: int
-    element: int
     number: int
     state: str
     slurm_state: str | None
@@ -143,7 +142,7 @@ class Attempts:
     ) -> None:
         query = (
             Attempt.select(
-                Page.plan, Page.number, Page.n_rows, Attempt.submission_pk, Attempt.element,
+                Page.plan, Page.number, Page.n_rows, Attempt.submission_pk,
                 Attempt.number, Attempt.state,
                 Attempt.slurm_state, Attempt.host, Attempt.began, Attempt.seen, Attempt.ended,
                 Attempt.n_done + Attempt.n_failed + Attempt.n_no_result, Attempt.n_failed,
@@ -226,13 +225,6 @@ class Attempts:
         lasted_s, pages = self.ended_s - self.began_s, self._places("plan", "page")
         times = [lasted_s[places].sum() for page, places in pages.items() if page in self.whole]
         return histogram(np.array(times)) if times else None
-
-    def elements(self) -> Iterator[tuple[int, float, float | None]]:
-        """Yield for each element its submission, the seconds from its first claim to its last
-        record, and its peak memory in MB."""
-        for (submission, _), places in self._places("submission", "element").items():
-            seconds = float(self.ended_s[places].max() - self.began_s[places].min())
-            yield submission, seconds, self._peak_mb(places)
 
     def _peak_mb(self, places: list[int]) -> float | None:
         return max((mb for i in places if (mb := self.records[i].max_rss_mb)), default=None)

@@ -136,7 +136,7 @@ def report_of(
         figures = _attempt_figures(list(planned.values()), submissions, attempts)
         figures |= _state_figures(current)
         this = earlier_of(plans, "this one") if attempts.n else None
-    used, notes = efficiency(submissions, attempts)
+    used, notes = efficiency(submissions)
     return Report(
         title=title or "; ".join(f"plan {s.plan}: {s.task}" for s in current),
         written=now, state=worst(status.state for status in current), kind=verdict.kind, how=how,

@@ -1,7 +1,6 @@
 """Compare the CPU, memory and time that elements used with what they requested.
 
-From Slurm's accounting, with the shares that ``reportseff`` gives of the same jobs; without it,
-from what attempts measured, against the options that they were submitted with.
+From Slurm's accounting, with the shares that ``reportseff`` gives of the same jobs.
 """
 
 from collections.abc import Iterable, Sequence
@@ -10,10 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from astra.config import settings
-from astra.config.units import size_mb, time_limit_s
 from astra.errors import SlurmError
 from astra.models.plans import Submission
-from astra.report.attempts import Attempts
 from astra.slurm import client, command
 from astra.slurm.parse import Usage
 from astra.status.page_states import slurm_jobs
@@ -38,17 +35,14 @@ class Gauge:
 
 @dataclass(frozen=True)
 class Efficiency:
-    """How much of the requested resources was used; `source` says who measured it."""
+    """How much of the requested resources was used, by Slurm's accounting."""
 
-    source: str
     gauges: tuple[Gauge, ...]
-    cpu_hours: float | None  # that elements had for themselves
+    cpu_hours: float  # that elements had for themselves
     elements: tuple[Usage, ...] = ()  # those nearest to a limit
 
 
-def efficiency(
-    submissions: Sequence[Submission], attempts: Attempts
-) -> tuple[Efficiency | None, tuple[str, ...]]:
+def efficiency(submissions: Sequence[Submission]) -> tuple[Efficiency | None, tuple[str, ...]]:
     """Return how resources were used, and notes on what is unknown."""
     jobs = slurm_jobs(submissions)
     if not jobs:
@@ -61,8 +55,7 @@ def efficiency(
             why = "the accounting does not know these jobs"
         except SlurmError as error:
             why = str(error)
-    note = f"memory and time are what attempts measured themselves, CPU is not known: {why}"
-    return _measured_by_attempts(submissions, attempts), (note,)
+    return None, (f"it is unknown how much CPU, memory and time was used: {why}",)
 
 
 def _accounted(usage: list[Usage]) -> Efficiency:
@@ -77,25 +70,7 @@ def _accounted(usage: list[Usage]) -> Efficiency:
         gauges.insert(0, replace(cpu, share=used_s / had_s, used=used_s, requested=had_s))
     nearest = sorted(ended, key=lambda u: -max(u.mem_share or 0, u.time_share or 0))
     cpu_hours = sum(u.elapsed_s * u.cpus for u in usage) / 3600
-    return Efficiency(
-        "Slurm's accounting", tuple(g for g in gauges if g), cpu_hours, tuple(nearest[:N_LISTED])
-    )
-
-
-def _measured_by_attempts(
-    submissions: Sequence[Submission], attempts: Attempts
-) -> Efficiency | None:
-    """Return memory and time of each element as its attempts measured them."""
-    requested = {s.pk: s.options for s in submissions}
-    memory, time = [], []
-    for submission, seconds, peak_mb in attempts.elements():
-        options = requested.get(submission, {})
-        memory.append((peak_mb, size_mb(str(options.get("mem", "")))))
-        time.append((seconds, time_limit_s(options.get("time", ""))))
-    gauges = [_gauge("memory", "MB", memory), _gauge("time", "s", time)]
-    if not any(gauges):
-        return None
-    return Efficiency("what attempts measured themselves", tuple(g for g in gauges if g), None)
+    return Efficiency(tuple(g for g in gauges if g), cpu_hours, tuple(nearest[:N_LISTED]))
 
 
 def _gauge(

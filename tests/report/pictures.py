@@ -72,7 +72,7 @@ def reports() -> Iterator[tuple[str, str]]:
             _gauge("memory", "MB", used),
             _gauge("time", "s", times),
         ]
-        return Efficiency("Slurm's accounting", tuple(g for g in found if g), 64.0)
+        return Efficiency(tuple(g for g in found if g), 64.0)
 
     one = _planned(1200, 30)
     _run(one)

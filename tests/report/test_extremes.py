@@ -1,6 +1,5 @@
 """Reports of plans that are long, tiny, empty or cancelled, and of what people write in messages."""
 
-import json
 import os
 import re
 from datetime import UTC, datetime, timedelta
@@ -17,6 +16,8 @@ from astra.processes import process_began
 from astra.report.format import clipped, first_line, in_both_zones
 from astra.report.page import html
 from astra.report.report import report_of
+from astra.report.usage import _gauge
+from astra.report.waste import _on_gauge
 from astra.resume.cancel import cancel
 from astra.states import PlanState
 from astra.status.headline import Kind, headline_of
@@ -178,33 +179,31 @@ def test_what_was_wasted_is_named_by_what_attempts_measured(sqlite_url, monkeypa
     """The accounting does not answer; a page is slow, one was done twice, and memory was short."""
     plan = planned(60)
     began = datetime(2026, 11, 24, 20, tzinfo=UTC)
-    profile = {"name": "long", "options": {"mem": "100M", "time": "00:20:00"}}
-    Submission.update(kind="slurm", job_id=7, profile=json.dumps(profile)).execute()
+    Submission.update(kind="slurm", job_id=7).execute()
     for attempt in Attempt.select(Attempt, Page).join(Page):
         slow = attempt.page.number == 3
         ended = began + timedelta(seconds=1100 if slow else 20)
         Attempt.update(
             element=attempt.page.number, began=began, seen=ended, ended=ended, t_task_s=20.0,
-            t_read_s=100.0 if slow else 0.0, t_write_s=0.0, max_rss_mb=96.0 if slow else 9.0,
+            t_read_s=100.0 if slow else 0.0, t_write_s=0.0,
             number=2 if attempt.page.number == 4 else 1,
         ).where(Attempt.pk == attempt.pk).execute()  # fmt: skip
     monkeypatch.setattr("astra.report.usage.command.available", lambda: True)
     monkeypatch.setenv("PATH", "/nonexistent")
     report = report_of([plan])
-    assert report.efficiency.source == "what attempts measured themselves"
     (note,) = [note for note in report.notes if "sacct" in note]
-    assert note.startswith("memory and time are what attempts measured themselves, CPU is not")
-    assert "sacct is not on PATH" in note
+    assert report.efficiency is None and "sacct is not on PATH" in note
     assert [text.replace("\N{NO-BREAK SPACE}", " ") for text in report.wasted] == [
-        "Memory: an element used 96.0 % (96 MB of 100 MB); request more, so that no element is "
-        "ended by this limit.",
-        "Time: an element used 91.7 % (18 min 20 s of 20 min); request more, so that no element is "
-        "ended by this limit.",
         "1 of 6 attempts was not the first at its page; it spent 20 s in the task.",
         "Reading and writing took 1 min 40 s, 45.5 % of the time of attempts; the task took 2 min.",
         "The slowest page took 18 min 20 s, the median page 20 s: with smaller pages the plan "
         "ends sooner.",
     ]
+    (text,) = _on_gauge(_gauge("memory", "MB", [(96.0, 100.0), (9.0, 100.0)]))
+    assert text.replace("\N{NO-BREAK SPACE}", " ") == (
+        "Memory: an element used 96.0 % (96 MB of 100 MB); request more, so that no element is "
+        "ended by this limit."
+    )
 
 
 def test_a_plan_that_runs_has_worked_until_now(sqlite_url):

@@ -382,7 +382,7 @@ def test_efficiency_is_that_of_reportseff(slurm, tmp_path, monkeypatch):
     # Of a plan that is not whole: what lives, what ended, and what was used.
     assert Counter(counted.read_text().split())["squeue"] == 1
     found = {u.job: u for u in report.efficiency.elements}
-    assert report.efficiency.source == "Slurm's accounting" and len(found) == 4
+    assert len(found) == 4
     columns = "JobID,State,CPUEff,MemEff,TimeEff"
     told = subprocess.run(
         [str(Path(sys.executable).with_name("reportseff")), "--no-color", "--parsable", "--format", columns, str(job.job_id)],
