@@ -6,8 +6,8 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from contextlib import contextmanager, suppress
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
@@ -24,7 +24,6 @@ from astra.cli.show import (
     page_table,
 )
 from astra.config.secrets import hide
-from astra.config.units import written_moment
 from astra.errors import count
 from astra.states import PageState
 
@@ -72,15 +71,11 @@ def _stopped_by_signals() -> Iterator[None]:
 
 
 def keep_pages(dashboard: Dashboard, every_s: float) -> None:
-    """Keep a folder of pages up to date until Ctrl-C or SIGTERM, and note the end in the index."""
-    try:
-        with _stopped_by_signals():
-            for update in api.keep_dashboard(dashboard):
-                pages(update)
-                time.sleep(every_s)
-    except KeyboardInterrupt:
-        at = written_moment(datetime.now(UTC))
-        dashboard.show_note(f"These pages have not been updated since {at}.")
+    """Keep a folder of pages up to date until Ctrl-C or SIGTERM."""
+    with suppress(KeyboardInterrupt), _stopped_by_signals():
+        for update in api.keep_dashboard(dashboard):
+            pages(update)
+            time.sleep(every_s)
 
 
 def pages(update: Update) -> None:

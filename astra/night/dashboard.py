@@ -2,7 +2,8 @@
 
 Nothing is stored elsewhere: each page contains a mark of the state that it shows, so that the page
 of an ended plan is written once, whichever process updates the folder. Pages are replaced
-atomically, and only if more has changed than the time at which they were written.
+atomically, and only if more has changed than the time at which they were written; the index always,
+so that its time is that of the last update.
 """
 
 import logging
@@ -14,8 +15,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Generic
 
-from markupsafe import escape
-
 from astra.config.run_folder import write_whole
 from astra.database.connection import connection, drop_connection, is_away
 from astra.errors import AstraError, UsageError
@@ -23,7 +22,7 @@ from astra.models.archive import Archive
 from astra.models.table_checks import check_version
 from astra.night.history import NightStatus, nights
 from astra.night.report import report_of_night
-from astra.report.format import clipped, count, first_line, unbroken
+from astra.report.format import count, first_line, unbroken
 from astra.report.page import html, render
 from astra.report.report import Report, report_of
 from astra.report.tables import Cell, Columns, Item, Table, moment, number, table
@@ -38,12 +37,8 @@ _OWN_FILES = re.compile(r"(?:plan|night)-\d+\.html|\.[0-9a-f]{16}")
 _MARK = re.compile(r'<meta name="astra-of" content="([^"]*)">')
 _TITLE = re.compile(r"<title>([^:<]*):")
 _MADE = re.compile(r'<p class="soft made">.*?</p>')
-_NOTE = re.compile(r'<p class="note shown">.*?</p>\n')
 
 INDEX = "index.html"
-
-#: The file with the time of the last update, whether or not a page has changed.
-LAST_UPDATE = "last-update.txt"
 
 
 @dataclass
@@ -95,20 +90,10 @@ class Dashboard:
             "index.html.j2", mark=mark, notes=update.problems, nights=_nights_table(of_nights),
             living=_plans_table(line for line in of_plans if line.item.is_live),
             ended=_plans_table(line for line in of_plans if not line.item.is_live),
-            made=datetime.now(UTC), last_update=LAST_UPDATE,
+            made=datetime.now(UTC),
         )  # fmt: skip
-        self._write(INDEX, text, update)
-        write_whole(self.folder / LAST_UPDATE, f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}\n", 0o644)
+        write_whole(self.folder / INDEX, text, 0o644)
         return update
-
-    def show_note(self, note: str) -> None:
-        """Put a note at the top of the current index; the next update removes it."""
-        with suppress(FileNotFoundError):
-            text = (self.folder / INDEX).read_text()
-            paragraph = f'<p class="note shown">{escape(clipped(note))}</p>'
-            changed = _NOTE.sub("", text).replace("</h1>\n", f"</h1>\n{paragraph}\n", 1)
-            if changed != text:
-                write_whole(self.folder / INDEX, changed, 0o644)
 
     def _prepare(self, archive: str) -> None:
         try:
@@ -197,9 +182,6 @@ def keep_up_to_date(dashboard: Dashboard) -> Iterator[Update]:
             drop_connection()
             reason = first_line(str(error))
             log.warning("the database is unavailable, and the pages are not updated: %s", reason)
-            dashboard.show_note(
-                f"The database does not answer, and these pages may be old: {reason}"
-            )
             yield Update()
 
 
