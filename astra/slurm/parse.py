@@ -444,14 +444,6 @@ def is_held(reason: str | None) -> bool:
     return _is_one_of(re.compile(_HELD, re.VERBOSE), reason)
 
 
-def is_group_limit(reason: str | None) -> bool:
-    """Return whether a job waits because others of its user, account or QOS use up their limit.
-
-    Slurm gives the same reason to a job that requests more than that alone, and never starts it.
-    """
-    return _is_one_of(re.compile(r"(Assoc|QOS)(Grp\w*|Max(?!Jobs)\w*Per(User|Account)\w*)"), reason)
-
-
 def _is_one_of(reasons: re.Pattern[str], reason: str | None) -> bool:
     """Return whether all reasons of a line, which squeue may write for many elements, match."""
     if reason is None:

@@ -27,8 +27,8 @@ from astra.models.tracked_tables import tracked_model
 from astra.plan.lookup import get_plan
 from astra.plan.pages import PageStatus, failed_keys, live_pages
 from astra.policy.next_steps import NextStep, grouped, next_steps
-from astra.slurm.parse import CONTRADICTED, Answer, is_group_limit
-from astra.states import ALIVE, COUNTED, ENDED, PageState, PlanState, SlurmState
+from astra.slurm.parse import Answer
+from astra.states import ALIVE, COUNTED, ENDED, PageState, PlanState
 from astra.status.page_states import (
     UNEXPLAINED,
     Pages,
@@ -311,15 +311,13 @@ def _advice(plan: Plan, pages: Pages, rows: Mapping[str, int], steps: list[NextS
     silent = next((p for p in in_states(pages, {PageState.RUNNING}) if p.overdue), None)
     if silent is not None:
         advice.append(_advice_on_silent(plan, silent, suffix))
-    advice += _advice_on_waiting(plan, pages)
-    unknown = {p.job is not None for p in in_states(pages, {PageState.UNKNOWN})}
-    unclear = (p for p in in_states(pages, {PageState.UNKNOWN}) if p.reason)
-    missed = next((p for p in unclear if str(p.reason).endswith(CONTRADICTED)), None)
-    if missed is not None:
+    if pages.held:
+        held = pages[pages.held[0]]
         advice.append(
-            f"sacctmgr show runawayjobs   if the accounting missed the end of {missed.job}, an "
-            "administrator corrects it there"
+            f"scontrol show job {held.job}   Slurm holds it back ({held.reason}): fix that "
+            f"(scontrol release, scontrol update), or astra cancel {plan.pk}"
         )
+    unknown = {p.job is not None for p in in_states(pages, {PageState.UNKNOWN})}
     if False in unknown:
         advice.append(f"astra resume {plan.pk}   looks up the array of an sbatch without an answer")
     if True in unknown:
@@ -352,22 +350,3 @@ def _advice_on_silent(plan: Plan, page: PageStatus, suffix: str) -> str:
         f"astra cancel {plan.pk} --page {page.page}   ends its element if that hangs: it runs, and "
         f"its heartbeat is overdue; then astra resume {plan.pk}{suffix}"
     )
-
-
-def _advice_on_waiting(plan: Plan, pages: Pages) -> list[str]:
-    """Return what to do if pages wait for what may never come."""
-    if pages.held:
-        held = pages[pages.held[0]]
-        return [
-            f"scontrol show job {held.job}   Slurm holds it back ({held.reason}): fix that "
-            f"(scontrol release, scontrol update), or astra cancel {plan.pk}"
-        ]
-    waiting = next(in_states(pages, {PageState.WAITING}), None)
-    if waiting is None or not is_group_limit(waiting.reason):
-        return []
-    if any(e.state is SlurmState.RUNNING for e in pages.answer.executions.values()):
-        return []
-    return [
-        f"scontrol show assoc_mgr   shows the limit ({waiting.reason}): an element "
-        "that requests more than that alone never starts"
-    ]

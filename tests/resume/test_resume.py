@@ -21,7 +21,7 @@ from astra.plan.plan import create_plan
 from astra.resume.cancel import cancel
 from astra.resume.pause_and_throttle import pause
 from astra.resume.resume import checked_states, resume, resume_local
-from astra.slurm.parse import Answer, Execution, merge_answers
+from astra.slurm.parse import Answer, Execution
 from astra.states import PageState, SlurmState
 from astra.status.status import status
 from astra.submit.submit import submit
@@ -140,15 +140,6 @@ def test_an_array_that_slurm_was_not_asked_about_is_unknown(url):
         assert (chosen, skipped) == ([], {"unknown": 3})
     gone = Answer(accounting=False, jobs=frozenset({"j"}))
     assert len(resume_module._choose(plan, False, frozenset(), True, gone)[0]) == 3
-
-
-def test_an_end_that_the_accounting_missed_is_an_administrators_concern(url, monkeypatch):
-    plan = plan_of(30, 10)
-    array_of(plan, [1, 2, 3], {})
-    answer = merge_answers({}, {("j", 2): Execution(SlurmState.RUNNING)})
-    monkeypatch.setattr("astra.status.page_states.query_slurm", lambda *_: answer)
-    advice = status(plan.pk).advice
-    assert any(line.startswith("sacctmgr show runawayjobs   ") and "7_2" in line for line in advice)
 
 
 def test_how_an_element_that_hangs_is_ended_is_said(url, monkeypatch):

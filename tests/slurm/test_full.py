@@ -114,21 +114,3 @@ def test_the_log_of_a_page_beyond_the_elements_of_its_pool(pg_url, commands, tmp
     log.write_text("python: not found")
     assert [page.job for page in status(plan).elements] == ["100_1", "100_2", "100_2"]
     assert [found.path for found in logs(plan, 3)] == [str(log)]
-
-
-@pytest.mark.parametrize("first, n_advised", [("PENDING", 1), ("RUNNING", 0)])
-@pytest.mark.parametrize("reason", ["AssocGrpCpuLimit", "QOSMaxCpuPerUserLimit"])
-def test_elements_that_may_be_too_large_for_all_that_may_run_at_once(
-    first, reason, n_advised, pg_url, commands
-):
-    commands(scontrol=CONFIG, squeue="true", sacct="true", sbatch="echo 100", sinfo="true")
-    plan = planned(2)
-    submit(plan)
-    (submission,) = Submission.select()
-    lines = (
-        f"100_1|{first}|0||%s|{submission.job_name}|\\n100_2|PENDING|0||%s|{submission.job_name}|"
-    )
-    commands(squeue=f"printf '{lines.replace('%s', reason)}\\n'")
-    found = status(plan)
-    assert found.state == "running"
-    assert sum("scontrol show assoc_mgr" in line for line in found.advice) == n_advised
