@@ -124,7 +124,7 @@ class NightSettings(_Planned):
         0.0, number(0, 1)
     )  # share of rows; with more the night has "failed rows"
     rounds: int = entry(10, whole(0))  # in which pages are submitted again
-    retry_pause_s: int = entry(60, whole(0))  # before that, if elements ended at once without a row
+    retry_pause_s: int = entry(120, whole(0))  # after one of them, if no row had ended
     leftovers: str = entry("take", one_of("take", "leave"))  # rows that earlier nights left
     running: str = entry("join", one_of("join", "leave"))  # an earlier night that is still open
     finalizer_profile: str | None = entry(None, text)

@@ -59,7 +59,6 @@ from astra.night.plans import (
     hours_of,
     live_state,
     next_check_s,
-    pause_of,
     profile_of,
     queue_finalizer,
     submit_due,
@@ -82,6 +81,9 @@ from astra.tasks.arguments import parse_arguments
 from astra.tasks.signature import choose_model, find_task
 
 log = logging.getLogger(__name__)
+
+#: The longest pause after pages were submitted again although no row had ended.
+_LONGEST_PAUSE_S = 1800
 
 
 @dataclass(frozen=True)
@@ -224,31 +226,32 @@ def _proceed(settings: NightSettings, pk: int, token: str | None) -> Nightly:
             return _outcome(night, night.state, NightStep(), night.message)
         if token is not None and night.finalizer != token:
             raise Superseded(f"the night {pk} has a later finalizer; this one does nothing")
-        return _advance(night, settings, pause_of(night, settings) if token is not None else 0)
+        return _advance(night, settings)
 
 
-def _advance(night: Night, settings: NightSettings, pause_s: int) -> Nightly:
-    """Resume plans and begin tasks; then queue the next finalizer, or close the night.
-
-    Pages in which no row has ended are submitted again `pause_s` after their last submission.
-    """
+def _advance(night: Night, settings: NightSettings) -> Nightly:
+    """Resume plans and begin tasks; then queue the next finalizer, or close the night."""
     before, step = retries_of(plan_pks(night)), NightStep()
     n_before = n_ended(totals_of(entries_of(night)))
     rounds_left, begins = night.round < settings.rounds, hours_of(night).open()
-    assess_plans(entries_of(night), settings, step, begins, rounds_left, pause_s)
+    assess_plans(entries_of(night), settings, step, begins, rounds_left)
     if begins:
         begin_tasks(night, settings, step)
     submit_due(night, settings, step)
     entries = refresh_totals(night)
-    # Pages whose elements begin none of them must not be submitted again without end.
-    without_progress = step.resubmitted_unbegun and n_ended(totals_of(entries)) <= n_before
-    # A limit of Slurm or the throttle may leave pages for a later step of the same round.
-    if without_progress or (retries_of(plan_pks(night)) > before and not step.postponed):
+    no_progress = n_ended(totals_of(entries)) <= n_before
+    retried = retries_of(plan_pks(night)) > before
+    # Pages whose elements begin none of them must not be submitted again without end. A limit of
+    # Slurm or the throttle may leave pages for a later step of the same round.
+    if (step.resubmitted_unbegun and no_progress) or (retried and not step.postponed):
         with connection():
             Night.update(round=Night.round + 1).where(Night.pk == night.pk).execute()
     if not step.open:
         return _close(night, settings, step, entries, rounds_left)
-    queue_finalizer(night, settings, step, 0 if step.new or step.jobs else next_check_s(night))
+    wait_s = 0 if step.new or step.jobs else next_check_s(night)
+    if retried and no_progress:  # what ends elements at once may pass: a file system that is away
+        wait_s = max(wait_s, min(settings.retry_pause_s * 2**night.round, _LONGEST_PAUSE_S))
+    queue_finalizer(night, settings, step, wait_s)
     return _outcome(night, "running", step)
 
 

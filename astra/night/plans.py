@@ -5,12 +5,10 @@ all due pages together, since the whole night shares the throttle and the connec
 database.
 """
 
-import math
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from operator import attrgetter
 
 from peewee import Expression, fn
 
@@ -19,7 +17,7 @@ from astra.config.profiles import choose_profile
 from astra.database.connection import connection, dialect, writing
 from astra.element.pause_checks import all_break
 from astra.errors import AstraError, BusyError, SlurmRefused, SlurmUnknown
-from astra.models.attempts import N_ENDED, Attempt
+from astra.models.attempts import Attempt
 from astra.models.nights import NOTHING_PENDING, Night, NightPlan
 from astra.models.plans import IS_LIVE, Page, Plan, Submission
 from astra.night import finalizer
@@ -33,7 +31,6 @@ from astra.night.totals import (
 )
 from astra.plan.lookup import paused_message
 from astra.plan.plan import create_plan
-from astra.policy.next_steps import next_steps
 from astra.resume.resume import resume
 from astra.slurm import limits
 from astra.slurm.parse import Answer, JobId
@@ -47,9 +44,6 @@ from astra.version import CURRENT
 
 #: How soon, at first, a finalizer checks again a night of which no array is alive, and how late.
 FIRST_CHECK_S, _MAX_CHECK_S = 30, 600
-
-#: The longest pause before pages are submitted again whose elements ended at once.
-_LONGEST_PAUSE_S = 1800
 
 #: The most connections of an element: it may write while it reads ahead.
 CONNECTIONS_PER_ELEMENT = 2
@@ -81,7 +75,6 @@ class NightStep:
     open: bool = False  # the night stays open: elements are alive, or a later step submits some
     resubmitted_unbegun: bool = False  # pages were submitted again that no element had begun
     postponed: bool = False  # pages that could be submitted again wait for a later step
-    pause_s: int = 0  # until pages may be submitted again whose elements ended at once
     due: list[DuePlan] = field(default_factory=list)
     new: list[tuple[int, int]] = field(default_factory=list)  # plans that were begun, their rows
     problems: list[str] = field(default_factory=list)
@@ -304,7 +297,6 @@ def assess_plans(
     step: NightStep,
     begins: bool = True,
     retries: bool = True,
-    pause_s: int = 0,
 ) -> list[NightPlan]:
     """Record in a step which plans are alive and which are due; return those that are alive.
 
@@ -314,7 +306,6 @@ def assess_plans(
     ----------
     begins : whether anything may be submitted.
     retries : whether pages may be submitted again.
-    pause_s : how soon, after a submission in which no row has ended.
 
     Raises
     ------
@@ -350,8 +341,6 @@ def assess_plans(
         # The others were submitted, but the time of their elements was over.
         unbegun = states[PageState.UNSUBMITTED] - never_submitted
         ended = unbegun + sum(n for state, n in states.items() if state not in _NOT_ENDED)
-        if begins and ended and retries and (left_s := _pause_left(plan, pages, pause_s)):
-            step.open, step.pause_s, ended = True, max(step.pause_s, left_s), 0
         if begins and (never_submitted or (ended and retries)):
             taken = entry if entry.pk is None and entry not in alive else None
             task = _task_of(entry, settings)
@@ -361,34 +350,6 @@ def assess_plans(
 
 
 _NOT_ENDED = ALIVE | {PageState.DONE, PageState.UNSUBMITTED}
-
-
-def pause_of(night: Night, settings: NightSettings) -> int:
-    """Return how long to wait after a submission in which no row has ended, in s.
-
-    What ends elements at once may pass: a file system or a server that is away. Without a pause,
-    all retries would be used up within seconds.
-    """
-    return int(min(settings.retry_pause_s * 2 ** min(night.round, 10), _LONGEST_PAUSE_S))
-
-
-def _pause_left(plan: Plan, pages: Pages, pause_s: int) -> int:
-    """Return what is left of the pause after the last accepted submission of a plan, in s.
-
-    Return 0 if the pause is over, a row has ended, or the policy gives all pages up.
-    """
-    accepted = (s for s in pages.submissions.values() if s.job_id is not None)
-    last = max(accepted, key=attrgetter("pk"), default=None)
-    if last is None:
-        return 0
-    left_s = pause_s - (pages.now - last.created).total_seconds()
-    if left_s <= 0:
-        return 0
-    with connection():
-        if Attempt.select().where((Attempt.submission_pk == last.pk) & (N_ENDED > 0)).exists():
-            return 0
-    is_retried = any(step.decision.retry for step in next_steps(plan, pages))
-    return math.ceil(left_s) if is_retried else 0
 
 
 def next_check_s(night: Night) -> int:
@@ -449,7 +410,7 @@ def live_state(night: Night) -> NightStep:
 
     Its problems are what the night waits for, and only a person can change.
     """
-    step = NightStep(problems=finalizer.problems_of(night))
+    step = NightStep()
     plans = _live_plans(plan_pks(night))
     slurm_answer = query_slurm_for(plans)
     for plan in plans:
@@ -469,12 +430,8 @@ def queue_finalizer(
 ) -> None:
     """Queue the next finalizer of a night behind the arrays that are alive.
 
-    It begins no earlier than after `wait_s` seconds. If pages have to wait before they are
-    submitted again, it begins after that time, and does not wait for the arrays.
+    It begins no earlier than after `wait_s` seconds.
     """
-    if step.pause_s:
-        finalizer.queue(night, settings, (), step.pause_s)
-        return
     try:
         finalizer.queue(night, settings, step.jobs, wait_s)
     except SlurmRefused as refused:

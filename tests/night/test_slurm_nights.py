@@ -166,7 +166,7 @@ def test_pages_that_a_limit_leaves_are_submitted_within_the_same_round(
     limited = replace(settings_of_tasks("measure"), rounds=1)
     for limit, pages, n_rounds in ((1, {"waiting": 1, "lost": 2}, 0), (None, {"waiting": 3}, 1)):
         job_limit(limit)
-        nightly._advance(last(), limited, 0)
+        nightly._advance(last(), limited)
         assert status(plan).pages == pages and last().round == n_rounds
 
 
@@ -199,7 +199,7 @@ def test_pages_that_were_never_submitted_are_submitted_with_those_that_ended(
     job_limit(None)
     assert status(plan).pages == {"lost": 1, "unsubmitted": 2}
     monkeypatch.setattr(nightly, "queue_finalizer", lambda *of_night: None)
-    nightly._advance(last(), settings_of_tasks("measure"), 0)
+    nightly._advance(last(), settings_of_tasks("measure"))
     assert status(plan).pages == {"waiting": 3} and last().round == 1
 
 

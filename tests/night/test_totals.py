@@ -85,7 +85,7 @@ def test_rows_in_a_plan_of_no_night_are_told_and_taken_once_it_is_cancelled(url)
     begin_tasks(night, settings, later := NightStep())
     assert later.problems == [] and [rows for _, rows in later.new] == [4]
     run_here(later.new[0][0])
-    closed = nightly._advance(night, settings, 0)
+    closed = nightly._advance(night, settings)
     assert (closed.state, closed.message) == ("whole", None)
 
 

@@ -230,7 +230,7 @@ def test_a_night_that_its_hours_ended_says_when_and_in_which_zone(sqlite_url, mo
     monkeypatch.setenv("TZ", "Europe/Berlin")
     time.tzset()
     try:
-        closed = nightly._advance(night, settings_of_tasks("measure"), 0)
+        closed = nightly._advance(night, settings_of_tasks("measure"))
     finally:
         monkeypatch.undo()
         time.tzset()
