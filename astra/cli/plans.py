@@ -267,7 +267,7 @@ def plans(every: bool, filters: PlanFilters, as_csv: bool, as_json: bool) -> Non
 
 
 @main.command()
-@click.argument("which", nargs=-1, type=NIGHT_OR_PLAN, metavar="[PLAN]... | TASK | NIGHT [DATE]")
+@click.argument("which", nargs=-1, type=NIGHT_OR_PLAN, metavar="[PLAN]... | NIGHT [DATE]")
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), metavar="FILE",
     help="File to write; default: plan-N.html or night-N.html. - is standard output.",
@@ -293,8 +293,7 @@ def report(
 ) -> None:  # fmt: skip
     """Write an HTML report of a plan, of several plans together, or of a night.
 
-    Without an argument, report the last plan; with TASK, the last plan of that task; with NIGHT and
-    no DATE, the last night of that name.
+    Without an argument, report the last plan; with NIGHT and no DATE, the last night of that name.
 
     The report is one file. It shows what ran when, how fast and where, what failed, and what to do
     next. It needs no network and contains no password.
@@ -328,23 +327,10 @@ def _contents(which: tuple[str, ...]) -> tuple["Report", str]:
     elif which[0].isdigit():
         numbers = [PLAN.convert(word, None, None) for word in which]
     else:
-        try:
-            night, contents = api.report_of_night(*which)
-            return contents, f"night-{night}"
-        except UsageError as no_night:
-            if len(which) > 1:
-                raise
-            numbers = [_last_of_task(which[0], no_night)]
+        night, contents = api.report_of_night(*which)
+        return contents, f"night-{night}"
     contents = api.report(numbers)
     return contents, f"plan-{'-'.join(str(plan.plan) for plan in contents.plans)}"
-
-
-def _last_of_task(task: str, no_night: UsageError) -> int:
-    """Return the number of the last plan of a task, and print it."""
-    if not (lines := api.plans(1, task)):
-        raise UsageError(f"{no_night} No task {task!r} has a plan either: astra plans")
-    click.echo(f"plan {lines[0].plan}: the last one of {lines[0].task}", err=True)
-    return lines[0].plan
 
 
 def _keep_pages(folder: Path, every_s: float, once: bool, keep_days: float) -> None:

@@ -174,11 +174,6 @@ def test_the_command_writes_a_file(sqlite_url, tmp_path):
     assert (told["state"], told["rows"]["done"], told["row_times"]["n"]) == ("whole", 20, 20)
     missing = astra(77)
     assert missing.returncode == 2 and "there is no plan 77" in missing.stderr
-    of_task = astra("measure")
-    assert f"plan {plan}: the last one of tests.sample_tasks.measure" in of_task.stderr
-    assert of_task.stdout == done.stdout
-    neither = astra("slam.slam")
-    assert neither.returncode == 2 and "No task 'slam.slam' has a plan either" in neither.stderr
     nowhere = astra(plan, "-o", "no/such/folder.html")
     assert nowhere.returncode == 2 and "cannot be written" in nowhere.stderr
 
