@@ -1,4 +1,4 @@
-"""Earlier plans or nights, with which a report compares its own numbers."""
+"""Earlier nights, with which the report of a night compares its own numbers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,14 +8,14 @@ from peewee import fn
 
 from astra.database.connection import connection, tuples
 from astra.models.attempts import Attempt
-from astra.models.plans import Page, Plan
+from astra.models.plans import Page
 
 N_EARLIER = 8
 
 
 @dataclass(frozen=True)
 class Earlier:
-    """The numbers of an earlier plan or night: a line of the comparison."""
+    """The numbers of a night: a line of the comparison."""
 
     title: str
     began: datetime
@@ -39,20 +39,6 @@ class Earlier:
     def row_s(self) -> float:
         ended = self.rows - self.pending
         return self.task_s / ended if ended else 0.0
-
-
-def earlier_plans(plan: Plan) -> list[Earlier]:
-    """Return the earlier plans of the same task and input, the latest first."""
-    query = (
-        Plan.select(Plan.pk)
-        .where(
-            (Plan.task == plan.task) & (Plan.input_table == plan.input_table) & (Plan.pk < plan.pk)
-        )
-        .order_by(Plan.pk.desc())
-        .limit(N_EARLIER)
-    )
-    lines = [earlier_of([pk], f"plan {pk}") for (pk,) in tuples(query)]
-    return [line for line in lines if line is not None]
 
 
 def earlier_of(plans: Sequence[int], title: str) -> Earlier | None:

@@ -18,7 +18,7 @@ from astra.database.connection import connection, dialect, tuples
 from astra.models.plans import Page, Plan, Submission
 from astra.plan.pages import PageStatus
 from astra.report.attempts import Attempts, Ending, Histogram, Node, SlowPage, TimeSeries
-from astra.report.earlier import Earlier, earlier_of, earlier_plans
+from astra.report.earlier import Earlier, earlier_of
 from astra.report.failures import FailureKind, failures_of
 from astra.report.provenance import Provenance, provenance_of
 from astra.report.row_times import SlowRow, row_times
@@ -88,7 +88,7 @@ class Report:
 def report_of(
     plans: Sequence[int],
     title: str | None = None,
-    earlier: Iterable[Earlier] | None = None,
+    earlier: Sequence[Earlier] = (),
     headline: Callable[[Sequence[PlanStatus]], Headline] = headline_of,
 ) -> Report:
     """Return the report of one plan, or of several together.
@@ -99,9 +99,8 @@ def report_of(
         Numbers of the plans.
     title : str, optional
         By default, the plan's number and task.
-    earlier : iterable of Earlier, optional
-        What it is compared with, the latest first; by default, for one plan, earlier plans of its
-        task and input.
+    earlier : sequence of Earlier, optional
+        What it is compared with, the latest first.
     headline : callable
         Makes the verdict from the statuses of the plans.
 
@@ -130,17 +129,15 @@ def report_of(
         submissions = list(Submission.select().where(Submission.plan << list(plans)))
         now = dialect().now()
         attempts = Attempts(plans, current, queried, now)
-        if earlier is None and len(plans) == 1:
-            earlier = earlier_plans(planned[plans[0]])
         how = tuple(provenance_of(planned[pk], submissions) for pk in plans)
         figures = _attempt_figures(list(planned.values()), submissions, attempts)
         figures |= _state_figures(current)
-        this = earlier_of(plans, "this one") if attempts.n else None
+        this = earlier_of(plans, "this one") if earlier else None
     used, notes = efficiency(submissions)
     return Report(
         title=title or "; ".join(f"plan {s.plan}: {s.task}" for s in current),
         written=now, state=worst(status.state for status in current), kind=verdict.kind, how=how,
-        plans=tuple(replace(s, elements=()) for s in current), earlier=tuple(earlier or ()),
+        plans=tuple(replace(s, elements=()) for s in current), earlier=tuple(earlier),
         efficiency=used, wasted=tuple(wasted(used, attempts, figures["page_times"])), this=this,
         notes=tuple(dict.fromkeys([*(n for s in current for n in s.notes), *notes])),
         verdict=verdict.text, next=verdict.commands, **figures,
