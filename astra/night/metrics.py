@@ -10,9 +10,7 @@ from datetime import datetime
 
 from peewee import fn
 
-from astra import __version__
 from astra.database.connection import connection, dialect
-from astra.models.archive import Archive
 from astra.models.attempts import Attempt
 from astra.models.plans import Page
 from astra.models.table_checks import check_version
@@ -46,27 +44,16 @@ def metrics() -> str:
     --------
     >>> from astra.api import metrics
     >>> print(metrics().splitlines()[0])
-    # HELP astra_info The version of astra and the identifier of the archive.
+    # HELP astra_collected_timestamp_seconds The time when these metrics were collected.
     """
     check_version()
     with connection():
         now = dialect().now()
-        archive = Archive.select().first()
-    info = {"version": __version__, "archive": archive.identifier if archive else ""}
-    return "".join(
-        [
-            _metric(
-                "astra_info", "The version of astra and the identifier of the archive.",
-                [(info, 1)],
-            ),
-            _metric(
-                "astra_collected_timestamp_seconds", "The time when these metrics were collected.",
-                [({}, now.timestamp())],
-            ),
-            *_of_nights(now),
-            *_of_plans(now),
-        ]
+    collected = _metric(
+        "astra_collected_timestamp_seconds", "The time when these metrics were collected.",
+        [({}, now.timestamp())],
     )  # fmt: skip
+    return "".join([collected, *_of_nights(now), *_of_plans(now)])
 
 
 def _of_nights(now: datetime) -> Iterator[str]:
@@ -77,16 +64,8 @@ def _of_nights(now: datetime) -> Iterator[str]:
         [({**name, "state": s}, n.state == s) for name, n in labelled for s in NIGHT_STATES],
     )  # fmt: skip
     yield _metric(
-        "astra_night_began_timestamp_seconds", "The time when the last night of each name began.",
-        [(name, night.began.timestamp()) for name, night in labelled],
-    )  # fmt: skip
-    yield _metric(
         "astra_night_age_seconds", "Time since the last night of each name began.",
         [(name, (now - night.began).total_seconds()) for name, night in labelled],
-    )  # fmt: skip
-    yield _metric(
-        "astra_night_duration_seconds", "How long the last night of each name took, or has taken.",
-        [(name, ((night.ended or now) - night.began).total_seconds()) for name, night in labelled],
     )  # fmt: skip
     yield _metric(
         "astra_night_rows", "Rows of the last night of each name, by outcome.",
