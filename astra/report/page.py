@@ -18,7 +18,7 @@ from astra import __version__
 from astra.report import format as formats
 from astra.report.attempts import N_BINS, Histogram, TimeSeries
 from astra.report.report import Report
-from astra.report.tables import submissions, tables
+from astra.report.tables import tables
 
 #: Its template, style and script.
 FOLDER = Path(__file__).resolve().parent
@@ -35,7 +35,7 @@ _KINDS = {
 def html(report: Report, mark: str = "") -> str:
     """Return the page of a report; `mark` says what it shows, in a folder of such pages."""
     return render(
-        "report.html.j2", r=report, mark=mark, tables=tables(report), submissions=submissions,
+        "report.html.j2", r=report, mark=mark, tables=tables(report),
         n_bins=N_BINS, kind=_kind, parts=_parts, columns=_columns, stacked=_stacked,
         over_time=report.over_time if _changes(report.over_time) and report.n_pages > 1 else None,
         rate=report.rate if _changes(report.rate) and report.n_attempts > 1 else None,

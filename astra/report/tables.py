@@ -16,7 +16,6 @@ from astra.report.format import (
     short,
     unbroken,
 )
-from astra.report.provenance import Provenance
 from astra.report.report import Report
 from astra.status.status import PlanStatus
 
@@ -54,8 +53,8 @@ Number = TypeVar("Number", int, float)
 #: Headings of columns, each with the function that makes a cell of an item.
 Columns = Mapping[str, Callable[[Item], "Cell | str | None"]]
 
-_LONG = frozenset({"last message", "example", "log", "profile"})
-_TIMES = frozenset({"began", "last seen", "created", "submitted"})
+_LONG = frozenset({"last message", "example", "log"})
+_TIMES = frozenset({"began", "last seen", "created"})
 
 N_SLOWEST = 6  # rows and pages that are shown
 
@@ -220,15 +219,3 @@ def _earlier(report: Report) -> Table | None:
             "yes" if e.whole else f"{e.pending:,} left" if e.pending else "failed rows"
         ),
     })  # fmt: skip
-
-
-def submissions(how: Provenance) -> Table | None:
-    """Return the submissions of a plan as a table."""
-    return table(how.submissions, {
-        "submitted": lambda s: moment(s.at),
-        "kind": lambda s: s.kind,
-        "elements": lambda s: number(s.elements, count),
-        "submitted on": lambda s: s.host,
-        "cluster": lambda s: s.cluster,
-        "profile": lambda s: first_line(s.profile),
-    }, how.n_submissions - len(how.submissions))  # fmt: skip
