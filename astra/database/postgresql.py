@@ -337,8 +337,7 @@ class PostgreSQL(Keys):
         self.run(queries.SET_DEFAULT, table=self.table(model), column=name, value=value)
 
     def drop_not_null(self, model: Any, column: str) -> bool:
-        keys, _ = self.key_and_types(model._meta.table_name, model._meta.schema)
-        if column in keys:
+        if column in self.primary_columns(model._meta.table_name, model._meta.schema):
             return False
         self.run(queries.DROP_NOT_NULL, table=self.table(model), column=self.quote(column))
         return True

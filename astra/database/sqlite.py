@@ -17,7 +17,6 @@ from peewee import SQL, fn
 from astra.database import sqlite_queries as queries
 from astra.database.dialect import no_moment
 from astra.database.sqlite_writing import Writing
-from astra.database.values import FORMED
 from astra.database.values import check as check_value
 
 #: Types of columns that may hold dates, with their times.
@@ -256,36 +255,9 @@ class SQLite(Writing):
             return ["wanted.value"]
         return [f"json_extract(wanted.value, '$[{place}]')" for place in range(len(fields))]
 
-    def may_be_written_differently(self, fields: Sequence[Any]) -> bool:
-        return any(map(self.collation, fields))
-
-    def may_change_keys(self, fields: Sequence[Any], stored: Sequence[Any]) -> bool:
-        return any(field.field_type in FORMED for field in stored)
-
-    def changed_keys(
-        self,
-        fields: Sequence[Any],
-        stored: Sequence[Any],
-        keys: Sequence[Any],
-        values: Sequence[Sequence[Any]],
-    ) -> list[int]:
-        """Return the places of keys that results would store in another form."""
-        formed = [n for n, field in enumerate(stored) if field.field_type in FORMED]
-        parts = [[key] if len(fields) == 1 else json.loads(key) for key in keys]
-        pairs = enumerate(zip(parts, values, strict=True))
-        return [n for n, (part, row) in pairs if any(str(part[i]) != str(row[i]) for i in formed)]
-
-    def collation(self, field: Any) -> str | None:
-        """Return the collation of a column, if texts that differ may be equal by it."""
-        if field.column_name not in self.columns(field.model):
-            return None
-        parts = {"column": self.quote(field.column_name), "table": self.table(field.model)}
-        equal = self.fetch_column(queries.EQUAL_BY_COLLATION, **parts)
-        return {"A": "NOCASE", "b ": "RTRIM"}[equal[0]] if equal else None
-
-    def differing_types(self, one: Any, other: Any) -> tuple[str, str] | None:
-        """Return None: SQLite compares values of any types."""
-        return None
+    def key_type(self, field: Any) -> tuple[str, str | None]:
+        """Return one type for all: SQLite compares values of any types."""
+        return "any", "any"
 
     def as_moment(self, field: Any) -> Any:
         """Convert a column of dates or times to the format in which moments are compared.
@@ -305,13 +277,8 @@ class SQLite(Writing):
         whole = (moment.microsecond + 500) // 1000 * 1000
         return moment + timedelta(microseconds=whole - moment.microsecond)
 
-    def key_and_types(self, table: str, schema: str | None) -> tuple[list[str], dict[str, str]]:
-        """Return the columns of a table's primary key; any value may be in any column."""
-        return self.fetch_column(queries.PRIMARY_COLUMNS, (table,)), {}
-
-    def schemas_of_table(self, table: str) -> list[str]:
-        """Return the schemas that have a table of this name: SQLite has no schemas."""
-        return []
+    def primary_columns(self, table: str, schema: str | None) -> list[str]:
+        return self.fetch_column(queries.PRIMARY_COLUMNS, (table,))
 
     def unique_indexes(
         self, model: Any, columns: Sequence[str]
