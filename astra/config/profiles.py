@@ -54,7 +54,7 @@ OPTIONS = _WITH_VALUE | _FLAGS | _FLAG_OR_VALUE
 
 _COMMA_LISTS = frozenset(
     """
-    acctg_freq clusters dependency exclude export gpu_bind gres licenses mail_type nodelist
+    acctg_freq dependency exclude export gpu_bind gres licenses mail_type nodelist
     partition power profile propagate reservation tres_bind tres_per_task gpus_per_node
     gpus_per_task gres_flags
     """.split()
@@ -307,6 +307,8 @@ def _well_formed(key: str, value: Value) -> Value:
     text = str(value)
     if key in _TIMES and not _TIME.fullmatch(text):
         raise ValueError(f"{value!r} is not a time that Slurm accepts; {_time_instead(text)}")
+    if key == "clusters" and ("," in text or text.lower() == "all"):
+        raise ValueError("name one cluster: Slurm would choose among several for each array")
     if key in _SIZES and not _SIZE.fullmatch(text):
         raise ValueError(f'{value!r} is not a size of Slurm\'s; write "8G", "512M", or MB as 8000')
     if key == "signal" and not (

@@ -82,8 +82,7 @@ def queue(night: Night, settings: NightSettings, after: Iterable[JobId], wait_s:
     """
     profile = _profile(settings)
     profile = profile.with_more(exclude=nodes_to_exclude(profile))
-    if cluster := _cluster(profile, after):
-        profile = profile.with_options(clusters=cluster)
+    cluster = profile.clusters
     before, earlier = night.finalizer, _identity(night)
     night.finalizer, night.finalizer_job = secrets.token_hex(6), None
     night.finalizer_cluster, night.finalizer_home = cluster, cluster or limits.this_cluster()
@@ -112,13 +111,6 @@ def queue(night: Night, settings: NightSettings, after: Iterable[JobId], wait_s:
             error.args = (f"{error}; {remedy}",)
         raise
     _adopt(night, job)
-
-
-def _cluster(profile: Profile, after: Iterable[JobId]) -> str | None:
-    """Return where a finalizer may run; of several clusters, on that of all jobs it waits for."""
-    took = {job.cluster for job in after}
-    is_one = len(took) == 1 and took <= {*(profile.clusters or "").split(",")}
-    return took.pop() if is_one else profile.clusters
 
 
 def _identity(night: Night) -> dict[str, object]:

@@ -18,10 +18,9 @@ from astra.config import settings as config
 from astra.errors import SlurmError, SlurmUnknown
 from astra.processes import user_name
 from astra.slurm.command import Failed, run
-from astra.slurm.limits import names_of, on, shows_all_jobs, this_cluster
+from astra.slurm.limits import on, shows_all_jobs, this_cluster
 from astra.slurm.parse import (
     CONTRADICTED,
-    REVOKED,
     SACCT,
     SQUEUE,
     USAGE,
@@ -121,45 +120,41 @@ _pace = _Pace()
 def find(job: JobId) -> list[JobId]:
     """Return all jobs with the name of a job whose number is not known, ended ones included.
 
-    It is on one of its clusters; if it names none, on its cluster `home`, or else on that of this
-    machine. By default, its user is the caller.
+    It is on its cluster; if it names none, on its cluster `home`, or else on that of this machine.
+    By default, its user is the caller.
 
     Raises
     ------
     SlurmUnknown
         If squeue does not answer, or would not show the jobs of that user.
     """
-    name, clusters = str(job.name), job.cluster or _if_elsewhere(job.home)
+    name, cluster = str(job.name), job.cluster or _if_elsewhere(job.home)
     is_mine = job.user in (None, user_name())
     user = ["-u", str(os.getuid()) if is_mine else str(job.user)]
     # -a: jobs in hidden partitions, too, which squeue otherwise shows only by their numbers.
     # Not -n: a site may have renamed the job.
-    columns = "ArrayJobID:|,Name:|,Command:|,Cluster:|"
-    queue = ["squeue", "-a", "-h", "-t", "all", "-O", columns, *user]
+    columns = "ArrayJobID:|,Name:|,Command:|"
     try:
-        text = "".join(run([*queue, *on(cluster)]) for cluster in names_of(clusters))
+        text = run(["squeue", "-a", "-h", "-t", "all", "-O", columns, *user, *on(cluster)])
     except Failed as failed:
         raise SlurmUnknown(f"squeue: {failed.message}") from None
     if not (jobs := _jobs_named(text, name)):
-        period = ["-S", "now-30days", *_END, "--name", name, "-o", "JobID,JobName,Cluster"]
-        accounts = ["sacct", "-n", "-X", "-P", *period, *user, *on(clusters)]
+        period = ["-S", "now-30days", *_END, "--name", name, "-o", "JobID,JobName"]
+        accounts = ["sacct", "-n", "-X", "-P", *period, *user, *on(cluster)]
         try:
             jobs = _jobs_named(run(accounts), name)
         except SlurmError:
             pass  # without accounting: squeue has answered, and lists none
-    if not jobs and _may_be_hidden(job, clusters):
+    if not jobs and _may_be_hidden(job, cluster):
         raise SlurmUnknown(f"Slurm shows no jobs of others (PrivateData): have {job.user} ask")
-    return [
-        JobId(job_id, cluster if clusters else None, name, user=job.user)
-        for job_id, cluster in sorted(jobs)
-    ]
+    return [JobId(job_id, cluster, name, user=job.user) for job_id in sorted(jobs)]
 
 
-def _jobs_named(text: str, job_name: str) -> set[tuple[int, str]]:
-    """Return the numbers of jobs of a name, each with its cluster."""
-    lines = (line.removesuffix("|") for line in text.splitlines() if is_named(line, job_name))
-    jobs = (re.match(r"\s*(\d+)[^|]*\|.*\|([^|]*)$", line) for line in lines)
-    return {(int(job[1]), job[2].strip()) for job in jobs if job}
+def _jobs_named(text: str, job_name: str) -> set[int]:
+    """Return the numbers of jobs of a name."""
+    lines = (line for line in text.splitlines() if is_named(line, job_name))
+    jobs = (re.match(r"\s*(\d+)[^|]*\|", line) for line in lines)
+    return {int(job[1]) for job in jobs if job}
 
 
 def elements(jobs: Iterable[int | JobId], recent_s: float = 0.0) -> Answer:
@@ -255,10 +250,10 @@ def _answers_of_clusters(jobs: Sequence[JobId], answer: Answer, recent_s: float)
     return answers
 
 
-def _may_be_hidden(job: JobId, clusters: str | None) -> bool:
+def _may_be_hidden(job: JobId, cluster: str | None) -> bool:
     """Return whether squeue may leave out a job because another user submitted it."""
     is_of_other = job.user not in (None, user_name()) and os.geteuid() != 0
-    return is_of_other and not shows_all_jobs(clusters)
+    return is_of_other and not shows_all_jobs(cluster)
 
 
 def _without_hidden(jobs: Sequence[JobId], answer: Answer, cluster: str | None) -> Answer:
@@ -300,8 +295,6 @@ def _elements(jobs: Sequence[JobId], cluster: str | None, recent_s: float) -> An
 
     try:
         listed = queue(ids)
-        if f"|{REVOKED}|" in listed and cluster != "all":
-            return _elements(jobs, "all", recent_s)
         queued = parse_squeue(listed, names)
     except SlurmError as error:
         return Answer(
@@ -433,13 +426,7 @@ def cancel(job: JobId, indices: Iterable[int] = (), waiting_only: bool = False) 
     """
     if not _ids([job]):
         return
-    indices = list(indices)
-    # One of several clusters took it, and others may have a job of its number.
-    for cluster in names_of(job.cluster or _if_elsewhere(job.home)):
-        _cancel_on(cluster, job, indices, waiting_only)
-
-
-def _cancel_on(cluster: str | None, job: JobId, indices: Sequence[int], waiting_only: bool) -> None:
+    indices, cluster = list(indices), job.cluster or _if_elsewhere(job.home)
     # scancel --name would leave out a job that was renamed, and take all waiting elements instead
     # of the given ones (22.05).
     if job.name is not None and not parse_squeue(_squeue([job.job_id], cluster), _names([job])):

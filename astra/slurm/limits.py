@@ -102,10 +102,9 @@ def profile_limits(profile: Profile) -> PartitionLimits:
         return PartitionLimits(note="there is no Slurm here: the partition's limits are not known")
     try:
         allowed = partition_limits(profile.partition, profile.clusters)
-        nodes, clusters = set(allowed.nodes), names_of(profile.clusters)
-        ahead = []
-        if nodes and len(clusters) == 1:  # another cluster would begin the elements
-            text = _of_site("scontrol", *on(clusters[0]), "-o", "show", "reservation")
+        nodes, ahead = set(allowed.nodes), []
+        if nodes:
+            text = _of_site("scontrol", *on(profile.clusters), "-o", "show", "reservation")
             ahead = [r for r in parse_maintenance(text) if nodes <= hosts(r.nodes)]
     except SlurmError as error:
         return PartitionLimits(note=f"the partition's limits are not known: {error}")
@@ -165,23 +164,10 @@ def _configured(name: str, cluster: str | None = None) -> str:
     return match[1]
 
 
-def max_array_size(clusters: str | None = None) -> int:
-    """Return the number that every array index must be below on some clusters, or on this one.
+def max_array_size(cluster: str | None = None) -> int:
+    """Return the number that every array index must be below on a cluster.
 
-    Of several clusters, those that do not answer take no jobs, either.
-    """
-    names, sizes = names_of(clusters), []
-    for name in names:
-        try:
-            sizes.append(_max_array_size(name))
-        except SlurmError:
-            if name == names[-1] and not sizes:
-                raise
-    return min(sizes)
-
-
-def _max_array_size(cluster: str | None) -> int:
-    """Return ``MaxArraySize``, or less where the site limits the elements of one array
+    It is ``MaxArraySize``, or less where the site limits the elements of one array
     (``max_array_tasks``): an array that begins with index 1 meets both limits.
     """
     size = _configured("MaxArraySize", cluster)
@@ -196,27 +182,14 @@ def this_cluster() -> str:
     return _configured("ClusterName")
 
 
-def shows_all_jobs(clusters: str | None) -> bool:
-    """Return whether some clusters, or that of this machine, show users the jobs of others."""
-    private = [_configured("PrivateData", name) for name in names_of(clusters)]
-    return not any("jobs" in words.split(",") for words in private)
+def shows_all_jobs(cluster: str | None) -> bool:
+    """Return whether a cluster, or that of this machine, shows users the jobs of others."""
+    return "jobs" not in _configured("PrivateData", cluster).split(",")
 
 
 def on(cluster: str | None) -> list[str]:
     """Return the option by which one of Slurm's commands asks a cluster."""
     return ["-M", cluster] if cluster else []
-
-
-@cache
-def names_of(clusters: str | None) -> list[str | None]:
-    """Return the names in a value of ``--clusters``, to ask each by itself; None is this cluster.
-
-    Of several at once, squeue leaves out those that do not answer, and scontrol takes only one.
-    """
-    if clusters is None or clusters.lower() != "all":
-        return [*clusters.split(",")] if clusters else [None]
-    text = run(["sacctmgr", "-n", "-P", "list", "cluster", "format=Cluster"])
-    return [*text.split()] or [None]
 
 
 _site: dict[tuple[str, ...], str] | None = None
@@ -242,22 +215,8 @@ def _of_site(*args: str) -> str:
     return site[args]
 
 
-def partition_limits(partition: str | None, clusters: str | None = None) -> PartitionLimits:
-    """Return what a job may request in a partition: the default one, or the largest of several.
-
-    On several clusters, the nodes are those that each of them has.
-    """
-    of_each = [_limits_on(cluster, partition) for cluster in names_of(clusters)]
-    nodes = set.intersection(*(set(allowed.nodes) for allowed in of_each))
-    return PartitionLimits(
-        _widest([allowed.max_time_s for allowed in of_each]),
-        _widest([allowed.max_mem_mb for allowed in of_each]),
-        min((mb for allowed in of_each if (mb := allowed.default_mem_mb)), default=None),
-        tuple(sorted(nodes)),
-    )
-
-
-def _limits_on(cluster: str | None, partition: str | None) -> PartitionLimits:
+def partition_limits(partition: str | None, cluster: str | None = None) -> PartitionLimits:
+    """Return what a job may request in a partition: the default one, or the largest of several."""
     requested = _requested(cluster, partition)
     names = {p.name for p in requested}
     lines = _of_site("sinfo", *on(cluster), "-a", "-h", "-N", "-o", "%R|%N|%m").splitlines()
@@ -268,7 +227,7 @@ def _limits_on(cluster: str | None, partition: str | None) -> PartitionLimits:
         _widest([p.max_time_s for p in requested]),
         min((mb for mb in (max_mb, max(memory, default=None)) if mb), default=None),
         min((p.default_mem_mb for p in requested if p.default_mem_mb), default=None),
-        tuple({node for _, node, _ in nodes}),
+        tuple(sorted({node for _, node, _ in nodes})),
     )
 
 
@@ -292,8 +251,7 @@ def default_time(profile: Profile) -> str | None:
     try:
         defaults = {
             partition.default_time_s
-            for cluster in names_of(profile.clusters)
-            for partition in _requested(cluster, profile.partition)
+            for partition in _requested(profile.clusters, profile.partition)
         }
     except SlurmError as error:
         log.warning("the time limit of elements without --time is not known: %s", error)

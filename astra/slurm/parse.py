@@ -134,9 +134,6 @@ def parse_submission(output: str) -> JobId | None:
     return JobId(int(matches[0][0]), matches[0][1] or None) if len(matches) == 1 else None
 
 
-#: The state of a job in the clusters of a federation that do not run it, as another one does.
-REVOKED = "REVOKED"
-
 #: The columns to request. The name and the command come last, since they may hold any character.
 SQUEUE = "JobArrayID State exit_code NodeList Reason Name Command".split()
 
@@ -173,7 +170,7 @@ def parse_sacct(text: str, names: Names = MappingProxyType({})) -> dict[Key, Exe
 def _executions(text: str, names: Names) -> Iterator[tuple[str, list[Key], Execution]]:
     """Yield of each line the elements as Slurm writes them, their keys, and their execution."""
     for job, state, code, node, reason, names_of_job in _lines(text, len(SQUEUE) - 1):
-        if (keys := _keys(job, names_of_job, names)) and state != REVOKED:
+        if keys := _keys(job, names_of_job, names):
             parsed, why = _state(state, _reason(reason))
             exit_code, signal = (
                 (None, None) if parsed is None or parsed.alive else _exit_and_signal(code)

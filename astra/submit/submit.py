@@ -304,13 +304,13 @@ def nodes_to_exclude(profile: Profile) -> tuple[str, ...]:
     if not bad or "nodelist" in profile.options:
         return ()
     try:
-        clusters = {name or limits.this_cluster() for name in limits.names_of(profile.clusters)}
+        cluster = profile.clusters or limits.this_cluster()
         nodes = set(limits.partition_limits(profile.partition, profile.clusters).nodes)
         nodes -= limits.hosts(str(profile.options.get("exclude") or ""))
     except SlurmError as error:
         log.warning("the nodes of the partition are unknown, so none is excluded: %s", error)
         return ()
-    excluded = sorted({e.node for e in bad if e.cluster in clusters} & nodes)
+    excluded = sorted({e.node for e in bad if e.cluster == cluster} & nodes)
     return tuple(excluded) if len(excluded) < len(nodes) else ()
 
 

@@ -67,19 +67,6 @@ def test_a_job_is_absent_only_on_the_cluster_that_took_it(commands, tmp_path):
     assert "login node of there" in answer.notes[-1]
 
 
-def test_a_job_that_another_cluster_of_the_federation_runs_is_alive(commands):
-    """The cluster that took it calls it revoked, in its accounts as well."""
-    commands(
-        squeue="case $* in *'-M all'*) echo '7|RUNNING|0|n1|None|ours|';; esac\n"
-        "echo '7|REVOKED|0||None|ours|'",
-        sacct="echo '7|REVOKED|0:0||None|ours'",
-    )
-    ours = JobId(7, name="ours")
-    assert client.elements([ours]).of("ours", None).state is S.RUNNING
-    commands(squeue="true")  # it has ended
-    assert client.elements([ours]).of("ours", None).state is S.ABSENT
-
-
 def test_who_may_not_see_a_job_does_not_call_it_gone(commands, monkeypatch):
     commands(squeue="true", sacct="true", scontrol=HERE % "jobs,usage")
     theirs, free = JobId(9, name=OURS, home="here", user="operator"), "none"

@@ -26,7 +26,6 @@ from astra.status.verify import verify
 from astra.submit.submit import nodes_to_exclude, submit
 from tests.configuration import configure
 from tests.conftest import ROOT
-from tests.nights import a_night
 from tests.sample_tasks import fill, measure
 from tests.servers import wait_for
 
@@ -132,24 +131,6 @@ def test_a_finalizer_is_known_by_its_cluster(slurm, other_cluster, at_login):
     assert other_cluster.states(made.strip()) == {made.strip(): "PENDING"}
 
 
-def test_a_finalizer_goes_to_the_cluster_that_took_its_arrays(
-    slurm, other_cluster, at_login, tmp_path, monkeypatch
-):
-    """A job can depend only on jobs of its own cluster."""
-    configure(
-        tmp_path, '[profiles.both]\nextends = "general"\nclusters = "test,other"\n', monkeypatch
-    )
-    at_login(slurm)
-    with connection():
-        night = a_night("n")
-    made = other_cluster.run("sbatch", "--parsable", "--hold", "--wrap=:", "-o", "/dev/null")
-    array = JobId(int(made), "other")
-    finalizer.queue(night, NightSettings("n", (), profile="both"), {array})
-    assert (night.finalizer_cluster, night.finalizer_home) == ("other", "other")
-    waits = other_cluster.run("squeue", "-h", "-j", night.finalizer_job, "-o", "%E")
-    assert f"afterany:{array.job_id}" in waits
-
-
 @pytest.mark.usefixtures("small_arrays")
 def test_the_cluster_that_gets_the_jobs_is_asked_what_it_allows(slurm, other_cluster, at_login):
     """Its arrays are smaller, it has fewer nodes, and its partitions have limits of their own."""
@@ -167,16 +148,11 @@ def test_the_cluster_that_gets_the_jobs_is_asked_what_it_allows(slurm, other_clu
     waits = other_cluster.run("scontrol", "show", "job", jobs[0].job_id)
     assert "ExcNodeList=n1\n" in waits
     other_cluster.run("scontrol", "update", "partition=short", "MaxTime=7")
-    either = choose_profile(None, {**other, "clusters": "test,other"})
     assert partition_limits("short", "other").max_time_s == 420
-    assert partition_limits("short", either.clusters).max_time_s == 420
     assert partition_limits("short").max_time_s == 300
     assert nodes_to_exclude(choose_profile(None, {})) == ("n2",)
     assert nodes_to_exclude(choose_profile(None, {**other, "clusters": "other"})) == ("n1",)
-    Exclusion.delete().where(Exclusion.cluster == "test").execute()
-    assert nodes_to_exclude(either) == ("n1",)
-    assert limits.max_array_size("test,other") == limits.max_array_size("all") == 4
-    assert limits.max_array_size("nowhere,test") == limits.max_array_size()
+    assert limits.max_array_size("other") == 4 < limits.max_array_size()
     with pytest.raises(SlurmError, match="nowhere"):
         limits.max_array_size("nowhere")
 
@@ -207,18 +183,15 @@ def test_what_elements_used_is_known_although_a_stranger_has_their_number(
         assert used.job == f"{ours}_1" and used.elapsed_s > 0
 
 
-def test_of_several_clusters_only_the_one_that_has_the_job_cancels_an_element(
-    slurm, other_cluster, at_login
-):
-    """The answer of sbatch was lost, and an element has told the number, but not the cluster."""
+def test_only_the_cluster_that_has_a_job_cancels_an_element(slurm, other_cluster, at_login):
     at_login(slurm)
     words = ("sbatch", "--parsable", "--hold", "--array=1-2", "--wrap=:", "-o", "/dev/null")
     ours = int(slurm.run(*words, "--job-name=ours"))
     other_cluster.forget(ours)
     assert int(other_cluster.run(*words, "--job-name=another")) == ours
-    for several in ("other,test", "all"):
-        client.cancel(JobId(ours, several, "ours"), [1 if several == "all" else 2])
+    client.cancel(JobId(ours, "other", "ours"))  # where that name has another number
+    client.cancel(JobId(ours, name="ours", home="test"), [1, 2])
     wait_for(lambda: "PENDING" not in slurm.states(ours).values(), "the end of ours")
     assert set(other_cluster.states(ours).values()) == {"PENDING"}
-    client.cancel(JobId(ours, "all", "another"))
+    client.cancel(JobId(ours, "other", "another"))
     wait_for(other_cluster.idle, "the end of the other job")
