@@ -123,10 +123,6 @@ class Common:
         """Name the tables of models as they are found, relative to another model's table."""
         return None
 
-    def drop_not_null(self, model: Any, column: str) -> bool:
-        """Let rows have no value in a column; return False if that is impossible."""
-        return False
-
     def session_role(self) -> str | None:
         """Return the role that this process has logged in as; None where there are no roles."""
         return None

@@ -336,12 +336,6 @@ class PostgreSQL(Keys):
         name, value = self.quote(field.column_name), default.replace("%", "%%")
         self.run(queries.SET_DEFAULT, table=self.table(model), column=name, value=value)
 
-    def drop_not_null(self, model: Any, column: str) -> bool:
-        if column in self.primary_columns(model._meta.table_name, model._meta.schema):
-            return False
-        self.run(queries.DROP_NOT_NULL, table=self.table(model), column=self.quote(column))
-        return True
-
     def create_schema(self, schema: str) -> None:
         if not self.fetch_value(queries.HAS_SCHEMA, (schema,)):
             self.run(queries.CREATE_SCHEMA, schema=self.quote(schema))
