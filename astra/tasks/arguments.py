@@ -1,6 +1,6 @@
 """Arguments of a task: converted to the annotated types, and kept with a plan as JSON.
 
-text -- fit --> value -- json_value --> JSON, in the plan -- fit --> value, in the element
+text -- typed --> value -- json_value --> JSON, in the plan -- fit --> value, in the element
 """
 
 import collections.abc
@@ -10,12 +10,13 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path, PurePath
 
 from astra.config import secrets
 from astra.errors import TaskError, nearest
 from astra.tasks.declared import KEYWORDS, bind_call, declared_by
-from astra.tasks.signature import hints_of, rows_parameter, signature_of, task_name
+from astra.tasks.signature import hints_of, rows_parameter, task_name
 
 
 def parse_arguments(
@@ -39,7 +40,7 @@ def parse_arguments(
                 "reads the database sees them; read it in the task from a file or the environment"
             )
         if isinstance(value, str):
-            value = fit(name, value, _kind_of_text(function, name), typed=True)
+            value = typed(name, value, _kind_of_text(function, name))
         values[name] = fit(name, value, _kind(function, name))
     values = restored(function, json.loads(as_stored(values)))
     bind_call(function, ([],), values)
@@ -87,7 +88,7 @@ def _kind(function: Callable[..., object], name: str) -> object:
         if name in KEYWORDS:
             return KEYWORDS[name]
         parameter = next((p for p in parameters.values() if p.kind is p.VAR_KEYWORD), None)
-    kind = _bare(hints_of(function).get(parameter.name, object)) if parameter else object
+    kind = _or_object(hints_of(function).get(parameter.name)) if parameter else object
     if kind is object:
         return KEYWORDS.get(name, object)
     if parameter is not None and parameter.default is None:
@@ -97,53 +98,74 @@ def _kind(function: Callable[..., object], name: str) -> object:
 
 def _kind_of_text(function: Callable[..., object], name: str) -> object:
     """Return the type for a text: the annotation, or without one the type of the default."""
-    kind, inner = _kind(function, name), declared_by(function).function
-    parameters = inspect.signature(inner).parameters
-    if kind is not object or name not in parameters or name in hints_of(function):
+    kind = _kind(function, name)
+    parameter = inspect.signature(declared_by(function).function).parameters.get(name)
+    default = None if parameter is None else parameter.default
+    if kind is not object or not isinstance(default, bool | int | float | str | Path):
         return kind
-    default = parameters[name].default
-    if isinstance(default, bool | int | float | str | Path):
-        return Path if isinstance(default, Path) else type(default)
-    raise TaskError(
-        f"{name} has no annotation, and no default that says what a text is to become: write for "
-        f"instance {name}: int in {signature_of(inner)}"
-    )
+    return Path if isinstance(default, Path) else type(default)
 
 
-def fit(name: str, value: object, kind: object, typed: bool = False) -> object:
+def typed(name: str, text: str, kind: object) -> object:
+    """Convert a text that was typed: what it is in JSON, if the type takes that, or else itself.
+
+    Raises
+    ------
+    TaskError
+        If the type takes neither.
+
+    >>> typed("n", "3", int), typed("x", "", str | None), typed("u", "007", int | str)
+    (3, '', '007')
+    >>> typed("t", '[1, "x"]', tuple[int, str]), typed("b", "True", bool)
+    ((1, 'x'), True)
+    """
+    try:
+        return fit(name, _as_json(text), kind)
+    except TaskError as error:
+        with suppress(TaskError):
+            return fit(name, text, kind)
+        is_one = _outer(kind) not in (*_MANY, *_MAPPINGS)
+        raise TaskError(str(error) if is_one else f"{error}: write it as JSON") from None
+
+
+def _as_json(text: str) -> object:
+    """Return what a text is in JSON, also written as in Python; itself if it is a text there."""
+    word = text.strip().lower()
+    for read in (json.loads, float):  # the second knows inf
+        try:
+            value = _WORDS[word] if word in _WORDS else read(text)
+            return text if isinstance(value, str) else value
+        except (ValueError, RecursionError):
+            continue
+    return text
+
+
+_WORDS = {"true": True, "false": False, "none": None, "null": None}
+
+
+def fit(name: str, value: object, kind: object) -> object:
     """Convert a value, which may have been read from JSON, to the annotated type.
-
-    A text that was `typed` is read as the type has it; in a list, commas separate the members.
 
     Raises
     ------
     TaskError
         If it is not of that type.
-
-    >>> fit("n", "3", int, typed=True), fit("x", "", str | None, typed=True)
-    (3, '')
-    >>> fit("t", "1,x", tuple[int, str], typed=True), fit("u", "007", int | str, typed=True)
-    ((1, 'x'), '007')
     """
     import numpy as np  # here, as few commands touch an array
 
-    kind = _bare(kind)
+    kind = _or_object(kind)
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if isinstance(value, np.generic):
         value = value.item()
     if origin in (typing.Union, types.UnionType):
-        return _fit_union(name, value, inner, typed)
-    if typed and isinstance(value, str):
-        value, typed = _read(name, value, kind)
+        return _fit_union(name, value, inner)
     if kind is object:
         return _plain_already(name, value)
     if origin is typing.Literal:
         if any(type(value) is type(choice) and value == choice for choice in inner):
             return value
-    elif kind is type(None) or kind is None:
-        if value is None:
-            return None
-    elif kind is bool or kind is str:
+        raise TaskError(f"{name}={value!r}: choose from {', '.join(map(str, inner))}")
+    if kind is bool or kind is str or kind is type(None):
         if isinstance(value, kind):
             return value
     elif kind is int or kind is float:
@@ -158,56 +180,18 @@ def fit(name: str, value: object, kind: object, typed: bool = False) -> object:
     elif (origin or kind) in _MANY:
         if isinstance(value, list | tuple | set | frozenset | range | np.ndarray):
             members = zip(value, _members(name, kind, len(value)), strict=True)
-            return _MANY[origin or kind]([fit(name, v, member, typed) for v, member in members])
+            return _MANY[origin or kind]([fit(name, v, member) for v, member in members])
     elif (origin or kind) in _MAPPINGS:
         if isinstance(value, Mapping):
             of_key, of_value = inner or (str, object)
             return {  # the keys of JSON are texts
-                fit(name, k, of_key, isinstance(k, str)): fit(name, v, of_value)
+                (typed if isinstance(k, str) else fit)(name, k, of_key): fit(name, v, of_value)
                 for k, v in value.items()
             }
     else:
         raise TaskError(f"{name}: {_named(kind)} cannot be stored with a plan; {_KEPT}")
     raise TaskError(f"{name}={value!r} is not {_named(kind)}")
 
-
-def _read(name: str, text: str, kind: object) -> tuple[object, bool]:
-    """Return what a typed text means for a type, and whether its members are texts again."""
-    origin, inner = typing.get_origin(kind), typing.get_args(kind)
-    if origin is typing.Literal:
-        for choice in inner:
-            if text == str(choice):
-                return choice, False
-        raise TaskError(f"{name}={text!r}: choose from {', '.join(map(str, inner))}")
-    if kind is bool:
-        if text.lower() not in _BOOLEANS:
-            raise TaskError(f"{name}={text!r}: write true or false")
-        return _BOOLEANS[text.lower()], False
-    if kind is int or kind is float:
-        try:
-            return kind(text), False
-        except ValueError as error:
-            raise TaskError(f"{name}={text!r} is not {_named(kind)}") from error
-    if kind in (str, object, Path, PurePath):
-        return text, False
-    is_list = (origin or kind) in _MANY
-    if (origin or kind) in _MAPPINGS or (is_list and text.lstrip().startswith("[")):
-        try:
-            return json.loads(text), False
-        except ValueError as error:
-            raise TaskError(f"{name}={text!r} is not JSON: {error}") from error
-    if not is_list:
-        raise TaskError(
-            f"{name}: a text cannot be made {_named(kind)}; annotate it as int, float, bool, str, "
-            "Path, Literal, or list, tuple, set or dict of these"
-        )
-    parts = [part.strip() for part in text.split(",")] if text.strip() else []
-    if parts and any((typing.get_origin(member) or member) in _MANY for member in inner):
-        raise TaskError(f"{name}={text!r}: write nested lists as JSON: [[1, 2], [3]]")
-    return parts, True
-
-
-_BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 _KEPT = "give numbers, texts, paths, or lists and dictionaries of these"
 
@@ -222,15 +206,14 @@ _MANY: dict[object, Callable[[list[object]], object]] = {
 _MAPPINGS = (dict, collections.abc.Mapping, collections.abc.MutableMapping)
 
 
-def _bare(kind: object) -> object:
-    """Return an annotation without Annotated and NewType around it; `object` if it allows all."""
-    while True:
-        if typing.get_origin(kind) is typing.Annotated:
-            kind = typing.get_args(kind)[0]
-        elif hasattr(kind, "__supertype__"):
-            kind = kind.__supertype__
-        else:
-            return object if kind is typing.Any else kind
+def _or_object(kind: object) -> object:
+    """Return an annotation; `object` if it allows everything."""
+    return object if kind in (None, typing.Any) else kind
+
+
+def _outer(kind: object) -> object:
+    """Return the class of an annotation, such as `list` of ``list[int]``."""
+    return typing.get_origin(kind) or kind
 
 
 def _members(name: str, kind: object, n: int) -> list[object]:
@@ -243,28 +226,14 @@ def _members(name: str, kind: object, n: int) -> list[object]:
     return list(inner)
 
 
-def _fit_union(name: str, value: object, kinds: tuple[object, ...], typed: bool) -> object:
-    text = value if typed and isinstance(value, str) else None
-    if type(None) in kinds and (value is None or (text or "").lower() in ("none", "null")):
-        return None
-    kinds = tuple(kind for kind in kinds if kind is not type(None))
-
-    def is_tried_late(kind: object) -> bool:
-        # A text fits str always; any other value is preferably of its own type.
-        if text is not None:
-            return kind is str
-        return (typing.get_origin(kind) or kind) is not type(value)
-
-    errors = []
-    for kind in sorted(kinds, key=is_tried_late):
+def _fit_union(name: str, value: object, kinds: tuple[object, ...]) -> object:
+    """Convert a value to its own type if that is among several, or else to the first that fits."""
+    errors, own = [], type(value)
+    for kind in sorted(kinds, key=lambda kind: _outer(kind) != own):
         try:
-            fitted = fit(name, value, kind, typed)
+            return fit(name, value, kind)
         except TaskError as error:
             errors.append(str(error))
-            continue
-        # Where str is allowed too, 007 is a name, not the number 7.
-        if text is None or kind not in (int, float) or str not in kinds or str(fitted) == text:
-            return fitted
     raise TaskError("; ".join(dict.fromkeys(errors)))
 
 
@@ -299,7 +268,10 @@ def json_value(value: object) -> object:
     return value
 
 
-_NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+_NAMES = {
+    int: "a whole number", float: "a number", str: "a text", bool: "true or false",
+    type(None): "none",
+}  # fmt: skip
 
 
 def _named(kind: object) -> str:
