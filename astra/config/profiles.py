@@ -52,14 +52,6 @@ _FLAG_OR_VALUE = frozenset(
 
 OPTIONS = _WITH_VALUE | _FLAGS | _FLAG_OR_VALUE
 
-_COMMA_LISTS = frozenset(
-    """
-    acctg_freq dependency exclude export gpu_bind gres licenses mail_type nodelist
-    partition power profile propagate reservation tres_bind tres_per_task gpus_per_node
-    gpus_per_task gres_flags
-    """.split()
-)
-
 _THROTTLE = "astra writes the array itself; set throttle to limit the elements that run at once"
 
 _LOGS = "astra gives every element a log of its own below the run directory, [run] dir"
@@ -284,22 +276,12 @@ def _option(key: str, value: object) -> Value:
         return True
     if key in _FLAGS:
         raise ValueError(f"{value!r} should be true or false: sbatch takes no value here")
-    if isinstance(value, list | tuple):
-        value = _joined(key, value)
     if not isinstance(value, str | int | float):
-        raise ValueError(f'{value!s} should be a text: write {key} = "{value!s}"')
+        raise ValueError(f'{value!s} should be a text, as sbatch takes it: {key} = "..."')
     text = str(value)
     if not text or any(c in text for c in "\0\n\r"):
         raise ValueError(f"{value!r} should be one line of text, not empty")
     return _well_formed(key, value)
-
-
-def _joined(key: str, value: Sequence[object]) -> str:
-    if key not in _COMMA_LISTS:
-        raise ValueError("sbatch takes no list here; write one value")
-    if not value or not all(isinstance(item, str | int) and item is not True for item in value):
-        raise ValueError(f"{value!r} should be a list of texts")
-    return ",".join(map(str, value))
 
 
 def _well_formed(key: str, value: Value) -> Value:

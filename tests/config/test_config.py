@@ -276,7 +276,7 @@ class TestSecrets:
         found = load(
             tmp_path,
             '[profiles.a]\npartition = "p"\nsetup = ["export MY_TOKEN=geheim", "true"]\n'
-            'requeue = true\nmail_type = ["FAIL", "END"]\n',
+            'requeue = true\nmail_type = "FAIL,END"\n',
             ASTRA_DATABASE_URL="postgresql://me:geheim@h/db",
         )
         rows = {key: (value, source) for key, value, source in found.rows()}
