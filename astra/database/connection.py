@@ -125,7 +125,7 @@ def _leave_to_parent() -> None:
 
     With the same connection, each would get answers to the other's statements.
     """
-    if not database_is_unset() and not dialect().url.endswith(":memory:"):
+    if not database_is_unset():
         _inherited.append(database.obj._state.conn)
         database.obj._state.reset()
         database.obj._lock = threading.Lock()  # another thread may have held it
@@ -144,7 +144,7 @@ def is_file(url: str) -> bool:
 
 
 def sqlite_path(url: str) -> str:
-    """Return the file that a ``sqlite:`` URL names, or ``:memory:``.
+    """Return the file that a ``sqlite:`` URL names.
 
     >>> sqlite_path("sqlite:///data/a%20b.db"), sqlite_path("sqlite:////abs/x.db")
     ('data/a b.db', '/abs/x.db')
@@ -152,12 +152,12 @@ def sqlite_path(url: str) -> str:
     Raises
     ------
     ConfigError
-        If the URL lacks three slashes, names no file, or has options.
+        If the URL lacks three slashes, names no file, or has options; a database in memory would be
+        another one for each connection.
     """
-    if url == "sqlite://:memory:":
-        return ":memory:"
     path, mark, _ = url.removeprefix("sqlite:///").partition("?")
-    if not url.startswith("sqlite:///") or not path.strip("/") or mark:
+    has_file = url.startswith("sqlite:///") and path.strip("/") not in ("", ":memory:")
+    if not has_file or mark:
         raise ConfigError(
             f"the database URL {secrets.hide(url)!r} is not understood: write sqlite:///file.db "
             "for a file in the current folder, sqlite:////folder/file.db for any other; options "

@@ -1,4 +1,4 @@
-"""SQLite: a file, or a database in memory, with one writer at a time."""
+"""SQLite: a file, with one writer at a time."""
 
 import json
 import os
@@ -40,7 +40,7 @@ class _SQLiteDatabase(peewee.SqliteDatabase):
 
     def _connect(self) -> sqlite3.Connection:
         path = self.database
-        if path == ":memory:" or not os.path.exists(path) or _is_writable(path):
+        if not os.path.exists(path) or _is_writable(path):
             return super()._connect()  # type: ignore[misc]
         options = "mode=ro" if os.path.exists(f"{path}-wal") else "mode=ro&immutable=1"
         try:
@@ -89,7 +89,7 @@ class SQLite(Writing):
     now_sql = queries.NOW
 
     def __init__(self, path: str) -> None:
-        self.path = path if path == ":memory:" else os.path.abspath(os.path.expanduser(path))
+        self.path = os.path.abspath(os.path.expanduser(path))
         self.url = "sqlite:///" + self.path
         self.database = _SQLiteDatabase(
             self.path,
@@ -214,8 +214,6 @@ class SQLite(Writing):
 
     def location(self, schema: str | None = None) -> str:
         """Identify the file."""
-        if self.path == ":memory:":
-            return "memory"
         inode = os.stat(self.path).st_ino
         return f"the file {os.path.realpath(self.path)} (inode {inode}, {socket.gethostname()})"
 

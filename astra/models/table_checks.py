@@ -46,8 +46,8 @@ def stored_version() -> int | None:
 
 def is_missing_file() -> bool:
     """Return whether the database is a SQLite file that does not exist yet."""
-    path = getattr(dialect(), "path", ":memory:")
-    return path != ":memory:" and not Path(path).exists()
+    path = getattr(dialect(), "path", None)
+    return path is not None and not Path(path).exists()
 
 
 def version_mismatch(version: int) -> DatabaseError:
