@@ -284,7 +284,7 @@ class _Unreachable(DatabaseError):
         super().__init__(
             f"the database {name} did not do this in time: {first}; {remedy}"
             if remedy
-            else f"no connection to the database {name}: {first}; {dialect().advice(first)}"
+            else f"no connection to the database {name}: {first}; {dialect().advice}"
         )
 
 

@@ -46,20 +46,6 @@ _REMEDIES = {
     "this role or database is (default_transaction_read_only): have its administrator reset that",
 }
 
-#: What to do if the server answers, but gives no connection.
-_NO_CONNECTION = {
-    r"too many (connections|clients)|connection slots|no more connections": (
-        "the server has no free connection: try again, or have its administrator allow more; "
-        "astra throttle and astra pause let elements use fewer"
-    ),
-    r"not (currently|yet) accepting connections|(is starting up|is shutting down|recovery mode)$": (
-        "the server starts or stops, or its administrator has closed the database: try again later"
-    ),
-}
-
-#: What the server itself says of a login, in its own language: its severity comes first.
-_ANSWER = r" failed: \w+\s?:  "
-
 #: SQLSTATEs for which one value is to blame: data, integrity, raised by a trigger.
 _ROWS_FAULT = ("22", "23", "P0001", "54")
 
@@ -153,6 +139,12 @@ class PostgreSQL(Keys):
     #: Half of each block is left for new versions of its rows, so that updates change no index.
     with_room = "WITH (fillfactor = 50)"
     wanted_key = SQL("wanted.key")
+    #: What to check if no connection can be opened; the server or libpq has said why.
+    advice = (
+        "check that the server runs and has a connection left, and the user, the password "
+        "(~/.pgpass) and the database (createdb creates one) in ASTRA_DATABASE_URL, or "
+        "[database] url"
+    )
     is_same = "IS NOT DISTINCT FROM"
     now_sql = "clock_timestamp()"
 
@@ -184,21 +176,6 @@ class PostgreSQL(Keys):
         """Describe what to do if the server answers, but refuses to work."""
         code = _sqlstate(error) or ""
         return next((text for begin, text in _REMEDIES.items() if code.startswith(begin)), None)
-
-    def advice(self, message: str) -> str:
-        """Describe what to check if no connection can be opened."""
-        setting = "ASTRA_DATABASE_URL, or [database] url"
-        if "does not exist" in message and "database" in message:
-            return f"create it (createdb), or name another in {setting}"
-        for found, text in _NO_CONNECTION.items():
-            if re.search(found, message):
-                return text
-        if _is_refused_login(message) or re.search(_ANSWER, message):
-            return (
-                "the server runs, but refused the login: check the user and the database in "
-                f"{setting}, and the password (~/.pgpass)"
-            )
-        return f"check that the server runs and {setting}"
 
     def is_lock(self, error: BaseException) -> bool:
         """Return whether only a lock is held by another, and the connection is intact."""

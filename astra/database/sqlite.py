@@ -85,6 +85,11 @@ class SQLite(Writing):
     timestamp_type = "TEXT"
     with_room = None  # SQLite changes rows in place
     wanted_key = SQL("wanted.value")
+    #: What to check if the file cannot be opened.
+    advice = (
+        "check that its folder is there and its disk not full, that it is a file that you may "
+        "read and write, and ASTRA_DATABASE_URL, or [database] url"
+    )
     is_same = "IS"
     now_sql = queries.NOW
 
@@ -110,13 +115,6 @@ class SQLite(Writing):
     def is_transient(self, error: BaseException) -> bool:
         return isinstance(error, peewee.OperationalError) and any(
             text in str(error) for text in _TRANSIENT
-        )
-
-    def advice(self, message: str) -> str:
-        """Describe what to check if the file cannot be opened."""
-        return (
-            "check that its folder is there and its disk not full, that it is a file that you may "
-            "read and write, and ASTRA_DATABASE_URL, or [database] url"
         )
 
     @staticmethod
