@@ -61,18 +61,11 @@ def rows_apart(path: str, query: Any) -> Iterator[Any]:
     """Read the rows of a query on a connection of their own, as they were when reading began.
 
     Which rows a cursor of SQLite returns is undefined while its connection writes. Whichever thread
-    asks for a row reads it. A query for which that connection lacks something, such as a function
-    that was registered or a temporary table, is read at once where it belongs.
+    asks for a row reads it.
     """
     apart = _SQLiteDatabase(path, thread_safe=False, timeout=30, check_same_thread=False)
     with apart.connection_context():
-        try:
-            rows = query.clone().bind(apart).iterator()
-        except peewee.OperationalError as error:
-            if "no such" not in str(error):
-                raise
-            rows = list(query)
-        yield from rows
+        yield from query.clone().bind(apart).iterator()
 
 
 def _is_writable(path: str) -> bool:

@@ -9,7 +9,7 @@ from keyword import iskeyword
 from pathlib import Path
 
 import peewee
-from playhouse.reflection import Column, Introspector, UnknownField
+from playhouse.reflection import Column, Introspector
 
 from astra.config.secrets import has_password, hide_password
 from astra.config.settings import current
@@ -76,14 +76,6 @@ def brightness(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Brightness]:
     for spectrum in spectra:
         yield Brightness.from_spectrum(spectrum, value=spectrum.snr)
 '''
-
-
-#: The fields for types that peewee does not know, by SQLite's rules of affinity.
-_AFFINITIES: dict[str, type[peewee.Field]] = {
-    "INT": peewee.BigIntegerField, "CHAR": peewee.TextField, "CLOB": peewee.TextField,
-    "TEXT": peewee.TextField, "BLOB": peewee.BlobField, "REAL": peewee.DoubleField,
-    "FLOA": peewee.DoubleField, "DOUB": peewee.DoubleField, "NUMERIC": peewee.DecimalField,
-}  # fmt: skip
 
 
 def module_text(module: str, schema: str | None, tables: Sequence[str]) -> str:
@@ -167,12 +159,7 @@ def _field(column: Column) -> str:
     if issubclass(column.field_class, peewee.AutoField):
         auto = "BigAutoField" if "Big" in column.field_class.__name__ else "AutoField"
         return f"{column.name} = {auto}()"
-    if column.field_class is UnknownField:
-        affinity = str(column.raw_column_type).upper()
-        column.field_class = next(
-            (field for word, field in _AFFINITIES.items() if word in affinity), peewee.BareField
-        )
-    if not hasattr(peewee, column.field_class.__name__):  # as of JSON or an array
+    if not hasattr(peewee, column.field_class.__name__):  # as of JSON, an array, or an enum
         column.field_class, column.extra_parameters = peewee.BareField, None
     column.default = None  # astra adds no row to the table
     text: str = column.get_field()
