@@ -30,14 +30,13 @@ from astra.tasks.declared import (
 from astra.tasks.provenance import bound_arguments, provenance_of, store_provenance
 from astra.tasks.run import Run
 from astra.tasks.signature import (
-    METHOD,
+    PLAIN_FUNCTION,
     hints_where_defined,
     input_models,
     output_model,
     rows_parameter,
     signature_of,
     task_name,
-    unfit_kind,
 )
 
 Result = TypeVar("Result")
@@ -171,11 +170,9 @@ def _check_function(function: Callable[..., object]) -> None:
             f"{task_name(function)} is a task already; to change its keywords for another use, "
             "pass them at the call"
         )
-    instead = "decorate the function; give its arguments at the call"
-    kind = METHOD if _is_in_class(function) else unfit_kind(function, instead)
-    if kind is not None:
-        name = getattr(function, "__qualname__", "partial")
-        raise TaskError(f"@task was applied to {name}, {kind}; a task is a plain function")
+    if not inspect.isfunction(function) or _is_in_class(function):
+        name = getattr(function, "__qualname__", repr(function))
+        raise TaskError(f"@task was applied to {name}: {PLAIN_FUNCTION}")
 
 
 def _is_in_class(function: Callable[..., object]) -> bool:

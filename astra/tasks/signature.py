@@ -2,7 +2,6 @@
 
 import ast
 import collections.abc
-import functools
 import importlib.util
 import inspect
 import pkgutil
@@ -88,28 +87,17 @@ def _import(path: str) -> Callable[..., object] | None:
 
 def _checked_task(value: Callable[..., object], name: str) -> Callable[..., object]:
     """Refuse a value that can be called, but is not a function."""
-    kind = unfit_kind(value, "give the task, and its arguments at the call or by --set")
-    if kind is not None:
-        raise TaskError(f"{name} is not a task, but {kind}; a task is a function with @task")
+    if not inspect.isfunction(value):
+        kind = type(value).__name__
+        raise TaskError(f"{name} is not a task, but of type {kind!r}; {PLAIN_FUNCTION}")
     return value
 
 
-#: The description of a method, and what to do about it.
-METHOD = "a method: move it out of its class, to the top level of a module"
-
-
-def unfit_kind(value: object, instead: str) -> str | None:
-    """Describe a value that can be called, but is not a plain function; None for a function.
-
-    `instead` says what to give instead of a partial function.
-    """
-    if isinstance(value, functools.partial):
-        return f"a functools.partial: {instead}"
-    if isinstance(value, staticmethod | classmethod) or inspect.ismethod(value):
-        return METHOD
-    if isinstance(value, type):
-        return "a class"
-    return None if inspect.isfunction(value) else f"an object of {type(value).__name__}"
+#: What a task is.
+PLAIN_FUNCTION = (
+    "a task is a function with @task at the top level of a module, and no method; its other "
+    "arguments are given at the call or by --set"
+)
 
 
 def known_tasks() -> list[str]:
