@@ -5,7 +5,10 @@ otherwise value by value.
 """
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from copy import deepcopy
 from datetime import datetime, time
+from functools import cache
 from itertools import chain
 
 import peewee
@@ -28,6 +31,22 @@ _PLAIN: dict[type, type] = {
     peewee.AutoField: int, peewee.BigAutoField: int,
     peewee.TextField: str, peewee.CharField: str, peewee.BooleanField: bool,
 }  # fmt: skip
+
+
+@cache
+def _changeable(model: type[OutputModel]) -> list[str]:
+    """Return the columns whose values may be changed in place, such as arrays and lists."""
+    fixed = (*_PLAIN, TimeField, peewee.ForeignKeyField)
+    return [name for name, field in model._meta.fields.items() if type(field) not in fixed]
+
+
+def keep_values(result: OutputModel) -> None:
+    """Copy the arrays of a result, which a task may overwrite when it computes its next row."""
+    data = result.__data__
+    for name in _changeable(type(result)):
+        if name in data:
+            with suppress(Exception):  # what cannot be copied is stored as it is by then
+                data[name] = deepcopy(data[name])
 
 
 class BadColumn(ValueError):

@@ -16,12 +16,14 @@ from peewee import (
     FixedCharField,
     FloatField,
     IntegerField,
+    JSONField,
 )
 
 from astra import task
 from astra.api import run_here
 from astra.database.connection import connection, database
 from astra.errors import UsageError
+from astra.fields import ArrayField
 from astra.models import BossVisitSpectrum, PipelineOutputModel, Source
 from astra.models.attempts import Attempt
 from astra.models.failures import Failure
@@ -345,3 +347,24 @@ def test_rows_that_can_be_in_no_table_cost_no_other(url, caplog):
         rows = [LightCurve(obj_id=key, mag=1.0) for key in ("a", [1], None, "a\0")]
     assert [result.light_curve_id for result in periods(rows)] == ["a"]
     assert caplog.text.count("result refused") == 3
+
+
+class Refilled(PipelineOutputModel):
+    pixels = ArrayField()
+    document = JSONField()
+
+
+def test_an_array_that_the_task_fills_again_for_each_row_is_stored_as_it_was_yielded(url):
+    Refilled.create_table()
+    fill(3)
+
+    @task
+    def analysis(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Refilled]:
+        pixels, document = np.empty(2), {}
+        for spectrum in spectra:
+            pixels[:] = document["key"] = spectrum.spectrum_pk
+            yield Refilled.from_spectrum(spectrum, pixels=pixels[:1], document=document)
+
+    list(analysis(BossVisitSpectrum.select()))
+    found = {r.spectrum_pk: (r.pixels.tolist(), r.document["key"]) for r in Refilled.select()}
+    assert found == {key: ([key], key) for key in (1, 2, 3)}
