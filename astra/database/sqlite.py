@@ -56,6 +56,11 @@ class _SQLiteDatabase(peewee.SqliteDatabase):
             ) from error
         return connection
 
+    def rollback(self) -> None:
+        """Roll back, unless SQLite has done so itself, as it does if the disk is full."""
+        if self.is_closed() or self.connection().in_transaction:
+            super().rollback()
+
 
 def rows_apart(path: str, query: Any) -> Iterator[Any]:
     """Read the rows of a query on a connection of their own, as they were when reading began.

@@ -1,6 +1,7 @@
 """SQLite: an element writes whatever its task does with its own connection, and its task goes on
 while another process holds the file."""
 
+import resource
 import sqlite3
 import time
 from collections.abc import Iterable
@@ -11,7 +12,14 @@ import pytest
 from peewee import SqliteDatabase
 
 from astra import task
-from astra.database.connection import connection, database, dialect, in_transaction
+from astra.database.connection import (
+    connection,
+    database,
+    dialect,
+    in_transaction,
+    retrying,
+    writing,
+)
 from astra.element.element import Element
 from astra.errors import TaskError
 from astra.models import BossVisitSpectrum
@@ -150,3 +158,23 @@ def test_a_primary_key_of_numbers_that_sqlite_lets_be_null(sqlite_url):
         dialect().run("INSERT INTO fibre VALUES (1, NULL)")
         with pytest.raises(TaskError, match="a row without a key"):
             check_keys(bound_to_database(Fibre))
+
+
+def test_a_transaction_that_a_full_disk_has_ended_is_repeated(sqlite_url):
+    """SQLite rolls it back by itself then, and refuses to do so again."""
+    fill(1)
+    n_tries = 0
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def work() -> None:
+        nonlocal n_tries
+        n_tries += 1
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, usual[1]) if n_tries == 1 else usual)
+        try:
+            with connection(), writing():
+                BossVisitSpectrum.update(path="x" * 1_000_000).execute()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+
+    retrying(work)
+    assert n_tries == 2 and len(BossVisitSpectrum.get().path) == 1_000_000
