@@ -8,6 +8,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 from urllib.parse import quote
 
@@ -29,6 +30,11 @@ _DATED = frozenset(
 _TRANSIENT = ("locked", "busy", "locking protocol", "disk I/O", "is full")
 
 
+#: Decodes a text. For one that is not in UTF-8, it raises an error of a value; the driver itself
+#: would raise an OperationalError, as for a file that cannot be read.
+_decoded = partial(str, encoding="utf-8")
+
+
 class _SQLiteDatabase(peewee.SqliteDatabase):
     """Opens a file only for reading if it, or its folder, may not be written.
 
@@ -39,6 +45,11 @@ class _SQLiteDatabase(peewee.SqliteDatabase):
     dialect: "SQLite"
 
     def _connect(self) -> sqlite3.Connection:
+        connection = self._opened()
+        connection.text_factory = _decoded
+        return connection
+
+    def _opened(self) -> sqlite3.Connection:
         path = self.database
         if not os.path.exists(path) or _is_writable(path):
             return super()._connect()  # type: ignore[misc]
@@ -150,6 +161,8 @@ class SQLite(Writing):
         return getattr(cause, "sqlite_errorname", "") == "SQLITE_CONSTRAINT_TRIGGER"
 
     def message(self, error: BaseException) -> str:
+        if isinstance(error, UnicodeDecodeError):
+            return f"{error.object[:60]!r} is no text in UTF-8"
         return str(error).strip()
 
     def denied(self, error: BaseException) -> str | None:
@@ -299,6 +312,8 @@ class SQLite(Writing):
         table = self.table(page)
         freeze = queries.FREEZE.format(page=table, keys=column, order=order, pending=sql)
         self.run(freeze, (plan_pk, limit, *parameters))
+        # Reading shows keys that are no texts.
+        self.fetch_column(queries.KEYS_OF_PLAN, (plan_pk,), page=table, keys=column)
         pages, rows = self.run(queries.SIZE_OF_PLAN, (plan_pk,), page=table).fetchone()
         return int(pages), int(rows)
 

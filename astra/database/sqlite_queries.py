@@ -94,6 +94,8 @@ FREEZE = """
           FROM ({pending}) ORDER BY place)
     GROUP BY 2"""
 
+KEYS_OF_PLAN = "SELECT value FROM {page}, json_each({keys}) WHERE plan_pk = ?"
+
 #: How many pages a plan has, and how many rows.
 SIZE_OF_PLAN = "SELECT count(*), coalesce(sum(n_rows), 0) FROM {page} WHERE plan_pk = ?"
 

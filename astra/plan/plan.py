@@ -198,10 +198,11 @@ def _plan(
 
 @contextmanager
 def _readable(models: Iterable[type[Model]]) -> Iterator[None]:
-    """Explain that the database cannot compute a row, as of a view with a failing expression."""
+    """Explain that the database cannot compute a row, as of a view with a failing expression, or
+    that a key is no text in UTF-8."""
     try:
         yield
-    except peewee.DataError as error:
+    except (peewee.DataError, UnicodeDecodeError) as error:
         tables = " or ".join(map(table_name, models))
         raise TaskError(
             f"a row of {tables} cannot be read: {dialect().message(error)}; correct the row, or "

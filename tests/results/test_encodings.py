@@ -96,15 +96,23 @@ def of_bytes(rows: Iterable[Bytes]) -> Iterable[OfBytes]:
         yield OfBytes.from_row(row)
 
 
-def test_a_key_that_is_no_text_is_refused(postgres, monkeypatch):
+@pytest.mark.parametrize("kind", [pytest.param("SQL_ASCII", marks=pytest.mark.postgres), "SQLite"])
+def test_a_key_that_is_no_text_is_refused(request, monkeypatch, kind):
     """A page that held it could not be read, nor the rows beside it."""
-    bind_database(postgres, monkeypatch, "SQL_ASCII", "keys_in")
+    if kind == "SQLite":
+        request.getfixturevalue("sqlite_url")
+    else:
+        bind_database(request.getfixturevalue("postgres"), monkeypatch, kind, "keys_in")
+    byte, said = {
+        "SQL_ASCII": ("chr(200)", "invalid byte"),
+        "SQLite": ("CAST(x'c8' AS text)", r"b'x\\xc8' is no text"),
+    }[kind]
     with connection():
         database.execute_sql("CREATE TABLE others_bytes (key text PRIMARY KEY)")
-        database.execute_sql("INSERT INTO others_bytes VALUES ('\u03bb'), ('x' || chr(200))")
+        database.execute_sql(f"INSERT INTO others_bytes VALUES ('\u03bb'), ('x' || {byte})")
         bound_to_database(Bytes)
         OfBytes.create_table()
-    with pytest.raises(TaskError, match="a row of others_bytes cannot be read: invalid byte"):
+    with pytest.raises(TaskError, match=f"a row of others_bytes cannot be read: {said}"):
         create_plan(of_bytes)
     (planned,) = create_plan(of_bytes, keys=["\u03bb"])
     run_here(planned.plan)
