@@ -54,6 +54,10 @@ def test_every_name_of_the_facade_is_documented_and_loads():
         ("from astra.api import verify", {"astra.status.status", "astra.submit.submit"}),
         ("from astra.api import status", {"astra.element.element", "astra.api.submitting"}),
         ("from astra.api import submit, wait", {"astra.element.element"}),
+        (
+            "from astra import task; from astra.api import submit",
+            {"astra.resume.resume", "astra.results.writer", "astra.results.checkpoint"},
+        ),
     ],
 )
 def test_a_name_loads_only_what_it_needs(statement, heavy):

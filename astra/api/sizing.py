@@ -15,7 +15,6 @@ from astra.plan import sizes
 from astra.plan.pending import pending_rows
 from astra.plan.plan import Planned, Planning, create_plan, with_lists
 from astra.plan.sizes import Estimate, Experience
-from astra.resume.resume import resume_local
 from astra.tasks.arguments import as_stored, parse_arguments
 from astra.tasks.declared import declared_by
 from astra.tasks.signature import choose_model, find_task, output_model, task_name
@@ -91,6 +90,8 @@ def _measured(
     if measured is None and probe:
         (planned,) = create_plan(task, model, None, sizes.N_PROBE, sizes.N_PROBE, arguments)
         if planned.plan is not None:
+            from astra.resume.resume import resume_local  # here, as submit only plans
+
             resume_local(planned.plan)
         measured, source = sizes.experience(task, model, stored), "probe"
     return measured, source if measured else "defaults"

@@ -15,7 +15,6 @@ from astra.errors import AstraError, SlurmUnknown, UsageError
 from astra.models.plans import MadeBy, Plan
 from astra.plan import sizes
 from astra.plan.plan import Planned, Planning
-from astra.resume.resume import resume, resume_local
 from astra.slurm import limits
 from astra.submit.submit import Submitted, check_shared_database, prepare
 from astra.submit.submit import submit as submit_plan
@@ -111,6 +110,8 @@ class Execution:
     def resume(self, plan: int, failed: bool, only: list[str]) -> Submitted:
         self.check()
         if not self.local:
+            from astra.resume.resume import resume  # here, as submitting needs none of it
+
             with _names_next_step(f"astra {'retry' if failed else 'resume'} {plan}"):
                 return resume(plan, failed, only, self.profile_name, self.options, self.dry_run)
         if only:
@@ -124,6 +125,8 @@ class Execution:
         if ignored := keys_for_slurm(chosen) if self.profile_name else names:
             log.warning("--local ignores what is for Slurm: %s", ", ".join(ignored))
         progress = self.progress or (lambda title: nullcontext(lambda ended, rows: None))
+        from astra.resume.resume import resume_local
+
         with progress(f"plan {plan}") as report:
             return resume_local(
                 plan, self.n_processes, failed, report, chosen.row_timeout, chosen.setup

@@ -309,7 +309,7 @@ AMONG_PENDING = """
 #: keys are always cut into the same pages.
 CUT_INTO_PAGES = """
     SELECT (place - 1) / %s + 1 AS number, count(*) AS n_rows, array_agg(key ORDER BY place) AS keys
-    FROM (SELECT key, row_number() OVER (ORDER BY {order}) AS place
+    FROM (SELECT key, row_number() OVER (ORDER BY {order} ROWS UNBOUNDED PRECEDING) AS place
           FROM ({pending}) AS pending) AS numbered
     GROUP BY 1"""
 

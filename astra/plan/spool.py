@@ -35,7 +35,6 @@ from astra.models.keys import RowKey, moments
 from astra.models.pipeline import OutputModel, link_of
 from astra.models.plans import Page, Plan
 from astra.plan.lookup import find_modules
-from astra.results.checkpoint import write
 from astra.results.claim import Claim, claim_of
 from astra.results.rows import (
     Checkpoint,
@@ -329,6 +328,8 @@ def _store(
             valid = _valid(model, claim, checkpoint)
             kinds = header.many, header.groups, header.made_by
             target = target_of(plan, model, output, page.number, *kinds)
+            from astra.results.checkpoint import write  # here, as there is mostly nothing to store
+
             write(valid, target, claim, partial(_judge, plan.task, valid))
             Attempt.update(
                 state=AttemptState.INTERRUPTED.value,

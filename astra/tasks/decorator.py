@@ -18,7 +18,6 @@ from astra.models.archive import check_archive
 from astra.models.table_checks import check_key_types, check_tables
 from astra.results.rows import Target
 from astra.results.stopping import Settings, Stop, Tally
-from astra.results.writer import Writer
 from astra.tasks.declared import (
     KEYWORDS,
     Declared,
@@ -28,7 +27,6 @@ from astra.tasks.declared import (
     declared_by,
 )
 from astra.tasks.provenance import bound_arguments, provenance_of, store_provenance
-from astra.tasks.run import Run
 from astra.tasks.signature import (
     PLAIN_FUNCTION,
     hints_where_defined,
@@ -228,6 +226,9 @@ def _direct(
         retrying(check_archive)
         provenance = provenance_of(call, bound_arguments(call, bound), target.output)
         target = replace(target, made_by=retrying(lambda: store_provenance(provenance)))
+    from astra.results.writer import Writer  # here, as those who only plan a task do without
+    from astra.tasks.run import Run
+
     writer = Writer(settings, target, Stop(), Tally())
     run = Run(_rows_of(rows, settings), caller(call, bound), writer, n_rows)
     if settings.write_to_database:

@@ -86,6 +86,7 @@ class LooseNumber(peewee.Model):
     [
         (Loose, "", "('3'), (2)", "of another type or form, such as 2:"),
         (Loose, "TEXT", "('a'), (x'00ff')", "such as b"),
+        (Loose, "TEXT", "('a'), ('a' || char(0))", r"such as 'a\\x00'"),
         (LooseNumber, "REAL", "(1.5), (2.4)", "such as 1.5"),
         (LooseNumber, "TEXT", "('02')", "such as '02'"),
         (LooseNumber, "INTEGER", "(2), (3)", None),
