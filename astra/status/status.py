@@ -321,7 +321,9 @@ def _advice(plan: Plan, pages: Pages, rows: Mapping[str, int], steps: list[NextS
     if False in unknown:
         advice.append(f"astra resume {plan.pk}   looks up the array of an sbatch without an answer")
     if True in unknown:
-        advice.append(f"astra status {plan.pk}   again, when Slurm answers")
+        # A page whose element Slurm does not know is lost when its heartbeat is overdue.
+        later = "in a few minutes" if pages.answer.queue else "when Slurm answers"
+        advice.append(f"astra status {plan.pk}   again, {later}")
     if rows.get("failed"):
         advice.append(f"astra failures {plan.pk}   shows which rows, and why")
     if states <= {PageState.DONE} and rows.get("failed"):

@@ -106,7 +106,9 @@ def test_an_element_that_its_controller_forgot_keeps_its_page_while_it_lives(
     other_cluster.kill_slurmd("n1")
     other_cluster.forget(job.job_id + 1)
     wait_for(lambda: set(other_cluster.accounted(job.job_id).values()) == {"CANCELLED"}, "its end")
-    assert status(made.plan).pages == {"unknown": 1, "done": 1} and not resume(made.plan).pages
+    found = status(made.plan)
+    assert found.pages == {"unknown": 1, "done": 1} and not resume(made.plan).pages
+    assert found.advice == (f"astra status {made.plan}   again, in a few minutes",)
     fast.touch()
     wait_for(lambda: status(made.plan).state == "whole", "the whole plan")
     with connection():
