@@ -8,6 +8,7 @@ from psycopg2.extensions import (
     PYDATE,
     PYDATETIME,
     PYDATETIMETZ,
+    PYINTERVAL,
     encodings,
     new_type,
     register_type,
@@ -31,8 +32,19 @@ def _nearest(parse: Any, first: date, last: date) -> Any:
     return new_type(parse.values, f"NEAREST_{parse.name}", nearest)
 
 
-#: For dates and times that Python cannot represent: the rows that hold them are still needed.
+def _interval(text: str | bytes | None, cursor: Any) -> Any:
+    """Return an interval; as its text if it has months, whose length varies, or is too long."""
+    if "mon" in str(text) or "year" in str(text):
+        return text
+    try:
+        return PYINTERVAL(text, cursor)
+    except OverflowError:
+        return text
+
+
+#: For values that Python cannot represent: the rows that hold them are still needed.
 _NEAREST = (
+    new_type(PYINTERVAL.values, "INTERVAL_OR_TEXT", _interval),
     _nearest(PYDATE, date.min, date.max),
     _nearest(PYDATETIME, datetime.min, datetime.max),
     _nearest(PYDATETIMETZ, datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)),

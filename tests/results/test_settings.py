@@ -1,5 +1,7 @@
 """Settings, moments, constraints and policies of a database that astra did not choose."""
 
+from datetime import timedelta
+
 import pytest
 
 from astra.api import run_here
@@ -37,6 +39,14 @@ def test_a_moment_that_python_does_not_have(pg_url, moment):
     with connection():
         n_results = Measured.select().count()
     assert n_results + len(failures) == 60 and failures.keys() <= {"7"}
+
+
+def test_a_period_that_python_does_not_have_is_read_as_its_text(pg_url):
+    periods = ["1 year 2 mons", "-1 mons +3 days", "2147483647 days"]
+    with connection():
+        texts = ", ".join(f"interval '{period}'" for period in periods)
+        *read, day = database.execute_sql(f"SELECT {texts}, interval '1 day'").fetchone()
+    assert (read, day) == (periods, timedelta(days=1))
 
 
 def test_an_error_that_would_come_at_commit_is_its_rows(pg_url):
