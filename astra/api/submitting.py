@@ -207,7 +207,7 @@ def _submit_each(
                 prepared()
                 submission = replace(execution, options=options).submit(plan)
             submitted.append((planned, submission))
-    except AstraError as error:
+    except (AstraError, KeyboardInterrupt) as error:
         if not execution.dry_run:
             left = numbers[len(submitted) :]
             error.args = (f"{error}{_how_to_submit(left, error, execution)}",)
@@ -221,7 +221,7 @@ def _submit_each(
     return submitted
 
 
-def _how_to_submit(plans: Iterable[int | None], error: AstraError, execution: Execution) -> str:
+def _how_to_submit(plans: Iterable[int | None], error: BaseException, execution: Execution) -> str:
     """Return the end of an error's message: the plans that are left, unless it names them."""
     here = " --local" if execution.local else ""
     return "".join(

@@ -143,6 +143,9 @@ class _Commands(click.Group):
                     signal.signal(number, signal.SIG_IGN)
             show.error(str(error))
             ctx.exit(error.exit_status)
+        except KeyboardInterrupt as error:
+            show.error(f"interrupted{error}; what was stored before stays")
+            ctx.exit(128 + signal.SIGINT)
         except BrokenPipeError:
             sys.stderr.close()
             ctx.exit(1)

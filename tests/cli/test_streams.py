@@ -285,3 +285,16 @@ def test_a_program_that_calls_a_command_gets_json_alone(sqlite_url):
     done = CliRunner().invoke(main, [*words, "--json"])
     assert json.loads(done.stdout)[0]["key"] == 1 and "from the task" in done.stderr
     assert "1: 1 result" in CliRunner().invoke(main, words).stdout
+
+
+def test_a_plan_whose_submission_is_interrupted_is_named(sqlite_url, monkeypatch):
+    fill(2)
+
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("astra.api.submitting.resume_local", interrupted)
+    done = CliRunner().invoke(main, ["submit", "tests.sample_tasks.measure", "--local"])
+    assert done.exit_code == 130
+    kept = "astra: interrupted; plan 1 is kept: astra submit 1 --local; what was stored before"
+    assert kept in done.stderr
