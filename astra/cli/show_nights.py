@@ -119,5 +119,9 @@ def cleaned(result: Cleaned) -> None:
     line(f"inactive since {written_moment(result.before)}: {parts} {removed}")
     for reason in result.kept:
         line(f"  kept: {reason}")
-    if result.dry_run and (result.plans or result.nights or result.folders):
+    if result.compressed:
+        were = "was" if len(result.compressed) == 1 else "were"
+        packed = f"{count(len(result.compressed), 'folder')} of plans that stay"
+        line(f"{packed} {'would be' if result.dry_run else were} packed")
+    if result.dry_run and (result.plans or result.nights or result.folders or result.compressed):
         line("nothing was changed; add --yes to do this")

@@ -132,6 +132,7 @@ class Clean:
     """What `astra clean` keeps."""
 
     keep_days: float = entry(90.0, number(0, 36_500))  # plans, logs and scripts that are inactive
+    compress_days: float = entry(0.0, number(0))  # until scripts and logs are packed; 0: never
     keep_nights_days: float = entry(1000.0, number(0))  # rows of nights
 
 

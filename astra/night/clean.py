@@ -4,7 +4,9 @@ Results are never removed, nor are failures and records of no result, because of
 are not pending. The record of a night with its totals is kept for longer.
 """
 
+import secrets
 import shutil
+import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -18,7 +20,7 @@ from typing import TypeVar
 from peewee import JOIN, fn
 
 from astra.config import settings as config
-from astra.config.run_folder import run_folder, spool_files
+from astra.config.run_folder import new_file, run_folder, spool_files
 from astra.database.connection import connection, dialect, tuples, writing
 from astra.errors import BusyError, UsageError
 from astra.models.archive import check_archive
@@ -50,6 +52,7 @@ class Cleaned:
     nights: tuple[int, ...]  #: numbers of the nights whose records are removed
     folders: tuple[str, ...]  #: folders of scripts and logs
     mb: float  #: size of those folders [MB]
+    compressed: tuple[str, ...] = ()  #: folders of remaining plans that are packed
     kept: tuple[str, ...] = ()  #: old plans that are kept, and why
     dry_run: bool = True  #: True: nothing was removed
 
@@ -59,7 +62,7 @@ def clean(
 ) -> Cleaned:
     """Remove old plans that are whole or cancelled, and their logs and scripts.
 
-    A folder that cannot be removed is kept with its plan or night; all others go.
+    A folder that cannot be removed or packed is kept with its plan or night; all others go.
 
     Parameters
     ----------
@@ -95,13 +98,15 @@ def clean(
         old, remaining = _old_plans(before)
         closed = _old_nights(before)
         expired = _old_nights(now - timedelta(days=settings.keep_nights_days))
-    names = (*(plan.folder for plan in old), *(night.folder for night in closed))
-    folders = _existing(map(run_folder, names))
+    packed = _to_pack(now, settings.compress_days, {plan.pk for plan in old})
+    folders = _existing(chain(*map(_paths_of, old), (run_folder(n.folder) for n in closed)))
     sizes = {folder: _size(folder) for folder in folders}
     gone, records = old, _n_records(old)
     if not dry_run:
         gone = _each(old, partial(_remove_plan, before=before), remaining)
         records.subtract(_n_records(old))
+        ended = now - timedelta(days=settings.compress_days)
+        packed = _each(packed, partial(_pack, before=ended), remaining)
         _each([f for f in folders if f.name.startswith("night-")], _remove, remaining)
         sizes = {folder: size for folder, size in sizes.items() if not folder.exists()}
         expired = [night for night in expired if not _existing([run_folder(night.folder)])]
@@ -110,7 +115,7 @@ def clean(
         before, tuple(plan.pk for plan in gone), records["pages"], records["attempts"],
         tuple(night.pk for night in expired), tuple(map(str, sizes)),
         round(sum(sizes.values()) / 1e6, 3),
-        tuple(remaining), dry_run,
+        tuple(str(run_folder(plan.folder)) for plan in packed), tuple(remaining), dry_run,
     )  # fmt: skip
 
 
@@ -124,8 +129,23 @@ def _n_records(plans: Iterable[Plan]) -> Counter[str]:
         )
 
 
+def _paths_of(plan: Plan) -> list[Path]:
+    """Return the folder of a plan and the archive that it was packed into."""
+    folder = run_folder(plan.folder)
+    return [folder, folder.with_name(f"{folder.name}.tar.gz")]
+
+
 def _existing(paths: Iterable[Path]) -> list[Path]:
     return [path for path in paths if path.exists() and not path.is_symlink()]
+
+
+def _to_pack(now: datetime, days: float, removed: set[int]) -> list[Plan]:
+    """Return the plans that ended more than `days` ago and whose folders are not packed yet."""
+    if not days:
+        return []
+    with connection():
+        ended, _ = _old_plans(now - timedelta(days=days))
+    return [p for p in ended if p.pk not in removed and _existing([run_folder(p.folder)])]
 
 
 def _each(items: Iterable[T], step: Callable[[T], None], remaining: list[str]) -> list[T]:
@@ -141,6 +161,21 @@ def _each(items: Iterable[T], step: Callable[[T], None], remaining: list[str]) -
         except (BusyError, UsageError) as error:
             remaining.append(str(error))
     return gone
+
+
+def _pack(plan: Plan, before: datetime) -> None:
+    """Pack a plan's folder into an archive; remove it once the archive is complete."""
+    folder, archive = _paths_of(plan)
+    with _unused(plan, before):
+        unfinished = archive.with_name(f".{secrets.token_hex(8)}")
+        try:
+            with new_file(unfinished) as file, tarfile.open(fileobj=file, mode="w:gz") as tar:
+                tar.add(folder, folder.name)
+            unfinished.rename(archive)
+        except OSError as error:
+            unfinished.unlink(missing_ok=True)
+            raise UsageError(f"{folder} cannot be packed: {error}; it is kept") from error
+        _remove(folder)
 
 
 def _old_plans(before: datetime, only: Plan | None = None) -> tuple[list[Plan], list[str]]:
@@ -225,7 +260,8 @@ def _remove_plan(plan: Plan, before: datetime) -> None:
     Its files are removed first: if this is interrupted, the plan is found again and removed later.
     """
     with _unused(plan, before):
-        _remove(run_folder(plan.folder))
+        for path in _paths_of(plan):
+            _remove(path)
         with connection(), writing():
             Plan.delete().where(Plan.pk == plan.pk).execute()  # and with it its pages
 

@@ -1,6 +1,8 @@
 """Find the log file of an attempt."""
 
 import os
+import tarfile
+import zlib
 from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import islice
@@ -149,7 +151,7 @@ def path_of(plan: int, log: Log) -> Path | None:
 
 
 def text_of(plan: int, log: Log) -> str:
-    """Return what an attempt printed.
+    """Return what an attempt printed, even if its plan's folder has been packed.
 
     Raises
     ------
@@ -159,11 +161,29 @@ def text_of(plan: int, log: Log) -> str:
     if log.path is None:
         reason = f"; it ended as {log.state}: {log.message}" if log.message else ""
         return f"page {log.page} has no log, as its attempt printed to a terminal{reason}\n"
-    if (path := path_of(plan, log)) is not None and os.path.isfile(path):
-        return path.read_text(errors="replace")
+    if (path := path_of(plan, log)) is not None:
+        if os.path.isfile(path):
+            return path.read_text(errors="replace")
+        if (text := _packed(path)) is not None:
+            return text
     owner = path is not None and not os.access(run_folder(get_plan(plan).folder), os.X_OK)
     reason = ", or only its owner may read it" if owner else ""
     raise UsageError(f"the log of page {log.page} is not on this machine{reason}: {log.path}")
+
+
+def _packed(path: Path) -> str | None:
+    """Read a file of a plan's folder from the archive that clean.py made of it."""
+    folder = path.parent.parent
+    archive = folder.with_name(f"{folder.name}.tar.gz") if folder.name else folder
+    if not os.path.isfile(archive):
+        return None
+    name = str(path.relative_to(folder.parent))
+    try:
+        with tarfile.open(archive) as tar:
+            file = tar.extractfile(name) if name in tar.getnames() else None
+            return file.read().decode(errors="replace") if file else None
+    except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
+        raise UsageError(f"{archive} cannot be read: {error}") from error
 
 
 def _unclaimed(plan: Plan, number: int) -> Log | None:

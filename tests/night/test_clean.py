@@ -2,9 +2,11 @@
 
 import json
 import shutil
+import tarfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner
 
 from astra.api import run_here
@@ -24,6 +26,7 @@ from astra.plan.plan import create_plan
 from astra.resume.resume import _reset
 from astra.status.status import status
 from astra.submit.intent import plan_lock
+from tests.configuration import configure
 from tests.forks import astra
 from tests.sample_tasks import Measured, fill, measure
 
@@ -107,8 +110,10 @@ def test_two_may_clean_at_once(sqlite_url, monkeypatch):
     assert clean(now=datetime.now(UTC) + timedelta(days=91)).plans == (plan.pk,)
 
 
-def test_a_plan_that_is_retried_meanwhile_stays(url, monkeypatch):
+@pytest.mark.parametrize("removes", [True, False])
+def test_a_plan_that_is_retried_meanwhile_stays(url, tmp_path, monkeypatch, removes):
     """It is chosen, and its rows are made pending again before it is locked."""
+    configure(tmp_path, "[clean]\ncompress_days = 10\n", monkeypatch)
     fill(30)
     plan = get_plan(plan_of(raise_every=7))
     run_here(plan.pk)
@@ -120,13 +125,14 @@ def test_a_plan_that_is_retried_meanwhile_stays(url, monkeypatch):
         return plan_lock(chosen)
 
     monkeypatch.setattr("astra.night.clean.plan_lock", locked)
-    cleaned = clean(now=datetime.now(UTC) + timedelta(days=91), dry_run=False)
+    cleaned = clean(now=datetime.now(UTC) + timedelta(days=91 if removes else 20), dry_run=False)
     assert cleaned.plans == () and folder.is_dir()
     assert status(plan.pk).n_ended == 26
-    assert cleaned.kept == (f"plan {plan.pk} is not whole: astra status {plan.pk}",)
+    assert not removes or cleaned.kept == (f"plan {plan.pk} is not whole: astra status {plan.pk}",)
 
 
-def test_a_folder_that_cannot_be_removed_keeps_no_other(sqlite_url, monkeypatch):
+@pytest.mark.parametrize("does", ["removes", "packs"])
+def test_a_folder_that_cannot_be_removed_keeps_no_other(sqlite_url, tmp_path, monkeypatch, does):
     """It may be another user's: its plan is kept, and named."""
     fill(30)
     plans, remove = [], shutil.rmtree
@@ -148,10 +154,18 @@ def test_a_folder_that_cannot_be_removed_keeps_no_other(sqlite_url, monkeypatch)
         remove(folder)
 
     monkeypatch.setattr(shutil, "rmtree", refuse)
-    days = 91 + settings.current().clean.keep_nights_days
-    found = clean(now=datetime.now(UTC) + timedelta(days=days), dry_run=False)
+    if does == "packs":
+        (tmp_path / "astra.toml").write_text("[clean]\ncompress_days = 10\n")
+        settings.use(settings.load(tmp_path / "astra.toml"))
+    later = datetime.now(UTC) + timedelta(days=30 if does == "packs" else 91)
+    if does == "removes":
+        later += timedelta(days=settings.current().clean.keep_nights_days)
+    found = clean(now=later, keep_days=90 if does == "packs" else None, dry_run=False)
     folder = run_folder(get_plan(plans[0]).folder)
     assert any(str(folder) in reason and "Permission" in reason for reason in found.kept)
+    if does == "packs":
+        assert len(found.compressed) == 1
+        return
     assert found.plans == (plans[1],) and any("night-" in reason for reason in found.kept)
     assert (found.pages, found.nights) == (3, ())
     assert found.folders == (str(gone),)
@@ -219,16 +233,51 @@ def test_the_database_stays_flat_over_a_year(pg_url, postgres):
     assert sizes[365] < 1.05 * sizes[120], sizes
 
 
-def test_a_log_whose_folder_is_gone_says_so(sqlite_url):
+def test_logs_are_packed_before_they_go(sqlite_url, tmp_path, capsys):
     fill(5)
     plan = plan_of()
     run_here(plan)
-    log = run_folder(get_plan(plan).folder) / "logs" / "1_1.log"
+    folder = get_plan(plan).folder
+    log = run_folder(folder) / "logs" / "1_1.log"
     log.parent.mkdir(parents=True)
     log.write_text("what it said")
     Attempt.update(log=str(log)).execute()
-    assert CliRunner().invoke(main, ["logs", str(plan), "1"]).output == "what it said"
-    shutil.rmtree(log.parent.parent)
+    printed = CliRunner().invoke(main, ["logs", str(plan), "1"]).output
+    assert printed == "what it said"
+    (tmp_path / "astra.toml").write_text("[clean]\ncompress_days = 10\n")
+    settings.use(settings.load(tmp_path / "astra.toml"))
+    week, month = (datetime.now(UTC) + timedelta(days=days) for days in (7, 30))
+    assert clean(now=week).compressed == () and clean(now=month).plans == ()
+    (shown,) = clean(now=month).compressed
+    assert Path(shown).is_dir()
+    show_nights.cleaned(packed := clean(now=month, dry_run=False))
+    assert packed.compressed == (shown,)
+    assert "1 folder of plans that stay was packed" in capsys.readouterr().out
+    archive = Path(f"{shown}.tar.gz")
+    assert not Path(shown).exists() and archive.stat().st_mode & 0o777 == 0o600
+    assert CliRunner().invoke(main, ["logs", str(plan), "1"]).output == printed
+    assert CliRunner().invoke(main, ["logs", str(plan), "1", "--follow"]).output == printed
+    archive.rename(tmp_path / "elsewhere")
+    whole = (tmp_path / "elsewhere").read_bytes()
+    for damaged in (
+        b"no archive",
+        whole[: len(whole) // 2],
+        whole[:60] + b"\xff" * 20 + whole[80:],
+    ):
+        archive.write_bytes(damaged)
+        shown = CliRunner().invoke(main, ["logs", str(plan), "1"])
+        assert shown.exit_code == 2, (damaged, shown.exception)
+        assert f"{archive} cannot be read: " in " ".join(shown.stderr.split())
+    archive.unlink()
     gone = CliRunner().invoke(main, ["logs", str(plan), "1"])
-    said = f"is not on this machine, or only its owner may read it: {log}"
-    assert gone.exit_code == 2 and said in " ".join(gone.stderr.split())
+    assert (
+        gone.exit_code == 2
+        and f"is not on this machine, or only its owner may read it: {log}"
+        in " ".join(gone.stderr.split())
+    )
+    (tmp_path / "elsewhere").rename(archive)
+    with tarfile.open(archive) as tar:
+        assert tar.extractfile(f"{folder}/logs/1_1.log").read() == b"what it said"
+    assert clean(now=month, dry_run=False).compressed == ()
+    later = datetime.now(UTC) + timedelta(days=100)
+    assert clean(now=later, dry_run=False).folders == (str(archive),) and not archive.exists()
