@@ -1,16 +1,18 @@
 """The finalizer of a night: a small job that waits for its arrays and checks what happened to them.
 
 This module submits the job and finds it again; the job itself calls `nightly.proceed`. Where a node
-cannot run it, since its set-up fails there, the script submits itself again for another node.
+cannot run it, since its set-up fails there, the script submits itself again for other nodes.
 
 A night has one finalizer at a time. Its token is committed with the night before sbatch is called,
 and is part of the job's name. If the answer of sbatch is lost, the job is looked up by that name. A
 job with an earlier token does nothing.
 """
 
+import re
 import secrets
 from collections.abc import Iterable
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 from astra.config.nights import NightSettings
@@ -43,6 +45,10 @@ _PLACEMENT = {
 }  # fmt: skip
 
 _SIZE: dict[str, Value] = {"ntasks": 1, "cpus_per_task": 1, "mem": "1G"}
+
+
+#: What the script of the finalizer writes where it cannot run.
+_UNABLE = re.compile(r"^astra: (\S+) cannot run this job", re.MULTILINE)
 
 
 def job_name(night: Night) -> str:
@@ -170,6 +176,23 @@ def is_alive(night: Night, answer: Answer | None = None, adopts: bool = True) ->
     if adopts:
         _adopt(night, last)
     return _lives(night, last)
+
+
+def problems_of(night: Night) -> list[str]:
+    """Return that no node could run the finalizer, as its script says in the logs of its jobs."""
+    name, folder = job_name(night), run_folder(night.folder) / "logs"
+    try:
+        logs = sorted(folder.glob(f"{name}-*.log"), key=lambda log: log.stat().st_mtime)
+        found = [_UNABLE.findall(log.read_text(errors="replace")) for log in logs]
+    except OSError:  # another user's
+        return []
+    if not found or not found[-1]:  # the last one runs, or has run
+        return []
+    nodes = ", ".join(dict.fromkeys(chain.from_iterable(found)))
+    return [
+        f"its finalizer could not run on {nodes}, and is submitted again: {logs[-1]} says why. To "
+        f"continue once its profile is correct: astra nightly {night.name} --continue {night.pk}"
+    ]
 
 
 def _lives(night: Night, job: JobId, answer: Answer | None = None) -> bool:

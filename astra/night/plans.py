@@ -410,7 +410,7 @@ def live_state(night: Night) -> NightStep:
 
     Its problems are what the night waits for, and only a person can change.
     """
-    step = NightStep()
+    step = NightStep(problems=finalizer.problems_of(night))
     plans = _live_plans(plan_pks(night))
     slurm_answer = query_slurm_for(plans)
     for plan in plans:

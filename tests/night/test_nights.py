@@ -15,6 +15,7 @@ from astra.errors import ConfigError, SlurmRefused, UsageError
 from astra.models.attempts import Attempt, excluded_nodes
 from astra.models.nights import Night
 from astra.models.plans import Page, Plan, Submission
+from astra.night.finalizer import job_name
 from astra.night.history import night_of, nights
 from astra.night.lock import night_lock
 from astra.night.nightly import heal_all, nightly
@@ -309,6 +310,29 @@ def test_a_finalizer_whose_node_cannot_run_it_goes_to_another(slurm, tmp_path, m
     assert "n1 cannot run this job" in logs and [e.node for e in excluded_nodes()] == ["n1"]
     (last_script,) = (tmp_path / "runs").glob(f"night-*/astra-night-1-{last().finalizer}.sh")
     assert "#SBATCH --exclude=n1\n" in last_script.read_text()
+
+
+def test_a_finalizer_that_no_node_can_run_comes_again_later(slurm, tmp_path, monkeypatch):
+    """As where the file system that the set-up needs is away from all nodes."""
+    marker = tmp_path / "ready"
+    text = IDLE.format(marker=marker).replace(', profile = "p"', "").replace("|| exit 0", "")
+    configure(tmp_path, text.replace("rounds = 2", 'profile = "p"'), monkeypatch)
+    fill(40)
+    astra("nightly", "survey")
+    finalizers = ["-h", "-n", job_name(last()), "-o", "%i %r"]
+    wait_for(lambda: "BeginTime" in slurm.run("squeue", *finalizers), "one that waits", 90)
+    assert [night.state for night in nights("survey")] == ["running"]
+    assert "every night" in astra("nights", "survey", "--heal")
+    shown = str(night_of("survey").message)
+    assert "its finalizer could not run on n" in shown
+    log = shown.partition("again: ")[2].partition(" says why")[0]
+    assert "cannot run this job" in (tmp_path / log).read_text()
+    assert "astra nightly survey --continue 1" in astra("nightly", "survey", status=6)
+    marker.touch()
+    job = slurm.run("squeue", *finalizers).split()[0]
+    slurm.run("scontrol", "update", f"JobId={job}", "StartTime=now")
+    assert closed(slurm).state == "whole" and Measured.select().count() == 40
+    assert not night_of("survey").message
 
 
 def test_a_night_waits_until_its_partition_is_open_again(slurm, tmp_path, monkeypatch):
