@@ -249,7 +249,8 @@ def _advance(night: Night, settings: NightSettings) -> Nightly:
     if not step.open:
         return _close(night, settings, step, entries, rounds_left)
     wait_s = 0 if step.new or step.jobs else next_check_s(night)
-    if retried and no_progress:  # what ends elements at once may pass: a file system that is away
+    # What ends elements at once may pass, as where a file system is away.
+    if no_progress and (retried or step.resubmitted_unbegun):
         wait_s = max(wait_s, min(settings.retry_pause_s * 2**night.round, _LONGEST_PAUSE_S))
     queue_finalizer(night, settings, step, wait_s)
     return _outcome(night, "running", step)

@@ -10,16 +10,15 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from peewee import Expression, fn
+from peewee import Expression
 
 from astra.config.nights import NightSettings, NightTask
 from astra.config.profiles import choose_profile
 from astra.database.connection import connection, dialect, writing
 from astra.element.pause_checks import all_break
 from astra.errors import AstraError, BusyError, SlurmRefused, SlurmUnknown
-from astra.models.attempts import Attempt
 from astra.models.nights import NOTHING_PENDING, Night, NightPlan
-from astra.models.plans import IS_LIVE, Page, Plan, Submission
+from astra.models.plans import IS_LIVE, Plan, Submission
 from astra.night import finalizer
 from astra.night.lock import is_temporary
 from astra.night.totals import (
@@ -355,19 +354,11 @@ _NOT_ENDED = ALIVE | {PageState.DONE, PageState.UNSUBMITTED}
 def next_check_s(night: Night) -> int:
     """Return how soon to check a night again of which no array is alive, in s.
 
-    The longer nothing has happened, as while its plans are paused, the longer it waits.
+    The longer ago the night began, the longer it waits, as while its plans are paused.
     """
-    pks = plan_pks(night)
-    accepted = Submission.plan.in_(pks or [0]) & Submission.job_id.is_null(False)
-    queries = (
-        Submission.select(fn.MAX(Submission.created)).where(accepted),
-        Plan.select(fn.MAX(Plan.paused)).where(Plan.pk.in_(pks or [0])),
-        Attempt.select(fn.MAX(Attempt.seen)).join(Page).where(Page.plan.in_(pks or [0])),
-    )
     with connection():
-        moments = [night.began, *(query.scalar() for query in queries)]
-        idle = dialect().now() - max(moment for moment in moments if moment is not None)
-    return int(min(max(idle.total_seconds() / 10, FIRST_CHECK_S), _MAX_CHECK_S))
+        age = dialect().now() - night.began
+    return int(min(max(age.total_seconds() / 10, FIRST_CHECK_S), _MAX_CHECK_S))
 
 
 def _stays_paused(plan: Plan) -> bool:

@@ -6,9 +6,7 @@ import pytest
 
 from astra.database.connection import connection, dialect, writing
 from astra.models.nights import Night, NightPlan
-from astra.models.plans import Plan
 from astra.night import nightly as nightly_module
-from astra.night.plans import next_check_s
 from astra.resume.pause_and_throttle import pause
 from tests.nights import a_night, settings_of_tasks
 from tests.pools import plan_of
@@ -28,9 +26,5 @@ def test_a_paused_night_is_looked_at_more_and_more_rarely(pg_url, monkeypatch):
         with connection(), writing():
             since = dialect().now() - timedelta(seconds=idle_s)
             Night.update(began=since).execute()
-            Plan.update(paused=since).execute()
         assert nightly_module._advance(Night.get(), settings_of_tasks("measure")).state == "running"
     assert waits == [30, 60, 360, 600]
-    pause([plan.pk])
-    with connection():
-        assert next_check_s(Night.get()) == 30
