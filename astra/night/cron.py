@@ -139,18 +139,10 @@ def has_entry(name: str) -> bool:
     Raises
     ------
     UsageError
-        If there is neither of the two, or neither can be read.
+        If there is neither of the two, or one cannot be read and the other does not begin it.
     """
     programs = [path for word in ("crontab", "scrontab") if (path := shutil.which(word))]
-    if not programs:
-        _program(False)
-    tables = []
-    for program in programs:
-        try:
-            tables.append(_read_table(program))
-        except UsageError:
-            if program == programs[-1] and not tables:
-                raise
+    tables = map(_read_table, programs or [_program(False)])
     return any(without_entry(table, name) != table for table in tables)
 
 
