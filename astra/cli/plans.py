@@ -281,15 +281,11 @@ def plans(every: bool, filters: PlanFilters, as_csv: bool, as_json: bool) -> Non
     help="With --watch: how often to update; 60 by default.",
 )  # fmt: skip
 @click.option("--once", is_flag=True, help="With --watch: update once, for cron.")
-@click.option(
-    "--keep-days", type=DAYS, default=30.0, metavar="N",
-    help="With --watch: how long pages of ended plans stay; 30 by default.",
-)  # fmt: skip
 @trust_option
 @json_option
 def report(
     which: tuple[str, ...], output: Path | None, folder: Path | None, every_s: float, once: bool,
-    keep_days: float, as_json: bool,
+    as_json: bool,
 ) -> None:  # fmt: skip
     """Write an HTML report of a plan, of several plans together, or of a night.
 
@@ -303,7 +299,7 @@ def report(
     if folder is not None:
         if which or output or as_json:
             raise UsageError("--watch keeps pages of all plans and nights: no PLAN, -o or --json")
-        return _keep_pages(folder, every_s, once, keep_days)
+        return _keep_pages(folder, every_s, once)
     if once:
         raise UsageError("--once needs --watch FOLDER: astra report --watch FOLDER --once")
     contents, name = _contents(which)
@@ -333,8 +329,8 @@ def _contents(which: tuple[str, ...]) -> tuple["Report", str]:
     return contents, f"plan-{'-'.join(str(plan.plan) for plan in contents.plans)}"
 
 
-def _keep_pages(folder: Path, every_s: float, once: bool, keep_days: float) -> None:
-    dashboard = api.Dashboard(folder, keep_days)
+def _keep_pages(folder: Path, every_s: float, once: bool) -> None:
+    dashboard = api.Dashboard(folder)
     if not once:
         show_watch.keep_pages(dashboard, every_s)
         return

@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 
 N_NIGHTS = 30
 
+KEEP_DAYS = 30  # for which the pages of ended plans stay
+
 #: Pages, and the files that a process leaves if it is killed while it writes one.
 _OWN_FILES = re.compile(r"(?:plan|night)-\d+\.html|\.[0-9a-f]{16}")
 _MARK = re.compile(r'<meta name="astra-of" content="([^"]*)">')
@@ -61,10 +63,9 @@ class _Line(Generic[Item]):
 
 @dataclass(frozen=True)
 class Dashboard:
-    """The folder with the pages of an archive; those of ended plans are kept for `keep_days`."""
+    """The folder with the pages of an archive."""
 
     folder: Path
-    keep_days: float = 30.0
 
     def update(self) -> Update:
         """Write the pages that have changed, and remove those that are too old.
@@ -81,7 +82,7 @@ class Dashboard:
             archive = Archive.select().first()
         mark = archive.identifier if archive else ""
         self._prepare(mark)
-        update, since = Update(), datetime.now(UTC) - timedelta(days=self.keep_days)
+        update, since = Update(), datetime.now(UTC) - timedelta(days=KEEP_DAYS)
         of_nights = [self._night(night, update) for night in nights(None, N_NIGHTS)]
         of_plans = [self._plan(plan, update) for plan in all_plans() if self._is_shown(plan, since)]
         pages = {line.page for line in of_nights} | {line.page for line in of_plans}

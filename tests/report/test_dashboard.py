@@ -93,16 +93,16 @@ def test_pages_of_what_has_ended_are_kept_for_some_days(sqlite_url, tmp_path):
     old, young, living = planned(), planned(), planned()
     run_here(old)
     run_here(young)
-    dashboard = Dashboard(tmp_path / "www", keep_days=10)
+    dashboard = Dashboard(tmp_path / "www")
     dashboard.update()
     page = tmp_path / "www" / f"plan-{old}.html"
     left = tmp_path / "www" / f".{'0a' * 8}"  # of a process that was killed
     left.touch()
     others = tmp_path / "www" / "plan-of-mine.html"
     others.touch()
-    ago = datetime.now(UTC) - timedelta(days=11)
+    ago = datetime.now(UTC) - timedelta(days=31)
     Plan.update(created=ago).where(Plan.pk << [old, living]).execute()
-    assert dashboard.update().removed == []  # it changed within ten days
+    assert dashboard.update().removed == []  # it changed within thirty days
     for path in (page, left, others, tmp_path / "www" / f"plan-{living}.html"):
         os.utime(path, (ago.timestamp(),) * 2)
     assert set(dashboard.update().removed) == {page.name, left.name}
