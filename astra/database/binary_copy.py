@@ -134,24 +134,26 @@ _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 
 
 def _moments(values: Sequence[Any]) -> Packed | None:
-    microseconds = []
+    microseconds, last, number = [], None, 0
     for value in values:
-        if value.tzinfo is None:
-            return None
-        passed = value - _EPOCH
-        microseconds.append(
-            (passed.days * 86_400 + passed.seconds) * 1_000_000 + passed.microseconds
-        )
+        if value is not last:  # rows that were read together share their moment
+            if value.tzinfo is None:
+                return None
+            passed, last = value - _EPOCH, value
+            number = (passed.days * 86_400 + passed.seconds) * 1_000_000 + passed.microseconds
+        microseconds.append(number)
     return _numbers("q")(microseconds)
 
 
 def _texts(values: Sequence[Any]) -> Packed | None:
     """Pack texts in UTF-8; those that the server would refuse are sent as texts."""
     try:
-        encoded = [value.encode() for value in values]
+        encoded = {value: value.encode() for value in set(values)}  # mostly few, such as tags
     except UnicodeEncodeError:
         return None
-    return None if any(b"\0" in value for value in encoded) else _bytes(encoded)
+    if any(b"\0" in value for value in encoded.values()):
+        return None
+    return _bytes([encoded[value] for value in values])
 
 
 #: The most bytes of values that are joined to rows as numbers are: byte by byte for all rows.
@@ -162,7 +164,7 @@ def _bytes(values: Sequence[Any]) -> Packed:
     contents = list(map(bytes, values))
     width = len(contents[0])
     # Such as an empty tag, which is the default.
-    if width <= _MAX_WIDTH and all(len(content) == width for content in contents):
+    if width <= _MAX_WIDTH and set(map(len, contents)) == {width}:
         return Packed(struct.pack(">i", width), width, b"".join(contents))
     return Packed(cells=[struct.pack(">i", len(content)) + content for content in contents])
 

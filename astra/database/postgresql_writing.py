@@ -19,6 +19,9 @@ from astra.version import Version
 #: The number of rows from which a COPY is faster, with the statements that it needs.
 _COPIED_FROM = 50
 
+#: The most rows of a batch that are looked up before it is copied.
+_LOOKED_UP = 20
+
 #: The most bytes of values in a statement. At one of 1 GB, PostgreSQL closes the connection.
 _MAX_BYTES = 1_000_000_000
 
@@ -183,12 +186,18 @@ class Writing(Common):
         return dict(enumerate(primaries))
 
     def _draw_keys(self, batch: Batch) -> list[int]:
-        """Draw primary keys for the rows of a batch; none if one of them has a result already."""
+        """Draw primary keys for the rows of a batch; none if some of them have results already.
+
+        A few rows are looked up, since mostly all rows of a batch have one, or none. Should it be
+        another row that has one, the COPY fails, and the batch is inserted.
+        """
         sequence = self._targets[batch.target].sequence
         if sequence is None:
             return []
         types = self.column_types(batch.table)
         lists = [batch.columns[name] for name in batch.key]
+        n_rows = len(lists[0])
+        lists = [values[:: n_rows // _LOOKED_UP + 1] for values in lists]
         arrays = ", ".join(f"%s::{types[name]}[]" for name in batch.key)
         names = ", ".join(f"key_{place}" for place in range(len(lists)))
         same = " AND ".join(
@@ -197,7 +206,7 @@ class Writing(Common):
         condition = batch.condition and f"AND {batch.condition}"
         parts = {"arrays": arrays, "names": names, "table": batch.table, "same": same}
         version = Version(batch.columns["v_astra"][0]).major_minor
-        parameters = (sequence, len(lists[0]), *map(array_literal, lists), version)
+        parameters = (sequence, n_rows, *map(array_literal, lists), version)
         return self.fetch_column(queries.DRAW_NUMBERS, parameters, condition=condition, **parts)
 
     def _insert(self, batch: Batch) -> dict[int, int]:

@@ -275,6 +275,7 @@ def _write_progress(
         (Outcome.NO_RESULT, [h.key for h in checkpoint.no_results]),
     )
     before, n_found, changed = claim.outcomes.copy(), 0, dict[int, int]()
+    has_result = Outcome.RESULT.value
     for found in (claim.positions[h.key] for h in checkpoint.found):
         n_found += before[found] == Outcome.PENDING
         before[found] = Outcome.RESULT
@@ -282,7 +283,7 @@ def _write_progress(
         value = outcome.value
         for place in map(claim.positions.get, keys):
             # A later failure of the same row never hides a stored result.
-            if place is not None and changed.get(place, before[place]) != Outcome.RESULT.value:
+            if place is not None and changed.get(place, before[place]) != has_result:
                 changed[place] = value
     # Failures may still turn out to be the fault of the task, and of none of its rows.
     return _store_progress(claim, before, changed, n_found, may_end=not failures)

@@ -125,8 +125,9 @@ def _are_plain(field: peewee.Field, values: Sequence[object], types: set[type]) 
 
 def group_alike(results: list[YieldedResult]) -> Iterable[list[YieldedResult]]:
     """Group results that are of one model and set the same columns in the same order."""
-    kinds = ((type(yielded.result), list(yielded.result.__data__)) for yielded in results)
-    if (first := next(kinds, None)) is not None and all(kind == first for kind in kinds):
+    types = {type(yielded.result) for yielded in results}
+    data = [yielded.result.__data__ for yielded in results]
+    if len(types) == 1 and all(map(list(data[0]).__eq__, map(list, data))):
         return [results]  # mostly they are all alike, and hashing all names takes twice as long
     groups: dict[tuple[object, ...], list[YieldedResult]] = {}
     for yielded in results:
