@@ -74,25 +74,18 @@ def _cells(column: Packed) -> Iterable[bytes]:
     return [length + data[at : at + width] for at in range(0, len(data), width)]
 
 
-#: The number of rows that are joined at once: they fit into the processor's cache.
-_BLOCK = 1000
-
-
 def rows(columns: dict[str, Packed], order: Sequence[int]) -> tuple[list[str], bytes]:
     """Join packed columns to the rows of a COPY, in an order; return names and data."""
     fixed = {name: column for name, column in columns.items() if column.cells is None}
     others = {name: column.cells for name, column in columns.items() if column.cells is not None}
     head = struct.pack(">h", len(columns))
     template = head + b"".join(c.length + bytes(c.width) for c in fixed.values())
-    table, width = bytearray(template * len(order)), len(template)
-    for first in range(0, len(order), _BLOCK):
-        at, end = first * width + len(head), (first + _BLOCK) * width
-        for column in fixed.values():
-            at += len(column.length)
-            data = column.data[first * column.width : (first + _BLOCK) * column.width]
-            for place in range(column.width):
-                table[at + place : end : width] = data[place :: column.width]
-            at += column.width
+    table, width, at = bytearray(template * len(order)), len(template), len(head)
+    for column in fixed.values():
+        at += len(column.length)
+        for place in range(column.width):
+            table[at + place :: width] = column.data[place :: column.width]
+        at += column.width
     if not others and order == list(range(len(order))):
         return list(fixed), b"".join((_HEAD, table, _TAIL))
     parts = [bytes(table[row * width : (row + 1) * width]) for row in order]

@@ -23,16 +23,12 @@ _ROW = st.tuples(
 
 
 @pytest.mark.postgres
-@given(
-    rows=st.lists(_ROW, min_size=1, max_size=8), backwards=st.booleans(), block=st.integers(1, 9)
-)
-def test_any_rows_are_copied_in_any_order(pg_url, rows, backwards, block):
+@given(rows=st.lists(_ROW, min_size=1, max_size=8), backwards=st.booleans())
+def test_any_rows_are_copied_in_any_order(pg_url, rows, backwards):
     columns = dict(zip(_TYPES, zip(*rows, strict=True), strict=True))
     packed = {name: binary_copy.pack(_TYPES[name], values) for name, values in columns.items()}
     order = list(range(len(rows)))[:: -1 if backwards else 1]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(binary_copy, "_BLOCK", block)
-        names, data = binary_copy.rows(packed, order)
+    names, data = binary_copy.rows(packed, order)
     declared = ", ".join(f"{name} {kind}" for name, kind in _TYPES.items())
     with connection():
         database.execute_sql(f"CREATE TEMPORARY TABLE copied ({declared})")
