@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from astra.night.nightly import heal_all as heal
     from astra.night.report import report_of_night
     from astra.plan.lookup import last_plan, revoke_trust, trust
+    from astra.plan.ownership import rename_task
     from astra.plan.plan import Planned, create_plan, plan_at_most
     from astra.plan.sizes import Estimate
     from astra.plan.spool import Recovered
@@ -119,6 +120,7 @@ __all__ = [
     "pause",
     "plans",
     "recover",
+    "rename_task",
     "report",
     "resume",
     "resume_local",

@@ -22,6 +22,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "astra plan mytasks.measure --set threshold=3 --max-rows 100",
         'astra plan mytasks.measure --redo changed --where "snr > 10"',
     ),
+    "rename": (
+        "astra rename oldtasks.measure mytasks.measure",
+        "astra rename mytasks.f mytasks.measure",
+    ),
     "submit": (
         "astra submit slam.slam --profile long --mem 4G",
         "astra submit 17 --dry-run",

@@ -23,7 +23,7 @@ from astra.cli.options import (
 from astra.cli.output import show, show_rows
 from astra.config.startup import one_line_for_each_error
 from astra.config.units import is_number
-from astra.errors import UsageError
+from astra.errors import UsageError, count
 from astra.states import PlanState, worst
 
 if TYPE_CHECKING:
@@ -83,6 +83,15 @@ def plan(
     else:
         show.planned(plans)
         show.how_to_submit(sized)
+
+
+@main.command()
+@click.argument("old")
+@click.argument("task", type=TASK)
+def rename(old: str, task: str) -> None:
+    """Assign the plans and results of a task's former name OLD to TASK."""
+    n_plans = api.rename_task(old, task)
+    show.line(f"{count(n_plans, 'plan')} of {old} and their results now belong to {task}")
 
 
 @main.command()

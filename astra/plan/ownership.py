@@ -2,15 +2,27 @@
 
 from collections.abc import Callable
 
-from peewee import SQL, ColumnBase, Model, ModelSelect
+from peewee import SQL, ColumnBase, Model, ModelSelect, fn
 
-from astra.errors import TaskError
+from astra.database.connection import connection, dialect, tuples, writing
+from astra.errors import NotAllowed, TaskError, UsageError, nearest
+from astra.models.failures import Failure, NoResult
+from astra.models.importing import import_path
 from astra.models.keys import TRUE, table_name
 from astra.models.pipeline import OutputModel, link_of
 from astra.models.plans import IS_LIVE, MadeBy, Plan
 from astra.models.source import Source
+from astra.models.table_checks import check_version
+from astra.plan.task_import import check_importable, import_root
 from astra.tasks.declared import declared_by
-from astra.tasks.signature import task_name
+from astra.tasks.provenance import fingerprint
+from astra.tasks.signature import (
+    choose_model,
+    find_task,
+    output_model,
+    source_file,
+    task_name,
+)
 from astra.version import CURRENT
 
 
@@ -54,7 +66,8 @@ def check_own_results(
         f"the table {table_name(output)} has one result for each row of {model.__name__}, and "
         f"{whose}, which those of {name} would replace. "
         f"Give {name} an output model of its own: class Other{output.__name__}({output.__name__}): "
-        f"pass   (then astra initdb).{cancel}"
+        f"pass   (then astra initdb).{cancel} "
+        f"If it is the same task, renamed: astra rename {other} {name}"
     )
 
 
@@ -96,3 +109,97 @@ def _live_plan_of(
     query = Plan.select(Plan.made_by).where(Plan.made_by.in_(origins) & same_rows & IS_LIVE)
     made_by: int | None = query.limit(1).scalar()
     return made_by
+
+
+def rename_task(old: str, task: str) -> int:
+    """Assign what a task made under a former name to its present name.
+
+    Plans, results, failures and rows without a result refer to their task by its name.
+
+    Parameters
+    ----------
+    old : str
+        The former name, as ``astra plans`` shows it.
+    task : str
+        The present name.
+
+    Returns
+    -------
+    int
+        The number of plans that were renamed.
+
+    Raises
+    ------
+    UsageError
+        If nothing was made under the former name, or a plan of that name is active.
+    NotAllowed
+        If the tables belong to another role.
+
+    Examples
+    --------
+    >>> from astra.api import rename_task
+    >>> rename_task("mytasks.old_name", "mytasks.new_name")  # doctest: +SKIP
+    3
+    """
+    function = find_task(task)
+    check_importable(function)
+    new, output = task_name(function), output_model(function)
+    root = import_root(function, source_file(function))
+    check_version()
+    with connection(), writing():
+        _check_renaming(old, new)
+        for model in choose_model(function, None):
+            same_input = (Plan.task == old) & (Plan.input_table == table_name(model))
+            Plan.update(input_model=import_path(model)).where(same_input).execute()
+        n_plans = (
+            Plan.update(
+                task=new, task_path=import_path(function), import_root=root,
+                output_model=import_path(output),
+            )
+            .where(Plan.task == old)
+            .execute()
+        )  # fmt: skip
+        for kind in (Failure, NoResult):
+            _rename_records(kind, old, new)
+        _rename_origins(old, new, output)
+    return int(n_plans)
+
+
+def _check_renaming(old: str, new: str) -> None:
+    """Refuse to rename a task that is unknown or active, or whose tables another role owns."""
+    if owner := dialect().other_owner(Plan):
+        raise NotAllowed(
+            f"the tables belong to the role {owner!r}, who alone may rename a task: have "
+            f"{owner} run this command"
+        )
+    tasks = [name for (name,) in tuples(MadeBy.select(MadeBy.task).distinct())]
+    if old not in (former := {*tasks} - {new}):
+        hint = nearest(old, former)
+        raise UsageError(f"there are no plans and no results of a former task {old!r}. {hint}")
+    living = Plan.select(Plan.pk).where((Plan.task == old) & IS_LIVE).limit(1).scalar()
+    if living is not None:
+        raise UsageError(
+            f"plan {living} of {old} is active: wait for its end, or astra cancel {living}, first"
+        )
+
+
+def _rename_origins(old: str, new: str, output: type[OutputModel]) -> None:
+    """Rename the task in provenance records. Direct calls may have made equal ones under the new
+    name: all of them remain, as results refer to them by their numbers."""
+    for origin in MadeBy.select().where(MadeBy.task == old):
+        origin.task, origin.output_table = new, table_name(output)
+        whose = origin.fingerprint.partition("-")[2] or f"renamed{origin.pk}"
+        origin.fingerprint = f"{fingerprint(origin)}-{whose}"
+        origin.save()
+
+
+def _rename_records(kind: type[Failure] | type[NoResult], old: str, new: str) -> None:
+    """Rename records of ends; where a row has ended under both names, keep that of the new one."""
+    later = kind.alias("later")
+    is_same_row = [
+        getattr(later, name) == getattr(kind, name)
+        for name in ("input_table", "key", "v_astra_major_minor")
+    ]
+    again = later.select(SQL("1")).where((later.task == new), *is_same_row)
+    kind.delete().where((kind.task == old) & fn.EXISTS(again)).execute()
+    kind.update(task=new).where(kind.task == old).execute()

@@ -69,7 +69,7 @@ LOOKS = {
 
 #: Those that change something; what they print goes the same way.
 ACTS = {
-    "cancel", "continue", "demo", "init", "initdb", "nightly", "pause", "plan", "recover",
+    "cancel", "continue", "demo", "init", "initdb", "nightly", "pause", "plan", "recover", "rename",
     "resume", "retry", "run", "slam", "submit", "throttle",
 }  # fmt: skip
 

@@ -277,6 +277,13 @@ def test_nobody_else_makes_or_gives(of: Url, kind: str) -> None:
         assert repr(ROLES[kind]) in done.stderr and "owner" in done.stderr
 
 
+def test_only_the_owner_of_the_tables_renames_a_task(of: Url) -> None:
+    planned(of)
+    for kind in ROLES:
+        done = astra(of, kind, "rename", "gone.measure", "tests.sample_tasks.measure")
+        assert done.returncode == 5 and "have astra run this command" in done.stderr, done.stderr
+
+
 def test_a_view_of_another_role_is_its_owners(of: Url, postgres: Postgres) -> None:
     as_role(of, "owner")
     init_database(("tests.sample_tasks",), views=True)
