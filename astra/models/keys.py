@@ -323,6 +323,7 @@ def check_stored_types(model: type[Model], key: Key) -> None:
             continue
         expected = "integer" if field.field_type in _WHOLE else "text"
         is_other = peewee.fn.TYPEOF(field).not_in([expected, "null"])
+        is_other |= peewee.fn.INSTR(field, "\0") > 0  # where functions of SQLite end a text
         if field.field_type in _FORMS:
             is_other |= ~peewee.Expression(field, "GLOB", _FORMS[field.field_type])
         row = database.execute(model.select(field).where(is_other).limit(1)).fetchone()
