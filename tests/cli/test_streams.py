@@ -293,7 +293,7 @@ def test_a_plan_whose_submission_is_interrupted_is_named(sqlite_url, monkeypatch
     def interrupted(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("astra.api.submitting.resume_local", interrupted)
+    monkeypatch.setattr("astra.resume.resume.resume_local", interrupted)
     done = CliRunner().invoke(main, ["submit", "tests.sample_tasks.measure", "--local"])
     assert done.exit_code == 130
     kept = "astra: interrupted; plan 1 is kept: astra submit 1 --local; what was stored before"
