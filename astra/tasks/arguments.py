@@ -130,13 +130,12 @@ def typed(name: str, text: str, kind: object) -> object:
 
 def _as_json(text: str) -> object:
     """Return what a text is in JSON, also written as in Python; itself if it is a text there."""
-    word = text.strip().lower()
+    if text.lower() in _WORDS:
+        return _WORDS[text.lower()]
     for read in (json.loads, float):  # the second knows inf
-        try:
-            value = _WORDS[word] if word in _WORDS else read(text)
-            return text if isinstance(value, str) else value
-        except (ValueError, RecursionError):
-            continue
+        with suppress(ValueError, RecursionError):
+            value = read(text)
+            return text if isinstance(value, str | None) else value
     return text
 
 

@@ -53,7 +53,7 @@ def many(
 
 GOOD = [
     ("whole", "-3", -3), ("whole", " 1000", 1000), ("real", "-1e3", -1000.0), ("real", "inf", float("inf")),
-    ("truth", "True", True), ("text", "123", "123"), ("maybe", "none", None), ("maybe", "123", "123"),
+    ("truth", "True", True), ("text", "123", "123"), ("maybe", "none", None), ("maybe", "123", "123"), ("maybe", " null", " null"),
     ("old_style", "none", None), ("old_style", "4", 4), ("path", "/tmp/x", Path("/tmp/x")),
     ("maybe_path", "none", None), ("maybe_path", "/x", Path("/x")), ("either", "7", 7),
     ("either", "007", "007"), ("either", "1.5", "1.5"), ("choice", "1", 1), ("choice", "a", "a"),
