@@ -6,7 +6,6 @@ own keys: ``setup``, ``python``, ``throttle``, ``pages_per_element``, ``pull``, 
 that ship with astra.
 """
 
-import math
 import re
 import sys
 import tomllib
@@ -19,7 +18,7 @@ from typing import Any
 
 from astra.config import retry_rules, settings, shipped_files
 from astra.config.settings import Config
-from astra.config.units import duration_s, time_limit_s, warning_lead_s, written_time
+from astra.config.units import time_limit_s, warning_lead_s
 from astra.config.value_checks import command, entry, flag, matching, number, whole
 from astra.errors import ConfigError, nearest
 
@@ -288,7 +287,10 @@ def _well_formed(key: str, value: Value) -> Value:
     """Return `value` if sbatch can read it; the message of a common mistake explains it."""
     text = str(value)
     if key in _TIMES and not _TIME.fullmatch(text):
-        raise ValueError(f"{value!r} is not a time that Slurm accepts; {_time_instead(text)}")
+        raise ValueError(
+            f'{value!r} is not a time that Slurm accepts; write minutes as 120, "02:00:00", or '
+            '"1-12:00:00" for a day and 12 hours'
+        )
     if key == "clusters" and ("," in text or text.lower() == "all"):
         raise ValueError("name one cluster: Slurm would choose among several for each array")
     if key in _SIZES and not _SIZE.fullmatch(text):
@@ -301,14 +303,6 @@ def _well_formed(key: str, value: Value) -> Value:
             f'{text.rpartition(":")[2]}"'
         )
     return value
-
-
-def _time_instead(text: str) -> str:
-    """Describe what to write instead of a time such as ``2h`` or ``1d12h``."""
-    seconds = duration_s(text)
-    if seconds is None:
-        return 'write minutes as 120, "02:00:00", or "1-12:00:00" for a day and 12 hours'
-    return f'write "{written_time(seconds)}" or {math.ceil(seconds / 60)} (minutes)'
 
 
 def choose_profile(name: str | None, options: Mapping[str, object] | None) -> Profile:

@@ -21,9 +21,9 @@ from astra.models.keys import Key, RowKey, as_key, key_of
 def keys_of(text: str, option: str = "--keys") -> list[str]:
     """Read keys from a file with one on each line, or from a list that is separated by commas.
 
-    A key of several columns is a line of their values, separated by commas, tabs or blanks, or a
-    JSON array; in a list it can only be a JSON array. Blank lines are no keys; in a list, a key
-    may be quoted, also if it is blank.
+    A key of several columns is a line of their values, separated by commas, or a JSON array; in a
+    list it can only be a JSON array. Blank lines are no keys; in a list, a key may be quoted, also
+    if it is blank.
 
     Raises
     ------
@@ -91,7 +91,8 @@ def _given(key: Key, value: object) -> RowKey:
         part = _part(key.fields[0], value)
         return part if isinstance(part, int) and key.is_whole else str(part)
     if isinstance(value, str):
-        value = _split(value, len(key.fields))
+        is_json = value.lstrip().startswith("[")
+        value = json.loads(value) if is_json else next(csv.reader([value]), [])
     parts = list(value) if isinstance(value, Iterable) else [value]
     if len(parts) != len(key.fields):
         raise ValueError(
@@ -99,13 +100,6 @@ def _given(key: Key, value: object) -> RowKey:
             'write one value for each column as a JSON array, such as ["a", 1]'
         )
     return json.dumps([_part(f, v) for f, v in zip(key.fields, parts, strict=True)], default=str)
-
-
-def _split(text: str, n: int) -> list[object]:
-    if text.lstrip().startswith("["):
-        return list(json.loads(text))
-    rows = [next(csv.reader([text], delimiter=mark), []) for mark in ",\t"]
-    return list(next((row for row in rows if len(row) == n), text.split()))
 
 
 def _part(field: Field, value: object) -> object:

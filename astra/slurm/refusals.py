@@ -19,17 +19,10 @@ _ADVICE = [
     ("qos", "choose a qos that `sacctmgr show assoc user=$USER format=account,qos` lists"),
     ("array", "an index may not reach MaxArraySize of `scontrol show config`"),
     ("time", 'choose a time within the limit that `sinfo -o "%P %l"` shows for the partition'),
-    ("feature|constraint", "choose a constraint from the features of `sinfo -o %f`"),
     (
         "node configuration|memory|cpu count|node count|more processors",
         "request no more than one node has: `sinfo -Nel`",
     ),
-    ("generic resource|gres", "choose a gres that `sinfo -o %G` lists"),
-    ("reservation", "choose a reservation that `scontrol show reservation` lists"),
-    ("license", "choose licenses that `scontrol show licenses` lists"),
-    ("node name", "choose nodes that `sinfo -N` lists"),
-    ("cluster", "choose a cluster that `sacctmgr list clusters` lists"),
-    ("unrecognized option", "this version of Slurm does not have the option: remove it"),
     ("permission|not permitted", "choose a partition, account or reservation that you may use"),
     ("authentication", "Slurm does not accept this machine's credentials: munge may be down here"),
 ]

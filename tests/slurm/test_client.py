@@ -46,8 +46,7 @@ class TestRefusals:
             ("Requested node configuration is not available", "sinfo -Nel", False),
             ("More processors requested than permitted", "sinfo -Nel", False),
             ("Invalid --mail-type specification", "change mail_type", False),
-            ("Invalid feature specification", "constraint", False),
-            ("unrecognized option '--foo=1'", "version of Slurm", False),
+            ("Invalid feature specification", "change the profile", False),
             ("AssocMaxSubmitJobLimit; Job violates accounting/QOS policy (job", "ended", True),
             ("QOSMaxSubmitJobPerUserLimit; Job violates accounting/QOS policy", "ended", True),
             ("QOSGrpSubmitJobsLimit; Job violates accounting/QOS policy", "ended", True),
@@ -375,8 +374,8 @@ class TestReal:
             ("--account=nope", "sacctmgr show assoc"),
             (f"--array=1-{limits.max_array_size()}", "MaxArraySize"),
             ("--mem=8X", "change mem"),
-            ("--constraint=nope", "constraint"),
-            ("--no-such-option", "version of Slurm"),
+            ("--constraint=nope", "change the profile"),
+            ("--no-such-option", "change the profile"),
         ):
             with pytest.raises(SlurmRefused, match=words) as caught:
                 client.submit(file, [option])
