@@ -18,6 +18,8 @@ from astra.database.dialect import NO_COLUMN
 def lost_constraints(model: Any) -> Iterator[str]:
     """Describe the keys and constraints that a table lacks."""
     engine, name = dialect(), (dialect().catalogue_name(model),)
+    if engine.name == "postgresql" and engine.fetch_value(postgresql_queries.IS_UNLOGGED, name):
+        yield f"is unlogged: a crash of the server empties it: ALTER TABLE {name[0]} SET LOGGED"
     columns = defaultdict(lambda: NO_COLUMN, engine.columns(model))
     references = set(engine.run(engine.queries.CASCADING_KEYS, name).fetchall())
     fields = [field for field in model._meta.sorted_fields if _is_astras(model, field)]

@@ -97,6 +97,8 @@ COLUMN_TYPES = """
     FROM typed JOIN pg_type ON pg_type.oid = type
     JOIN pg_namespace ON pg_namespace.oid = typnamespace WHERE typtype <> 'd'"""
 
+IS_UNLOGGED = "SELECT relpersistence = 'u' FROM pg_class WHERE oid = to_regclass(%s)"
+
 SEQUENCE = "SELECT pg_get_serial_sequence(%s, %s)"
 
 #: The sequence of a column, and whether its last value may be read.

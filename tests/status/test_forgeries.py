@@ -362,6 +362,7 @@ _OF_POSTGRESQL = {
     "version not computed": (
         "guards", "ALTER TABLE measured ALTER v_astra_major_minor DROP EXPRESSION",
     ),
+    "emptied by a crash": ("guards", "ALTER TABLE measured SET UNLOGGED"),
     "numbers given again": ("guards", "ALTER SEQUENCE measured_task_pk_seq RESTART WITH 1"),
     "numbers given no more": ("guards", "ALTER TABLE attempt ALTER pk DROP DEFAULT"),
     "NULL allowed": ("guards", _DROPPED.format("page", "n_done")),
