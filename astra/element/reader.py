@@ -163,7 +163,7 @@ class Reader:
         """
         tally = writer.tally
         if not tally.n_ended:
-            self.stop.retrying(lambda: count_earlier(self.claim.attempt, tally))
+            self.stop.retrying(lambda: count_earlier(self.claim, tally))
         tally.n_ended += len(failures)
         tally.count(failures)
         try:

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from peewee import fn
 
 from astra.models.attempts import Attempt, Suspect
+from astra.models.failures import Failure
 from astra.models.plans import Page
+from astra.results.claim import Claim
 from astra.results.stopping import Tally
 
 
@@ -76,11 +78,21 @@ def reset_deaths(pages: Iterable[Page]) -> None:
     Suspect.update(deaths=0).where(Suspect.page.in_(pks)).execute()
 
 
-def count_earlier(attempt: Attempt, tally: Tally) -> None:
-    """Count how rows ended in the earlier processes of an element, which have crashed."""
-    n_stored = Attempt.n_done + Attempt.n_no_result
-    ended = Attempt.select(fn.SUM(n_stored), fn.SUM(Attempt.n_failed)).where(
-        (Attempt.submission_pk == attempt.submission_pk) & (Attempt.element == attempt.element)
+def count_earlier(claim: Claim, tally: Tally) -> None:
+    """Count how rows ended in the earlier processes of an element, which have crashed.
+
+    As in :class:`Tally`, rows that had failed before and failed again are not counted as failed.
+    """
+    attempt, n_stored = claim.attempt, Attempt.n_done + Attempt.n_no_result
+    of_element = (Attempt.submission_pk == attempt.submission_pk) & (
+        Attempt.element == attempt.element
     )
-    tally.n_stored, tally.n_failed = ended.scalar(as_tuple=True)
-    tally.n_ended = tally.n_stored + tally.n_failed
+    ended = Attempt.select(fn.SUM(n_stored), fn.SUM(Attempt.n_failed)).where(of_element)
+    again = Failure.select().where(
+        (Failure.plan_pk == claim.page.plan_pk)
+        & Failure.attempt_pk.in_(Attempt.select(Attempt.pk).where(of_element))
+        & ~Failure.refused
+        & (Failure.times > 1)
+    )
+    tally.n_stored, n_failed = ended.scalar(as_tuple=True)
+    tally.n_ended, tally.n_failed = tally.n_stored + n_failed, n_failed - again.count()

@@ -378,12 +378,35 @@ def test_rows_that_all_have_results_can_be_taken_again(module, url):
 
 @pytest.mark.parametrize(("n", "n_bad", "error"), [(10, 4, "None + 1"), (60, 24, "int('x')")])
 def test_rows_that_fail_again_leave_their_plan_as_it_was(module, url, n, n_bad, error):
-    """Nothing else is to blame: they failed before, while other rows did not."""
+    """Nothing else is to blame: they failed before, while other rows did not. Of many, one kills
+    its processes now, which forget how the others have ended."""
     fill(n)
-    text = "@task\ndef f(rows: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:\n"
-    text += f"    for r in rows:\n        value = 1.0 if r.spectrum_pk % 5 > 1 else {error}\n"
+    text = """import os
+from pathlib import Path
+from astra.database.connection import connection
+from astra.models.failures import Failure
+from tests.servers import wait_for
+
+AGAIN, SEEN = Path("again"), []
+
+def are_stored():
+    with connection():
+        return Failure.select().where(Failure.times > 1).count() > 20
+
+@task
+def f(rows: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
+    for r in rows:
+        SEEN.append(r)
+        if AGAIN.exists() and len(SEEN) == 22 and not AGAIN.read_text():
+            wait_for(are_stored, "earlier failures", 20)
+            AGAIN.write_text(str(r.spectrum_pk))
+        if AGAIN.exists() and AGAIN.read_text() == str(r.spectrum_pk):
+            os.kill(os.getpid(), 11)
+"""
+    text += f"        value = 1.0 if r.spectrum_pk % 5 > 1 else {error}\n"
     name = module(text + "        yield Measured.from_row(r, value=value)\n")
     expected = f"failed rows: {n - n_bad} done + {n_bad} failed"
     assert expected in astra("run", f"{name}.f").output
+    Path("again").touch()
     done = astra("retry", "1", "--local")
     assert expected in done.output and done.exit_code == 8, done.output
