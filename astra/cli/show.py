@@ -296,7 +296,8 @@ def page_table(pages: Iterable[PageStatus]) -> Listing:
     for p in pages:
         exit_code = "" if p.exit_code is None else f"{p.exit_code}:{p.signal or 0}"
         last_seen = written_moment(p.seen) if p.seen else ""
-        slurm = f"{p.slurm_state} ({p.reason})" if p.reason and p.slurm_state else p.slurm_state
+        state, reason = p.slurm_state, p.reason
+        slurm = f"{state} ({reason})" if state and reason else state or reason
         if p.overdue:
             last_seen += " (overdue)"
         table.add(

@@ -120,7 +120,7 @@ def _stuck_text(plans: Sequence[PlanStatus], pages: Mapping[str, int]) -> Iterab
     if len(stuck) > unknown:
         yield f"{count(len(stuck) - unknown, 'page')} will not end without intervention"
     if unknown:
-        yield f"the state of {count(unknown, 'page')} is unknown, as Slurm did not answer"
+        yield f"Slurm does not say whether the elements of {count(unknown, 'page')} have ended"
     if alive := pages["running"] + pages["waiting"]:
         yield f"{alive:,} run or wait"
 

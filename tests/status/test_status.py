@@ -18,7 +18,7 @@ from astra.plan.plan import create_plan
 from astra.policy.next_steps import next_steps
 from astra.processes import process_began
 from astra.resume.pause_and_throttle import pause, throttle
-from astra.slurm.parse import Answer, Execution
+from astra.slurm.parse import Answer, Execution, merge_answers
 from astra.states import PlanState, SlurmState
 from astra.status.headline import headline_of
 from astra.status.logs import logs
@@ -61,9 +61,20 @@ def test_without_slurm_its_pages_are_unknown(sqlite_url):
     )
     assert f"astra status {plan}   again, when Slurm answers" in found.advice
     assert headline_of([found]).text == (
-        "40 of 40 rows have not ended; 1 page will not end without intervention; the state of "
-        "3 pages is unknown, as Slurm did not answer."
+        "40 of 40 rows have not ended; 1 page will not end without intervention; Slurm does not "
+        "say whether the elements of 3 pages have ended."
     )
+
+
+def test_an_element_whose_end_the_accounting_missed_is_said_to_be_one(sqlite_url, monkeypatch):
+    plan = planned(run=False)
+    submitted(plan, 1, 2, 3, 4, job=4711)
+    monkeypatch.setattr(
+        "astra.status.page_states.query_slurm",
+        lambda jobs, _: merge_answers({}, {(jobs[0].key, 2): Execution(SlurmState.RUNNING)}),
+    )
+    said = CliRunner().invoke(main, ["status", str(plan)]).output
+    assert "sacct calls it RUNNING, squeue does not know it (any more)" in said
 
 
 def test_rows_that_do_not_add_up_need_attention(sqlite_url):
