@@ -122,7 +122,7 @@ class PostgreSQL(Keys):
     advice = (
         "check that the server runs and has a connection left, and the user, the password "
         "(~/.pgpass) and the database (createdb creates one) in ASTRA_DATABASE_URL, or "
-        "[database] url"
+        "[database] url; if that is PgBouncer's, that its pool_mode is not statement"
     )
     is_same = "IS NOT DISTINCT FROM"
     now_sql = "clock_timestamp()"

@@ -1,5 +1,6 @@
 """Settings of a role or a database change no value that is read, yielded or stored."""
 
+import os
 import random
 import struct
 from collections.abc import Iterable
@@ -17,6 +18,7 @@ from astra.models import BossVisitSpectrum, PipelineOutputModel
 from astra.plan.plan import create_plan
 from astra.status.status import status
 from astra.status.verify import verify
+from tests.forks import astra
 from tests.sample_tasks import fill
 from tests.servers import PgBouncer
 
@@ -126,4 +128,9 @@ def test_texts_arrive_through_pgbouncer_whatever_the_server_takes_backslashes_fo
         with connection():
             stored = dict(Settled.select(Settled.spectrum_pk, Settled.text).tuples())
     assert stored == {key: drawn(key)["text"] for key in range(1, 61)}
+    with PgBouncer(postgres, extra="pool_mode = statement") as pool:  # no transaction is possible
+        done = astra("plan", "tests.sample_tasks.measure", env={
+            **os.environ, "ASTRA_DATABASE_URL": f"postgresql://astra@127.0.0.1:{pool.port}/{name}"
+        })  # fmt: skip
+    assert done.returncode == 5 and "its pool_mode is not statement" in done.stderr, done.stderr
     bind(pg_url)
