@@ -96,6 +96,8 @@ def render(template: str, script: Script, site: Path | None = None) -> str:
         raise ScriptError(f"no template {error.name!r} in {_folders(site)}. {hint}") from error
     except Exception as error:  # a template is a program: it can fail in any way
         raise ScriptError(f"{_place(error, template)}: {error}") from error
+    if site:
+        _check_blocks(environment, template)
     needed = ["--job-name=", "--output=", *(["--array="] if script.array else [])]
     return _checked_script(re.sub(r"\n{3,}", "\n\n", text), template, needed)
 
@@ -193,6 +195,29 @@ def _environment(site: Path | None) -> "Environment":
     )
     environment.filters.update(quote=quote, directive=directive, comment=comment)
     return environment
+
+
+def _check_blocks(environment: "Environment", name: str) -> set[str]:
+    """Refuse a block that no template has which this one extends: Jinja leaves it out silently.
+
+    Return the names of all of their blocks.
+    """
+    from jinja2.nodes import Block, Extends
+
+    loader = environment.loader
+    tree = environment.parse(loader.get_source(environment, name)[0] if loader else "")
+    names = {block.name for block in tree.find_all(Block)}
+    parent = next((node.template for node in tree.find_all(Extends)), None)
+    if (extended := getattr(parent, "value", None)) is None:  # or it depends on a value
+        return names
+    known = _check_blocks(environment, extended)
+    for block in tree.body:
+        if isinstance(block, Block) and block.name not in known:
+            raise ScriptError(
+                f"template {name}, line {block.lineno}: {extended} has no block {block.name!r}, "
+                f"so that this one would be left out. {nearest(block.name, known)}"
+            )
+    return names | known
 
 
 def _folders(site: Path | None) -> str:

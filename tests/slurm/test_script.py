@@ -188,6 +188,10 @@ class TestTemplates:
             ("{{ plan | qoute }}", ["line 1", "qoute"]),
             ('{% extends "base.sh" %}', ["no template 'base.sh'", "'base.sh.j2'"]),
             ("\n{{ job_name.a.b }}", ["line 2", "has no attribute 'a'"]),
+            (
+                '{% extends "element.sh.j2" %}\n{% block finnish %}{% endblock %}',
+                ["own.sh.j2, line 2: element.sh.j2 has no block 'finnish'", "'finish'?"],
+            ),
             ("\n\n{{ 1 / 0 }}", ["line 3", "division"]),
             ("#!/bin/bash\necho", ["--job-name", "base.sh.j2"]),
             ("echo", ["begin with #!"]),
