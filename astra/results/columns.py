@@ -8,8 +8,9 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from copy import deepcopy
 from datetime import datetime, time
-from functools import cache
 from itertools import chain
+from types import NoneType
+from typing import Any
 
 import peewee
 
@@ -33,20 +34,26 @@ _PLAIN: dict[type, type] = {
 }  # fmt: skip
 
 
-@cache
-def _changeable(model: type[OutputModel]) -> list[str]:
-    """Return the columns whose values may be changed in place, such as arrays and lists."""
-    fixed = (*_PLAIN, TimeField, peewee.ForeignKeyField)
-    return [name for name, field in model._meta.fields.items() if type(field) not in fixed]
+#: Types of most values; nothing changes them in place.
+_FIXED = frozenset({int, float, str, bool, datetime, NoneType})
 
 
 def keep_values(result: OutputModel) -> None:
     """Copy the arrays of a result, which a task may overwrite when it computes its next row."""
     data = result.__data__
-    for name in _changeable(type(result)):
-        if name in data:
-            with suppress(Exception):  # what cannot be copied is stored as it is by then
-                data[name] = deepcopy(data[name])
+    if not _FIXED.issuperset(map(type, data.values())):
+        for name, value in data.items():
+            # Arrays, lists and dictionaries have no hash. Tensors of PyTorch have.
+            if type(value).__hash__ is None or hasattr(value, "requires_grad"):
+                with suppress(Exception):  # what cannot be copied is stored as it is by then
+                    data[name] = _copy(value)
+
+
+def _copy(value: Any) -> object:
+    try:
+        return deepcopy(value)
+    except RuntimeError:  # a tensor with a gradient; one with a single value is that number
+        return value.item()
 
 
 class BadColumn(ValueError):

@@ -350,23 +350,43 @@ def test_rows_that_can_be_in_no_table_cost_no_other(url, caplog):
 
 
 class Refilled(PipelineOutputModel):
+    real = FloatField()
     pixels = ArrayField()
     document = JSONField()
 
 
-def test_an_array_that_the_task_fills_again_for_each_row_is_stored_as_it_was_yielded(url):
+class Tensor:
+    """A part of a tensor of PyTorch's that has a gradient: it shows what the whole contains."""
+
+    requires_grad = True
+
+    def __init__(self, whole: np.ndarray) -> None:
+        self.whole = whole
+
+    def __float__(self) -> float:
+        return float(self.whole[0])
+
+    item = __float__
+
+    def __deepcopy__(self, memo: object) -> "Tensor":
+        raise RuntimeError("only tensors created explicitly support the deepcopy protocol")
+
+
+@pytest.mark.parametrize("part", [lambda pixels: pixels[0, ...], Tensor], ids=["array", "tensor"])
+def test_an_array_that_the_task_fills_again_for_each_row_is_stored_as_it_was_yielded(url, part):
     Refilled.create_table()
     fill(3)
 
     @task
     def analysis(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Refilled]:
         pixels, document = np.empty(2), {}
+        columns = {"real": part(pixels), "pixels": pixels[:1], "document": document}
         for spectrum in spectra:
             pixels[:] = document["key"] = spectrum.spectrum_pk
-            yield Refilled.from_spectrum(spectrum, pixels=pixels[:1], document=document)
+            yield Refilled.from_spectrum(spectrum, **columns)
 
     unwritten = list(analysis(BossVisitSpectrum.select(), write_to_database=False))
     list(analysis(BossVisitSpectrum.select()))
     for results in unwritten, Refilled.select():
-        found = {r.spectrum_pk: (r.pixels.tolist(), r.document["key"]) for r in results}
-        assert found == {key: ([key], key) for key in (1, 2, 3)}
+        found = {r.spectrum_pk: (r.real, r.pixels.tolist(), r.document["key"]) for r in results}
+        assert found == {key: (key, [key], key) for key in (1, 2, 3)}
