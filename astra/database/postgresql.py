@@ -60,9 +60,30 @@ def _sqlstate(error: BaseException) -> str | None:
     return getattr(_driver_error(error), "pgcode", None)
 
 
+#: The tables that planners change; elements change all others.
+_PLANNERS = {"plan", "submission", "exclusion", "night", "night_plan", "astra_lock"}
+
+_PAGE_OF_ELEMENTS = re.compile(r"\bSET\b.*?\"(outcomes|attempt_pk)\" =", re.DOTALL)
+
+
 def _identifier(name: str) -> str:
     """Return the name of a schema, database or role as SQL that a message shows has it."""
     return '"' + name.replace('"', '""') + '"'
+
+
+def _kind(message: str, statement: str) -> str | None:
+    """Return the kind of role (see roles.py) that may run a refused statement."""
+    if "must be owner" in message or "to create" in message:
+        return None
+    verb = re.search(r"\b(INSERT|UPDATE|DELETE|CREATE|ALTER|GRANT|DROP)\b", statement)
+    if verb is None:
+        return "reads"
+    if verb[0] not in ("INSERT", "UPDATE", "DELETE"):
+        return None
+    table = message.rpartition(" ")[2].strip('"').removesuffix("_pk_seq")
+    if table == "page":
+        return "writes" if _PAGE_OF_ELEMENTS.search(statement) else "plans"
+    return "plans" if table in _PLANNERS else "writes"
 
 
 def _keeper_of(column: str) -> str:
@@ -201,25 +222,27 @@ class PostgreSQL(Keys):
         # From the connection: after an error, the transaction runs no more queries.
         role, message = self.database.connection().info.user, self.message(error)
         statement = getattr(getattr(_driver_error(error), "cursor", None), "query", None) or b""
-        verb = re.search(r"\b(INSERT|UPDATE|DELETE|CREATE|ALTER|GRANT|DROP)\b", statement.decode())
-        found = re.search(r"permission denied for (schema|database) (.+)$", message)
-        on, to = found and _identifier(found[2]), _identifier(role)
-        own_schemas = (getattr(self.database, "schema", None), "public")
         remedy = "only the owner of the tables, who created them with astra initdb, may do this"
-        if verb is None and found and found[2] not in own_schemas:
+        other = re.search(r"permission denied for schema (.+)$", message)
+        kind = _kind(message, statement.decode())
+        own_schemas = (getattr(self.database, "schema", None), "public")
+        if kind == "reads" and other and other[1] not in own_schemas:
+            schema, to = _identifier(other[1]), _identifier(role)
             remedy = (
-                f"the owner of that schema can allow it: GRANT USAGE ON SCHEMA {on} TO {to}, "
-                f"and GRANT SELECT ON ALL TABLES IN SCHEMA {on} TO {to}"
+                f"the owner of that schema can allow it: GRANT USAGE ON SCHEMA {schema} TO {to}, "
+                f"and GRANT SELECT ON ALL TABLES IN SCHEMA {schema} TO {to}"
             )
-        elif verb is None or verb[0] in ("INSERT", "UPDATE", "DELETE"):
-            kinds = ["reads"] if verb is None else ["plans", "writes"]
-            grants = ", or for elements ".join(quote(f"{role}:{kind}") for kind in kinds)
-            remedy = f"the owner of the tables can grant it: astra initdb --grant {grants}"
-        elif found:
+        elif kind:
+            grant = quote(f"{role}:{kind}")
+            remedy = f"the owner of the tables can grant it: astra initdb --grant {grant}"
+        elif found := re.search(r"permission denied for (schema|database) (.+)$", message):
+            kind, on, to = found[1], _identifier(found[2]), _identifier(role)
             remedy = (
                 "the owner of the tables has to do this; if there are none yet, the owner of this "
-                f"{found[1]} can allow it: GRANT CREATE ON {found[1].upper()} {on} TO {to}"
+                f"{kind} can allow it: GRANT CREATE ON {kind.upper()} {on} TO {to}"
             )
+        elif found := re.search(r"must be owner of ((?!table|relation).+)$", message):
+            remedy = f"the owner of the {found[1]} has to do this, or drop it"
         place = f"of the database {hide(self.url)}"
         return f"the role {role!r} may not do this: {message}, {place}; {remedy}"
 

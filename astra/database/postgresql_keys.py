@@ -1,4 +1,4 @@
-"""Keys of rows in PostgreSQL: lists of keys, and pages frozen from a query."""
+"""Keys of rows in PostgreSQL, of any type: lists of keys, and pages frozen from a query."""
 
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
