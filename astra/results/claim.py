@@ -56,9 +56,10 @@ def hold_page(claim: Claim) -> None:
     holder, cancelled, n_checkpoints = rows[0] if rows else (None, None, None)
     claim.cancelled = cancelled is not None
     if holder is None:
+        why = "the plan was cancelled" if claim.cancelled else "the database is in an earlier state"
         raise Superseded(
-            f"page {claim.page.number} of plan {claim.page.plan_pk} was taken back: the plan was "
-            "cancelled; nothing more is written"
+            f"page {claim.page.number} of plan {claim.page.plan_pk} was taken back: {why}; nothing "
+            "more is written"
         )
     if holder != attempt.pk:
         raise Superseded(

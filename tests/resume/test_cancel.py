@@ -94,7 +94,10 @@ def test_an_attempt_that_is_silent_can_write_no_more(url):
     began = Attempt.get().seen
     Attempt.update(seen=began.replace(year=began.year - 1)).execute()
     assert create_plan(measure, BossVisitSpectrum)[0].rows == 20
-    with pytest.raises(Superseded, match="taken back"):
+    with pytest.raises(Superseded, match="taken back: the plan was cancelled"):
+        checkpoint(plan, claim, 4)
+    Plan.update(cancelled=None).execute()  # as in a file that was restored under an element
+    with pytest.raises(Superseded, match="taken back: the database is in an earlier state"):
         checkpoint(plan, claim, 4)
     assert Measured.select().count() == 0
 
