@@ -23,7 +23,9 @@ LATE = 2  # the row with a result too many
 
 
 @task
-def yields_twice(spectra: Iterable[BossVisitSpectrum], first: object = 1.0) -> Iterable[Measured]:
+def yields_twice(
+    spectra: Iterable[BossVisitSpectrum], first: float | str | None = 1.0
+) -> Iterable[Measured]:
     for row in spectra:
         is_late = row.spectrum_pk == LATE
         yield Measured.from_spectrum(row, value=first if is_late else 1.0)
@@ -32,7 +34,9 @@ def yields_twice(spectra: Iterable[BossVisitSpectrum], first: object = 1.0) -> I
 
 
 @task(many=True)
-def yields_late(spectra: Iterable[BossVisitSpectrum], first: object = 1.0) -> Iterable[Peak]:
+def yields_late(
+    spectra: Iterable[BossVisitSpectrum], first: float | str | None = 1.0
+) -> Iterable[Peak]:
     for row in spectra:
         is_late = row.spectrum_pk == LATE
         yield Peak.from_spectrum(row, height=first if is_late else 1.0)
