@@ -154,8 +154,14 @@ def _identifier(tables: Introspector, name: str, taken: set[str]) -> str:
     return name
 
 
+#: Whole numbers of SQLite have up to 64 bits, whatever the name of their type.
+_OF_64_BITS = {peewee.AutoField: peewee.BigAutoField, peewee.IntegerField: peewee.BigIntegerField}
+
+
 def _field(column: Column) -> str:
     """Return the line by which a model declares a column."""
+    if dialect().name == "sqlite":
+        column.field_class = _OF_64_BITS.get(column.field_class, column.field_class)
     if issubclass(column.field_class, peewee.AutoField):
         auto = "BigAutoField" if "Big" in column.field_class.__name__ else "AutoField"
         return f"{column.name} = {auto}()"
