@@ -1,5 +1,7 @@
 """Keep track of the rows in progress: those that a task was given and that have not ended."""
 
+from contextlib import suppress
+from copy import deepcopy
 from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, cast
@@ -20,7 +22,7 @@ class RowsInProgress:
     Parameters
     ----------
     target : whose results are written.
-    keeps_rows : keep the rows themselves, since they cannot be read again.
+    keeps_rows : keep copies of the rows, since they cannot be read again.
     is_page : the rows are those of a page, and no others can end.
     board : is notified of the rows in progress.
     """
@@ -90,6 +92,9 @@ class RowsInProgress:
         self.by_key[handed if known is None or known in self.by_key else known] = handed
         if not self.keeps_rows:
             handed.row = None
+        else:  # a copy, as the task may change the row before another one raises
+            with suppress(Exception):  # not of a model
+                handed.row = deepcopy(row)
         self.last = handed
         self.flags[handed.place] = 1
         return row

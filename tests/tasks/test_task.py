@@ -168,6 +168,26 @@ def test_the_row_is_found_that_a_collecting_task_stumbles_on(url):
     assert [int(f.key) for f in Failure.select()] == [17]
 
 
+def test_a_row_that_the_task_has_changed_is_tried_again_as_it_was(sqlite_url):
+    fill(3)
+
+    @task
+    def analysis(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
+        rows = list(spectra)
+        for row in rows:
+            row.stored_flux *= 2
+        if any(row.spectrum_pk == 2 for row in rows):
+            raise ValueError
+        for row in rows:
+            yield Measured.from_spectrum(row, value=row.stored_flux[0])
+
+    rows = spectra()
+    for row in rows:
+        row.stored_flux = np.ones(1)
+    list(analysis(rows, re_raise_exceptions=False))
+    assert {r.spectrum_pk: r.value for r in Measured.select()} == {1: 2.0, 3: 2.0}
+
+
 def test_bad_results_fail_alone(url: str):
     fill(12)
 
