@@ -9,7 +9,7 @@ from keyword import iskeyword
 from pathlib import Path
 
 import peewee
-from playhouse.reflection import Column, Introspector
+from playhouse.reflection import Column, Introspector, UnknownField
 
 from astra.config.secrets import has_password, hide_password
 from astra.config.settings import current
@@ -157,11 +157,17 @@ def _identifier(tables: Introspector, name: str, taken: set[str]) -> str:
 #: Whole numbers of SQLite have up to 64 bits, whatever the name of their type.
 _OF_64_BITS = {peewee.AutoField: peewee.BigAutoField, peewee.IntegerField: peewee.BigIntegerField}
 
+#: The fields of types that peewee does not know, by the parts of names that SQLite itself goes by.
+_BY_PART = {"INT": peewee.BigIntegerField, "CHAR": peewee.TextField, "TEXT": peewee.TextField}
+
 
 def _field(column: Column) -> str:
     """Return the line by which a model declares a column."""
     if dialect().name == "sqlite":
         column.field_class = _OF_64_BITS.get(column.field_class, column.field_class)
+        if column.field_class is UnknownField:
+            fields = (f for part, f in _BY_PART.items() if part in column.raw_column_type.upper())
+            column.field_class = next(fields, UnknownField)
     if issubclass(column.field_class, peewee.AutoField):
         auto = "BigAutoField" if "Big" in column.field_class.__name__ else "AutoField"
         return f"{column.name} = {auto}()"

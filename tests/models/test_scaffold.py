@@ -14,7 +14,7 @@ TABLES = {
         "50%% of ""%%s" real DEFAULT 1, flags integer[] NOT NULL DEFAULT '{}',
         notes jsonb, PRIMARY KEY ("class", "2mass id"))""",
     "sqlite": """CREATE TABLE "2mass" (
-        "class" text NOT NULL DEFAULT 'star', "2mass id" integer NOT NULL, "J mag" real DEFAULT 1,
+        "class" nvarchar(9) NOT NULL DEFAULT 'star', "2mass id" INT8 NOT NULL, "J mag" real DEFAULT 1,
         "50% of ""%s" real DEFAULT 1, PRIMARY KEY ("class", "2mass id"))""",
 }
 
