@@ -15,13 +15,17 @@ import pytest
 from peewee import FloatField
 
 from astra import generate_queries_for_task, task
-from astra.database.connection import bind, connection, database
+from astra.api import run_here
+from astra.database.connection import bind, connection, database, dialect
 from astra.element.loaded_task import load_outer_exceptions
-from astra.errors import ConfigError, DatabaseError, TaskError, UsageError
+from astra.errors import DatabaseError, TaskError, UsageError
 from astra.models import BossVisitSpectrum, PipelineOutputModel, Source
+from astra.models.schema import init_database
 from astra.models.table_checks import VERSION, Schema
 from astra.plan.pending import checked_ids
 from astra.plan.plan import create_plan
+from astra.resume.cancel import cancel
+from astra.status.verify import verify
 from astra.tasks.signature import find_task, input_models, output_model
 from tests import forks
 from tests.conftest import ROOT
@@ -116,23 +120,35 @@ def test_a_url_of_postgresql_may_have_the_shorter_name_of_the_scheme(pg_url):
 
 
 @pytest.mark.parametrize("url", ["sqlite:///:memory:", "sqlite://:memory:"])
-def test_sqlite_in_memory_is_refused(url):
-    """Each connection would have a database of its own."""
-    with pytest.raises(ConfigError, match="is not understood: write sqlite:"):
-        bind(url)
+def test_sqlite_in_memory_is_still_understood(url):
+    bind(url)
+    with connection():
+        init_database(("tests.sample_tasks",))
+        BossVisitSpectrum.create(snr=1.0)
+        (planned,) = create_plan(measure, BossVisitSpectrum)
+        run_here(planned.plan)
+        assert Measured.select().count() == 1 and verify(planned.plan).sound
+        (again,) = create_plan(measure, BossVisitSpectrum, redo="all")
+        cancel(again.plan)
 
 
-def test_where_no_connection_is_given_the_server_says_why(postgres):
-    postgres.create_role("limited", "limited")
-    postgres.sql("ALTER ROLE limited CONNECTION LIMIT 0")
-    for url, why in (
-        (postgres.url("postgres", user="astra", password="wrong"), "password authentication"),
-        (postgres.url("nowhere_at_all"), "does not exist"),
-        (postgres.url("postgres", "limited", "limited"), "too many connections"),
-    ):
-        done = astra("plans", ASTRA_DATABASE_URL=url)
-        assert why in done.stderr and "createdb creates one" in done.stderr, done.stderr
-        assert done.returncode == 5
+def test_a_refused_login_is_not_a_server_that_does_not_run(postgres):
+    url = postgres.url("postgres", user="astra", password="wrong")
+    done = astra("plans", ASTRA_DATABASE_URL=url)
+    assert "refused the login" in done.stderr and "check that the server runs" not in done.stderr
+    done = astra("plans", ASTRA_DATABASE_URL=postgres.url("nowhere_at_all"))
+    assert "createdb" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "said", ["FATAL:  Passwort-Authentifizierung fehlgeschlagen", "ВАЖНО:  no"]
+)
+def test_a_login_that_is_refused_in_another_language_is_one_too(pg_url, said):
+    """Servers write such messages in the language of their administrator (lc_messages)."""
+    advice = dialect().advice(f'connection to server at "127.0.0.1", port 5432 failed: {said}')
+    assert "refused the login" in advice
+    advice = dialect().advice('connection to server at "a", port 5432 failed: Connection refused')
+    assert "check that the server runs" in advice
 
 
 @pytest.mark.parametrize("schema", ["public", "own"])
@@ -151,6 +167,20 @@ def test_a_role_that_may_create_no_table_is_told_who_can_allow_it(postgres, tmp_
     postgres.sql(grant, name)
     done = forks.astra("initdb", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_server_that_gives_no_connection_is_not_one_that_does_not_run(postgres):
+    def said(url: str) -> str:
+        done = astra("plans", ASTRA_DATABASE_URL=url)
+        assert done.returncode == 5 and "check that the server runs" not in done.stderr
+        return done.stderr
+
+    postgres.create_role("limited", "limited")
+    postgres.create_database("closed")
+    postgres.sql("ALTER ROLE limited CONNECTION LIMIT 0")
+    postgres.sql("ALTER DATABASE closed ALLOW_CONNECTIONS false")
+    assert "has no free connection" in said(postgres.url("postgres", "limited", "limited"))
+    assert "try again later" in said(postgres.url("closed", "astra"))
 
 
 def test_values_that_are_too_large_or_of_no_kind(sqlite_url):

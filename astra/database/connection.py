@@ -125,7 +125,7 @@ def _leave_to_parent() -> None:
 
     With the same connection, each would get answers to the other's statements.
     """
-    if not database_is_unset():
+    if not database_is_unset() and not dialect().url.endswith(":memory:"):
         _inherited.append(database.obj._state.conn)
         database.obj._state.reset()
         database.obj._lock = threading.Lock()  # another thread may have held it
@@ -144,7 +144,7 @@ def is_file(url: str) -> bool:
 
 
 def sqlite_path(url: str) -> str:
-    """Return the file that a ``sqlite:`` URL names.
+    """Return the file that a ``sqlite:`` URL names, or ``:memory:``.
 
     >>> sqlite_path("sqlite:///data/a%20b.db"), sqlite_path("sqlite:////abs/x.db")
     ('data/a b.db', '/abs/x.db')
@@ -152,12 +152,12 @@ def sqlite_path(url: str) -> str:
     Raises
     ------
     ConfigError
-        If the URL lacks three slashes, names no file, or has options; a database in memory would be
-        another one for each connection.
+        If the URL lacks three slashes, names no file, or has options.
     """
+    if url == "sqlite://:memory:":
+        return ":memory:"
     path, mark, _ = url.removeprefix("sqlite:///").partition("?")
-    has_file = url.startswith("sqlite:///") and path.strip("/") not in ("", ":memory:")
-    if not has_file or mark:
+    if not url.startswith("sqlite:///") or not path.strip("/") or mark:
         raise ConfigError(
             f"the database URL {secrets.hide(url)!r} is not understood: write sqlite:///file.db "
             "for a file in the current folder, sqlite:////folder/file.db for any other; options "
@@ -284,7 +284,7 @@ class _Unreachable(DatabaseError):
         super().__init__(
             f"the database {name} did not do this in time: {first}; {remedy}"
             if remedy
-            else f"no connection to the database {name}: {first}; {dialect().advice}"
+            else f"no connection to the database {name}: {first}; {dialect().advice(first)}"
         )
 
 

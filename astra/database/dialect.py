@@ -123,6 +123,10 @@ class Common:
         """Name the tables of models as they are found, relative to another model's table."""
         return None
 
+    def drop_not_null(self, model: Any, column: str) -> bool:
+        """Let rows have no value in a column; return False if that is impossible."""
+        return False
+
     def session_role(self) -> str | None:
         """Return the role that this process has logged in as; None where there are no roles."""
         return None
@@ -218,6 +222,10 @@ class Common:
         """Return the expressions for the values in a key's text, in the types of its columns."""
         raise NotImplementedError
 
+    def may_be_written_differently(self, fields: Sequence[Any]) -> bool:
+        """Return whether keys of different texts may be equal: 1.0 and 1.00, or Vega and VEGA."""
+        raise NotImplementedError
+
     def keys_as_rows(self, fields: Sequence[Any], keys: Sequence[Any]) -> tuple[Any, Any]:
         """Return texts of keys as rows of a query, and the clause that a row has such a key."""
         pairs = zip(fields, map(SQL, self.wanted_values(fields)), strict=True)
@@ -227,11 +235,15 @@ class Common:
     def among_pending(self, key: Any, pages: Any) -> Any:
         """Return the clause that a `key` is of a row that has not ended in one of some pages.
 
-        `pages` selects their columns of keys and of outcomes, under these names.
+        `pages` selects their columns of keys and of outcomes, under these names. The server
+        compares in the type of the columns if keys that are equal may have different texts.
         """
         sql, parameters = pages.sql()
-        clause = self.queries.AMONG_PENDING.format(pages=sql, key=self.wanted_key.sql)
-        return peewee.NodeList((key.column, SQL(clause, parameters)))
+        column, values = key.column, [self.wanted_key.sql]
+        if not key.is_whole and self.may_be_written_differently(key.fields):
+            column, values = peewee.EnclosedNodeList(key.fields), self.wanted_values(key.fields)
+        clause = self.queries.AMONG_PENDING.format(pages=sql, values=", ".join(values))
+        return peewee.NodeList((column, SQL(clause, parameters)))
 
 
 def _bare(condition: str) -> str:

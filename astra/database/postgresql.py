@@ -46,6 +46,20 @@ _REMEDIES = {
     "this role or database is (default_transaction_read_only): have its administrator reset that",
 }
 
+#: What to do if the server answers, but gives no connection.
+_NO_CONNECTION = {
+    r"too many (connections|clients)|connection slots|no more connections": (
+        "the server has no free connection: try again, or have its administrator allow more; "
+        "astra throttle and astra pause let elements use fewer"
+    ),
+    r"not (currently|yet) accepting connections|(is starting up|is shutting down|recovery mode)$": (
+        "the server starts or stops, or its administrator has closed the database: try again later"
+    ),
+}
+
+#: What the server itself says of a login, in its own language: its severity comes first.
+_ANSWER = r" failed: \w+\s?:  "
+
 #: SQLSTATEs for which one value is to blame: data, integrity, raised by a trigger.
 _ROWS_FAULT = ("22", "23", "P0001", "54")
 
@@ -139,12 +153,6 @@ class PostgreSQL(Keys):
     #: Half of each block is left for new versions of its rows, so that updates change no index.
     with_room = "WITH (fillfactor = 50)"
     wanted_key = SQL("wanted.key")
-    #: What to check if no connection can be opened; the server or libpq has said why.
-    advice = (
-        "check that the server runs and has a connection left, and the user, the password "
-        "(~/.pgpass) and the database (createdb creates one) in ASTRA_DATABASE_URL, or "
-        "[database] url; if that is PgBouncer's, that its pool_mode is not statement"
-    )
     is_same = "IS NOT DISTINCT FROM"
     now_sql = "clock_timestamp()"
 
@@ -176,6 +184,24 @@ class PostgreSQL(Keys):
         """Describe what to do if the server answers, but refuses to work."""
         code = _sqlstate(error) or ""
         return next((text for begin, text in _REMEDIES.items() if code.startswith(begin)), None)
+
+    def advice(self, message: str) -> str:
+        """Describe what to check if no connection can be opened."""
+        setting = "ASTRA_DATABASE_URL, or [database] url"
+        if "does not exist" in message and "database" in message:
+            return f"create it (createdb), or name another in {setting}"
+        for found, text in _NO_CONNECTION.items():
+            if re.search(found, message):
+                return text
+        if _is_refused_login(message) or re.search(_ANSWER, message):
+            return (
+                "the server runs, but refused the login: check the user and the database in "
+                f"{setting}, and the password (~/.pgpass)"
+            )
+        return (
+            f"check that the server runs and {setting}; if that is PgBouncer's, that its pool_mode "
+            "is not statement"
+        )
 
     def is_lock(self, error: BaseException) -> bool:
         """Return whether only a lock is held by another, and the connection is intact."""
@@ -312,6 +338,13 @@ class PostgreSQL(Keys):
         """Set a column's default in the database."""
         name, value = self.quote(field.column_name), default.replace("%", "%%")
         self.run(queries.SET_DEFAULT, table=self.table(model), column=name, value=value)
+
+    def drop_not_null(self, model: Any, column: str) -> bool:
+        keys, _ = self.key_and_types(model._meta.table_name, model._meta.schema)
+        if column in keys:
+            return False
+        self.run(queries.DROP_NOT_NULL, table=self.table(model), column=self.quote(column))
+        return True
 
     def create_schema(self, schema: str) -> None:
         if not self.fetch_value(queries.HAS_SCHEMA, (schema,)):

@@ -76,6 +76,18 @@ class PostgresqlDatabase(peewee.PostgresqlDatabase):
         self.codec = encodings.get(connection.get_parameter_status("server_encoding"), "utf_8")
         return connection
 
+    def get_tables(self, schema: str | None = None) -> list[str]:
+        """Return the names of all tables, also of foreign ones and of materialized views."""
+        others = self.execute_sql(queries.OTHER_TABLES, (schema,)).fetchall()
+        return [*super().get_tables(schema), *(name for (name,) in others)]
+
+    def get_columns(self, table: str, schema: str | None = None) -> list[Any]:
+        """Describe the columns of a table, also of a materialized view."""
+        if columns := super().get_columns(table, schema):
+            return list(columns)
+        rows = self.execute_sql(queries.VIEW_COLUMNS, (table, schema)).fetchall()
+        return [peewee.ColumnMetadata(name, kind, True, False, table, None) for name, kind in rows]
+
     def begin(
         self,
         isolation_level: str | None = None,

@@ -7,6 +7,7 @@ from typing import Any
 
 import peewee
 from peewee import SQL, fn
+from psycopg2.errors import UndefinedFunction
 
 from astra.database import postgresql_queries as queries
 from astra.database.array_text import array_literal
@@ -14,11 +15,24 @@ from astra.database.dialect import no_moment
 from astra.database.postgresql_writing import Writing
 from astra.errors import TaskError
 
-#: The field that declares a key of a type; columns of the same field can be compared.
-_FIELDS = {
-    "int2": "IntegerField", "int4": "IntegerField", "int8": "IntegerField", "text": "TextField",
-    "varchar": "TextField", "uuid": "UUIDField", "date": "DateField",
+_ZONED = "pg_catalog.timestamptz"
+
+#: Types of which each value is also one of Python's, so that its results store it unchanged.
+_EXACT = frozenset(
+    f"pg_catalog.{name}" for name in ("int2", "int4", "int8", "text", "varchar", "uuid", "bool")
+)
+
+_WHOLE = frozenset(f"pg_catalog.{name}" for name in ("int2", "int4", "int8", "oid"))
+
+#: Types that would round values of other types than these.
+_STORED_FROM = {
+    **dict.fromkeys(_WHOLE, _WHOLE), "pg_catalog.date": frozenset({"pg_catalog.date"})
 }  # fmt: skip
+
+#: Texts whose blanks at the end, or capital letters, do not count, and a number with fewer digits
+#: than others. The second is of an extension, which may be in any schema.
+_UNLIKE_OTHERS = frozenset({"bpchar", "citext", "float4"})
+
 
 #: The most bytes of a key as text: an entry of an index may have 2,704, with the task's name.
 _MAX_KEY_BYTES = 2000
@@ -50,20 +64,94 @@ class Keys(Writing):
         return self.column_types(self.table(field.model)).get(field.column_name, "text")
 
     def key_text(self, fields: Sequence[Any]) -> Any:
-        one = fields[0] if len(fields) == 1 else fn.jsonb_build_array(*fields)
+        """Return the text of a key, which does not depend on settings of the session."""
+        parts = [fn.timezone("UTC", f) if self._kind_of(f) == _ZONED else f for f in fields]
+        one = parts[0] if len(parts) == 1 else fn.jsonb_build_array(*parts)
         return one.cast("text")
 
     def wanted_values(self, fields: Sequence[Any]) -> list[str]:
-        kinds = map(self._kind_of, fields)
-        if len(fields) == 1:
-            return [f"wanted.key::{kind}" for kind in kinds]
-        return [f"(wanted.key::jsonb ->> {place})::{kind}" for place, kind in enumerate(kinds)]
+        values = []
+        for place, kind in enumerate(map(self._kind_of, fields)):
+            text = "wanted.key" if len(fields) == 1 else f"(wanted.key::jsonb ->> {place})"
+            is_zoned = kind == _ZONED
+            values.append(f"timezone('UTC', {text}::timestamp)" if is_zoned else f"{text}::{kind}")
+        return values
 
-    def key_type(self, field: Any) -> tuple[str, str | None]:
-        """Return the type of a key's column now, and the field that declares one, if it may be."""
-        self._types.pop(self.table(field.model), None)
-        kind = _short(self._kind_of(field))
-        return kind, _FIELDS.get(kind)
+    def may_be_written_differently(self, fields: Sequence[Any]) -> bool:
+        is_exact = _EXACT.issuperset(map(self._kind_of, fields))
+        return not is_exact or any(map(self.collation, fields))
+
+    def may_change_keys(self, fields: Sequence[Any], stored: Sequence[Any]) -> bool:
+        """Return whether :meth:`changed_keys` has to be asked."""
+        return not _EXACT.issuperset(map(self._kind_of, [*fields, *stored]))
+
+    def changed_keys(
+        self,
+        fields: Sequence[Any],
+        stored: Sequence[Any],
+        keys: Sequence[Any],
+        values: Sequence[Sequence[Any]],
+    ) -> list[int]:
+        """Return the places of keys that results would not store unchanged.
+
+        `values` are the keys as the fields of the results, `stored`, write them: Python has no
+        interval of months and no infinite date, and a type may have fewer digits.
+        """
+        names = [field.column_name for field in stored]
+        columns = self.columns(stored[0].model)
+        types = {name: column.kind.replace("%", "%%") for name, column in columns.items()}
+        differ = " OR ".join(
+            f"{wanted} IS DISTINCT FROM CAST(value_{n} AS {types[name]})"
+            for n, (wanted, name) in enumerate(zip(self.wanted_values(fields), names, strict=True))
+        )
+        parts = {
+            "arrays": ", ".join(["%s::text[]"] * (1 + len(names))),
+            "names": ", ".join(f"value_{n}" for n in range(len(names))),
+            "differ": differ,
+        }
+        try:
+            arrays = [self.pack_list(keys, "text"), *map(array_literal, zip(*values, strict=True))]
+            with self.database.atomic():
+                return self.fetch_column(queries.CHANGED_KEYS, arrays, **parts)
+        except (peewee.DataError, peewee.ProgrammingError, peewee.InternalError, TypeError):
+            if len(keys) == 1:  # the type does not know the value that Python has of it
+                return [0]
+        half = len(keys) // 2
+        first = self.changed_keys(fields, stored, keys[:half], values[:half])
+        second = self.changed_keys(fields, stored, keys[half:], values[half:])
+        return first + [half + place for place in second]
+
+    def collation(self, field: Any) -> str | None:
+        """Return the collation of a column, if texts that differ may be equal by it."""
+        names = self.table(field.model), field.column_name
+        return next(iter(self.fetch_column(queries.COLLATION, names)), None)
+
+    def differing_types(self, one: Any, other: Any) -> tuple[str, str] | None:
+        """Return the types of two columns if a value of one, stored in the other, may differ.
+
+        The server may also have no operator, or go by the time zone of the session. The types are
+        those of the tables now, which somebody may have altered.
+        """
+        for field in (one, other):
+            self._types.pop(self.table(field.model), None)
+        first, second = self._kind_of(one), self._kind_of(other)
+        is_like = (first == second and first in _EXACT) or self._has_operator(first, second)
+        if first != second:
+            is_like &= not _UNLIKE_OTHERS & {kind.rpartition(".")[2] for kind in (first, second)}
+            is_like &= first in _STORED_FROM.get(second, {first})
+            if is_like and _ZONED in (first, second):
+                is_like = bool(self.fetch_value(queries.IS_UTC))
+        return None if is_like else (_short(first), _short(second))
+
+    def _has_operator(self, first: str, second: str) -> bool:
+        try:
+            with self.database.atomic():
+                self.run(queries.COMPARE_TYPES, first=first, second=second)
+        except peewee.ProgrammingError as error:
+            if not isinstance(error.__cause__ or error.__context__, UndefinedFunction):
+                raise
+            return False
+        return True
 
     def as_moment(self, field: Any) -> Any:
         """Convert a column of dates or times to a moment; without a time zone, it is UTC."""
@@ -84,10 +172,17 @@ class Keys(Writing):
         """Return a moment with the precision of the server."""
         return moment
 
-    def primary_columns(self, table: str, schema: str | None) -> list[str]:
-        """Return the columns of a table's primary key."""
-        name = ".".join(map(self.quote, [schema, table] if schema else [table]))
-        return self.fetch_column(queries.PRIMARY_COLUMNS, (name,))
+    def key_and_types(self, table: str, schema: str | None) -> tuple[list[str], dict[str, str]]:
+        """Return the columns of a table's primary key, and the type of each column; of a domain,
+        the type below it."""
+        name = (".".join(map(self.quote, [schema, table] if schema else [table])),)
+        types = self.run(queries.COLUMN_TYPES, name).fetchall()
+        by_column = {column: kind.removeprefix("pg_catalog.") for column, kind in types}
+        return self.fetch_column(queries.PRIMARY_COLUMNS, name), by_column
+
+    def schemas_of_table(self, table: str) -> list[str]:
+        """Return the schemas that have a table or view of this name, which the role may read."""
+        return self.fetch_column(queries.SCHEMAS_OF_TABLE, (table,))
 
     def is_key_of_page(self, column: Any, key: Any) -> Any:
         """Return the clause that this key is among the keys of a page."""

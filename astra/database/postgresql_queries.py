@@ -99,6 +99,21 @@ COLUMN_TYPES = """
 
 IS_UNLOGGED = "SELECT relpersistence = 'u' FROM pg_class WHERE oid = to_regclass(%s)"
 
+#: The collation of a column by which texts that differ may be equal.
+COLLATION = """
+    SELECT format('%%I.%%I', nspname, collname) FROM pg_attribute
+    JOIN pg_collation ON pg_collation.oid = attcollation
+    JOIN pg_namespace ON pg_namespace.oid = collnamespace
+    WHERE NOT collisdeterministic AND attrelid = to_regclass(%s) AND attname = %s"""
+
+#: Fails where the server has no operator that compares two types.
+COMPARE_TYPES = "SELECT CAST(NULL AS {first}) = CAST(NULL AS {second})"
+
+#: Whether the session's time zone is UTC, in which a moment without a zone is compared.
+IS_UTC = """
+    SELECT timestamp '2000-01-01' = timestamptz '2000-01-01 00:00:00+00'
+       AND timestamp '2000-07-01' = timestamptz '2000-07-01 00:00:00+00'"""
+
 SEQUENCE = "SELECT pg_get_serial_sequence(%s, %s)"
 
 #: The sequence of a column, and whether its last value may be read.
@@ -143,6 +158,10 @@ PRIMARY_COLUMNS = """
     JOIN pg_attribute ON attnum = k.n
     WHERE indrelid = to_regclass(%s) AND attrelid = indrelid AND indisprimary
     ORDER BY place"""
+
+SCHEMAS_OF_TABLE = """
+    SELECT table_schema::text FROM information_schema.tables WHERE table_name = %s
+    ORDER BY table_schema"""
 
 INDEXES = """
     SELECT relname FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid
@@ -205,6 +224,8 @@ PLACES = """
     JOIN pg_class AS beside ON beside.oid = to_regclass(%s)"""
 
 CREATE_SCHEMA = "CREATE SCHEMA IF NOT EXISTS {schema}"
+
+DROP_NOT_NULL = "ALTER TABLE {table} ALTER {column} DROP NOT NULL"
 
 SET_DEFAULT = "ALTER TABLE {table} ALTER {column} SET DEFAULT {value}"
 
@@ -299,11 +320,28 @@ GRANT_SEQUENCE = "GRANT USAGE ON SEQUENCE {sequence} TO {role}"
 #: Texts of keys as rows of a query.
 WANTED_KEYS = "unnest(%s::text[]) WITH ORDINALITY AS wanted(key, place)"
 
+#: The places of keys that differ from the values that results would store for them.
+CHANGED_KEYS = """
+    SELECT place - 1 FROM unnest({arrays}) WITH ORDINALITY AS wanted(key, {names}, place)
+    WHERE {differ}"""
+
+#: Foreign tables and materialized views, which peewee does not list.
+OTHER_TABLES = """
+    SELECT relname FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
+    WHERE relkind IN ('f', 'm') AND nspname = COALESCE(%s, current_schema()) ORDER BY relname"""
+
+#: The columns of a materialized view, which information_schema leaves out.
+VIEW_COLUMNS = """
+    SELECT attname, format_type(atttypid, NULL) FROM pg_attribute
+    JOIN pg_class ON pg_class.oid = attrelid JOIN pg_namespace ON pg_namespace.oid = relnamespace
+    WHERE relkind = 'm' AND relname = %s AND nspname = COALESCE(%s, current_schema())
+    AND attnum > 0 AND NOT attisdropped ORDER BY attnum"""
+
 #: The rest of a clause that begins with a key: its row has not ended in one of some pages. The
 #: subquery does not refer to the key, so that its result is hashed; PostgreSQL does not estimate
 #: how long the arrays are, and would otherwise search all of them for each row.
 AMONG_PENDING = """
-    IN (SELECT {key}
+    IN (SELECT {values}
         FROM ({pages}) AS live, unnest(keys) WITH ORDINALITY AS wanted(key, place)
         WHERE get_byte(outcomes, (wanted.place - 1)::int) = 0)"""
 

@@ -1,4 +1,4 @@
-"""SQLite: a file, with one writer at a time."""
+"""SQLite: a file, or a database in memory, with one writer at a time."""
 
 import json
 import os
@@ -18,6 +18,7 @@ from peewee import SQL, fn
 from astra.database import sqlite_queries as queries
 from astra.database.dialect import no_moment
 from astra.database.sqlite_writing import Writing
+from astra.database.values import FORMED
 from astra.database.values import check as check_value
 
 #: Types of columns that may hold dates, with their times.
@@ -51,7 +52,7 @@ class _SQLiteDatabase(peewee.SqliteDatabase):
 
     def _opened(self) -> sqlite3.Connection:
         path = self.database
-        if not os.path.exists(path) or _is_writable(path):
+        if path == ":memory:" or not os.path.exists(path) or _is_writable(path):
             return super()._connect()  # type: ignore[misc]
         options = "mode=ro" if os.path.exists(f"{path}-wal") else "mode=ro&immutable=1"
         try:
@@ -77,11 +78,18 @@ def rows_apart(path: str, query: Any) -> Iterator[Any]:
     """Read the rows of a query on a connection of their own, as they were when reading began.
 
     Which rows a cursor of SQLite returns is undefined while its connection writes. Whichever thread
-    asks for a row reads it.
+    asks for a row reads it. A query for which that connection lacks something, such as a function
+    that was registered or a temporary table, is read at once where it belongs.
     """
     apart = _SQLiteDatabase(path, thread_safe=False, timeout=30, check_same_thread=False)
     with apart.connection_context():
-        yield from query.clone().bind(apart).iterator()
+        try:
+            rows = query.clone().bind(apart).iterator()
+        except peewee.OperationalError as error:
+            if "no such" not in str(error):
+                raise
+            rows = list(query)
+        yield from rows
 
 
 def _is_writable(path: str) -> bool:
@@ -94,16 +102,11 @@ class SQLite(Writing):
     timestamp_type = "TEXT"
     with_room = None  # SQLite changes rows in place
     wanted_key = SQL("wanted.value")
-    #: What to check if the file cannot be opened.
-    advice = (
-        "check that its folder is there and its disk not full, that it is a file that you may "
-        "read and write, and ASTRA_DATABASE_URL, or [database] url"
-    )
     is_same = "IS"
     now_sql = queries.NOW
 
     def __init__(self, path: str) -> None:
-        self.path = os.path.abspath(os.path.expanduser(path))
+        self.path = path if path == ":memory:" else os.path.abspath(os.path.expanduser(path))
         self.url = "sqlite:///" + self.path
         self.database = _SQLiteDatabase(
             self.path,
@@ -124,6 +127,13 @@ class SQLite(Writing):
     def is_transient(self, error: BaseException) -> bool:
         return isinstance(error, peewee.OperationalError) and any(
             text in str(error) for text in _TRANSIENT
+        )
+
+    def advice(self, message: str) -> str:
+        """Describe what to check if the file cannot be opened."""
+        return (
+            "check that its folder is there and its disk not full, that it is a file that you may "
+            "read and write, and ASTRA_DATABASE_URL, or [database] url"
         )
 
     @staticmethod
@@ -223,6 +233,8 @@ class SQLite(Writing):
 
     def location(self, schema: str | None = None) -> str:
         """Identify the file."""
+        if self.path == ":memory:":
+            return "memory"
         inode = os.stat(self.path).st_ino
         return f"the file {os.path.realpath(self.path)} (inode {inode}, {socket.gethostname()})"
 
@@ -262,9 +274,36 @@ class SQLite(Writing):
             return ["wanted.value"]
         return [f"json_extract(wanted.value, '$[{place}]')" for place in range(len(fields))]
 
-    def key_type(self, field: Any) -> tuple[str, str | None]:
-        """Return one type for all: SQLite compares values of any types."""
-        return "any", "any"
+    def may_be_written_differently(self, fields: Sequence[Any]) -> bool:
+        return any(map(self.collation, fields))
+
+    def may_change_keys(self, fields: Sequence[Any], stored: Sequence[Any]) -> bool:
+        return any(field.field_type in FORMED for field in stored)
+
+    def changed_keys(
+        self,
+        fields: Sequence[Any],
+        stored: Sequence[Any],
+        keys: Sequence[Any],
+        values: Sequence[Sequence[Any]],
+    ) -> list[int]:
+        """Return the places of keys that results would store in another form."""
+        formed = [n for n, field in enumerate(stored) if field.field_type in FORMED]
+        parts = [[key] if len(fields) == 1 else json.loads(key) for key in keys]
+        pairs = enumerate(zip(parts, values, strict=True))
+        return [n for n, (part, row) in pairs if any(str(part[i]) != str(row[i]) for i in formed)]
+
+    def collation(self, field: Any) -> str | None:
+        """Return the collation of a column, if texts that differ may be equal by it."""
+        if field.column_name not in self.columns(field.model):
+            return None
+        parts = {"column": self.quote(field.column_name), "table": self.table(field.model)}
+        equal = self.fetch_column(queries.EQUAL_BY_COLLATION, **parts)
+        return {"A": "NOCASE", "b ": "RTRIM"}[equal[0]] if equal else None
+
+    def differing_types(self, one: Any, other: Any) -> tuple[str, str] | None:
+        """Return None: SQLite compares values of any types."""
+        return None
 
     def as_moment(self, field: Any) -> Any:
         """Convert a column of dates or times to the format in which moments are compared.
@@ -284,8 +323,13 @@ class SQLite(Writing):
         whole = (moment.microsecond + 500) // 1000 * 1000
         return moment + timedelta(microseconds=whole - moment.microsecond)
 
-    def primary_columns(self, table: str, schema: str | None) -> list[str]:
-        return self.fetch_column(queries.PRIMARY_COLUMNS, (table,))
+    def key_and_types(self, table: str, schema: str | None) -> tuple[list[str], dict[str, str]]:
+        """Return the columns of a table's primary key; any value may be in any column."""
+        return self.fetch_column(queries.PRIMARY_COLUMNS, (table,)), {}
+
+    def schemas_of_table(self, table: str) -> list[str]:
+        """Return the schemas that have a table of this name: SQLite has no schemas."""
+        return []
 
     def unique_indexes(
         self, model: Any, columns: Sequence[str]

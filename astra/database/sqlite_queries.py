@@ -75,6 +75,11 @@ DROP_TRIGGER = "DROP TRIGGER IF EXISTS {trigger}"
 
 # -- keys and pages -------------------------------------------------------------------------
 
+#: A text that equals another one by the collation of a column, which the first SELECT decides.
+EQUAL_BY_COLLATION = """
+    SELECT x FROM (SELECT {column} AS x FROM {table} WHERE 0 UNION ALL VALUES ('A'), ('b '))
+    WHERE x = 'a' OR x = 'b'"""
+
 #: The items of a list in JSON.
 LIST = "(SELECT value FROM json_each(?))"
 
@@ -83,7 +88,7 @@ WANTED_KEYS = "json_each(?) AS wanted"
 
 #: The rest of a clause that begins with a key: see the query of PostgreSQL.
 AMONG_PENDING = """
-    IN (SELECT {key} FROM ({pages}) AS live, json_each(live.keys) AS wanted
+    IN (SELECT {values} FROM ({pages}) AS live, json_each(live.keys) AS wanted
         WHERE substr(live.outcomes, wanted.key + 1, 1) = x'00')"""
 
 #: Cut the keys of a query into pages, and store them.

@@ -109,12 +109,13 @@ def bounded(bound_s: float) -> Iterator[None]:
         _own.bound_s = before
 
 
-#: Numbers are read with all of their digits, whichever connection of a pool stands behind this one:
-#: a session's setting is of one of them. The server ends a statement whose connection was given up:
-#: while a table is locked, each retry would otherwise leave a connection that waits for it, and
-#: then does what it was sent to do.
+#: Numbers are read with all of their digits, and intervals as the texts that pages hold as keys,
+#: whichever connection of a pool stands behind this one: a session's setting is of one of them. The
+#: server ends a statement whose connection was given up: while a table is locked, each retry would
+#: otherwise leave a connection that waits for it, and then does what it was sent to do.
 _READ_SETTINGS = (
-    "SET LOCAL extra_float_digits = 1; SET LOCAL client_connection_check_interval = '1s'"
+    "SET LOCAL extra_float_digits = 1; SET LOCAL IntervalStyle = 'postgres'; "
+    "SET LOCAL client_connection_check_interval = '1s'"
 )
 
 #: A statement that has waited for a table sees it as it is then, whatever the default isolation

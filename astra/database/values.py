@@ -142,6 +142,9 @@ def _json(field: Field, value: Any) -> None:
 #: Types of moments: PostgreSQL accepts "now" or "3/4/2001" for some, and drops others' time zone.
 MOMENTS = frozenset({"DATE", "TIME", "DATETIME", "MOMENT"})
 
+#: Types that SQLite stores as texts of any form.
+FORMED = MOMENTS | {"UUID"}
+
 _CHECKS: dict[str, Callable[[Any, Any], None]] = {
     "FLOAT": _real, "DOUBLE": _real, "DECIMAL": _decimal,
     "TEXT": _text, "VARCHAR": _text, "CHAR": _text,

@@ -37,8 +37,10 @@ from astra.models.keys import (
     FALSE,
     RowKey,
     all_rows,
+    changed_keys,
     check_keys,
     key_of,
+    may_change,
     moment_of,
     moments,
 )
@@ -46,7 +48,7 @@ from astra.models.pipeline import OutputModel, link_of
 from astra.models.spectrum import pixel_columns
 from astra.plan.pending import has_result
 from astra.results.claim import Claim
-from astra.results.rows import HandedRow, Refusal, described
+from astra.results.rows import HandedRow, Refusal, changed_key_message, described
 from astra.results.stopping import Stop
 from astra.results.writer import Writer
 from astra.states import INPUT_GONE, Outcome
@@ -243,7 +245,7 @@ class Reader:
             self.unmeasured = False
             chunk, rest = self._cut(keys)
             rows = self._rows(chunk, unread)
-        ended = self._note_unread(unread, len(chunk))
+        ended = self._note_changed(rows) | self._note_unread(unread, len(chunk))
         rest = self._note_missing([k for k in chunk if k not in rows and k not in ended]) + rest
         self.t_read_s += time.perf_counter() - began
         return [self._handed(k, *rows[k], now) for k in chunk if k in rows], rest
@@ -290,6 +292,21 @@ class Reader:
         if self.redo:
             return FALSE
         return has_result(self.model, self.output, by_index=True)
+
+    def _note_changed(self, rows: dict[RowKey, tuple[Model, object]]) -> set[RowKey]:
+        """Record rows that results could not point to as failures, and remove them from `rows`."""
+        stored = self.link.key(self.output)
+        if not may_change(self.key, stored):
+            return set()
+        names = [field.name for field in self.key.fields]
+        values = {k: [row.__data__[name] for name in names] for k, (row, _) in rows.items()}
+        changed = set(changed_keys(self.key, stored, values))
+        for k in changed:
+            _, moment = rows.pop(k)
+            message = changed_key_message(values[k], self.output)
+            modified = OutputModel.input_modified.python_value(moment)
+            self._fail(k, modified, "KeyChanged", message)
+        return changed
 
     def _note_unread(self, unread: dict[RowKey, Exception], n_rows: int) -> set[RowKey]:
         """Record rows of a chunk that cannot be read as failures; return their keys.

@@ -4,7 +4,7 @@ import csv
 import json
 from collections.abc import Iterable
 from contextlib import suppress
-from datetime import date
+from datetime import UTC, date, datetime
 from io import StringIO
 from pathlib import Path
 from typing import cast
@@ -116,11 +116,26 @@ def _part(field: Field, value: object) -> object:
     if field.field_type == "UUID":
         return field.db_value(value if isinstance(value, UUID) else UUID(str(value).strip()))
     if field.field_type == "DATE":
-        return date.fromisoformat(str(value).strip()).isoformat()
+        with suppress(ValueError):  # the database knows dates that Python does not
+            return date.fromisoformat(str(value).strip()).isoformat()
+    if field.field_type in _MOMENTS:
+        value = _in_utc(value)
     if value is None or "\0" in (text := str(value)):
         raise ValueError("it is empty, or contains a NUL character")
     text.encode()  # no database stores a lone surrogate
     return text
+
+
+_MOMENTS = frozenset({"DATETIME", "TIMESTAMPTZ", "MOMENT"})
+
+
+def _in_utc(value: object) -> object:
+    """Return a moment with a time zone as keys hold it, in UTC; anything else as it is."""
+    try:
+        at = value if isinstance(value, datetime) else datetime.fromisoformat(str(value).strip())
+        return at.astimezone(UTC).replace(tzinfo=None) if at.tzinfo else value
+    except (ValueError, OverflowError):
+        return value
 
 
 def find_keys(model: type[Model], values: Iterable[object]) -> tuple[list[RowKey], list[RowKey]]:
@@ -140,7 +155,14 @@ def keys_by_value(model: type[Model], values: Iterable[object]) -> dict[object, 
     for value in values:
         with suppress(ValueError, TypeError):
             given[value] = _given(key, value)
-    by_given = _keys_by_given(model, list(given.values()))
+    try:
+        with database.atomic():
+            by_given = _keys_by_given(model, list(given.values()))
+    except TaskError:  # one of them cannot be a key: it costs none of the others
+        if len(given) == 1:
+            return {}
+        listed, half = list(given), len(given) // 2
+        return keys_by_value(model, listed[:half]) | keys_by_value(model, listed[half:])
     return {value: by_given[text] for value, text in given.items() if text in by_given}
 
 

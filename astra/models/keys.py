@@ -6,9 +6,9 @@ name of a foreign key whose row is loaded together with each row.
 """
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import UTC, datetime
 from functools import cached_property, reduce
 from typing import cast
 
@@ -26,15 +26,9 @@ RowKey = int | str
 TRUE, FALSE = SQL("1 = 1"), SQL("1 = 0")
 
 _WHOLE = frozenset({"AUTO", "BIGAUTO", "INT", "BIGINT", "SMALLINT"})
-
-#: Further types of keys: of each, equal values have one text, which Python and results hold.
-_TEXTS = frozenset({"TEXT", "VARCHAR", "UUID", "DATE"})
-
-#: What the driver makes of dates that Python does not know.
-_UNKNOWN_DATES = (None, date.min, date.max)
-
-#: How SQLite has to store a key, as fields write it: in another form, results would not be found.
-_FORMS = {"UUID": 32 * "[0-9a-f]", "DATE": "????-??-??"}
+_UNFIT = frozenset({"BLOB", "JSON", "JSONB"})
+#: Numbers with fractions, which lose digits as texts, and types that SQLite stores as bytes.
+_UNFIT_IN_SQLITE = frozenset({"FLOAT", "DOUBLE", "DECIMAL", "UUIDB"})
 
 
 @dataclass(frozen=True)
@@ -140,7 +134,7 @@ class Link:
             hash(value)
         except TypeError:
             return None
-        return None if any(v in _UNKNOWN_DATES for v in values) else value
+        return None if any(v is None for v in values) else value
 
 
 def as_key(value: object) -> int | None:
@@ -174,13 +168,6 @@ def primary_fields(model: type[Model]) -> tuple[Field, ...]:
     return (primary,) if isinstance(primary, Field) else ()
 
 
-#: What to do about a key of another type.
-WHICH_KEYS = (
-    "a key consists of whole numbers, texts, UUIDs or dates: declare another unique column as the "
-    "primary key of the model, or read the table through a view that converts the key"
-)
-
-
 def key_of(model: type[Model]) -> Key:
     """Return the key by which pages and results identify the rows of an input model.
 
@@ -191,17 +178,22 @@ def key_of(model: type[Model]) -> Key:
     """
     name = getattr(model, "row_key", None)
     fields = (model._meta.fields[name],) if name else primary_fields(model)
+    _check_types(model, fields, _UNFIT)
     if not fields:
         raise TaskError(
             f"{model.__name__} has no primary key: declare the columns that identify its rows, "
             "by primary_key=True or in class Meta: primary_key = CompositeKey('a', 'b')"
         )
-    for field in fields:
-        if field.field_type not in _WHOLE | _TEXTS:
-            raise TaskError(
-                f"{model.__name__}.{field.name} is a {type(field).__name__}: {WHICH_KEYS}"
-            )
     return Key(fields)
+
+
+def _check_types(model: type[Model], fields: Iterable[Field], unfit: Container[str]) -> None:
+    for field in fields:
+        if field.field_type in unfit:
+            raise TaskError(
+                f"{model.__name__}.{field.name} is a key of type {field.field_type}, which no page "
+                "can hold: declare another unique column as the primary key of the model"
+            )
 
 
 def modified_field(model: type[Model]) -> Field | None:
@@ -313,26 +305,59 @@ def check_keys(model: type[Model]) -> None:
     key = key_of(model)
     _check_unique(model, key)
     if dialect().name == "sqlite":
-        check_stored_types(model, key)
+        _check_types(model, key.fields, _UNFIT_IN_SQLITE)
+        _check_stored_types(model, key)
 
 
-def check_stored_types(model: type[Model], key: Key) -> None:
+def _check_stored_types(model: type[Model], key: Key) -> None:
     """Refuse keys of other types than their columns: a column of SQLite may hold values of any."""
     for field in key.fields:
         if isinstance(field, peewee.AutoField):  # SQLite's own number of the row
             continue
-        expected = "integer" if field.field_type in _WHOLE else "text"
-        is_other = peewee.fn.TYPEOF(field).not_in([expected, "null"])
-        is_other |= peewee.fn.INSTR(field, "\0") > 0  # where functions of SQLite end a text
-        if field.field_type in _FORMS:
-            is_other |= ~peewee.Expression(field, "GLOB", _FORMS[field.field_type])
-        row = database.execute(model.select(field).where(is_other).limit(1)).fetchone()
-        if row is not None:
+        query = model.select(peewee.fn.TYPEOF(field), peewee.fn.MIN(field)).group_by(SQL("1"))
+        examples = dict(database.execute(query).fetchall())
+        is_whole = Key((getattr(field, "rel_field", field),)).is_whole
+        unfit = examples.keys() - {"integer", "null"} if is_whole else examples.keys() & {"blob"}
+        if len(key.fields) == 1 and not (is_whole or unfit):
+            # Pages hold texts, which find numbers only in a column of a type, and end at a NUL.
+            is_lost = (field != key.text.concat("")) | (peewee.fn.INSTR(field, "\0") > 0)
+            query = model.select(peewee.fn.TYPEOF(field), field).where(is_lost).limit(1)
+            lost = dict(database.execute(query).fetchall())
+            unfit, examples = set(lost), {**examples, **lost}
+        if unfit:
             raise TaskError(
                 f"{model.__name__}.{field.name} is a {type(field).__name__}, and the table holds "
-                f"keys of another type or form, such as {row[0]!r}: convert them, or declare "
-                "another unique column as the primary key of the model"
+                f"keys of the type {' and '.join(sorted(unfit))}, such as "
+                f"{examples[min(unfit)]!r}: declare the key as a field of that type, convert them, "
+                "or declare another unique column as the primary key of the model"
             )
+
+
+def may_change(key: Key, stored: Key) -> bool:
+    """Return whether results may not store some keys unchanged, by the types of the columns."""
+    return not key.is_whole and bool(dialect().may_change_keys(key.fields, stored.fields))
+
+
+def changed_keys(key: Key, stored: Key, rows: Mapping[RowKey, Sequence[object]]) -> list[RowKey]:
+    """Return the keys that results would not store unchanged, so that they would be of other rows.
+
+    Parameters
+    ----------
+    stored : the columns of the results that hold the key.
+    rows : the values that Python has of the columns of each key.
+    """
+    values: dict[RowKey, list[object]] = {}
+    for row_key, row in rows.items():
+        try:
+            hash(tuple(row))
+            pairs = zip(stored.fields, row, strict=True)
+            values[row_key] = [field.db_value(value) for field, value in pairs]
+        except (TypeError, ValueError, ArithmeticError):  # a list, or what its field refuses
+            continue
+    keys = list(values)
+    listed = list(values.values())
+    places = dialect().changed_keys(key.fields, stored.fields, keys, listed) if keys else []
+    return [k for k in rows if k not in values] + [keys[place] for place in places]
 
 
 def _check_unique(model: type[Model], key: Key) -> None:

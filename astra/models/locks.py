@@ -79,6 +79,9 @@ def hold(name: str, activity: str, see: str, purpose: str = "") -> Iterator[None
     UsageError
         If the caller is in a transaction: no other process would see the lock, nor what is done.
     """
+    if dialect().url.endswith(":memory:"):
+        yield  # no other process uses this database
+        return
     if in_transaction():
         raise UsageError(
             "this was called within a transaction (database.atomic(), or with database:), in which "

@@ -21,7 +21,7 @@ from peewee import (
     TextField,
 )
 
-from astra.database.connection import dialect
+from astra.database.connection import connection, dialect
 from astra.errors import TaskError, UsageError, nearest
 from astra.models.base import BaseModel, ModelMeta, TimeField, columns_of
 from astra.models.keys import Link, bound_to_database, key_of
@@ -226,6 +226,20 @@ class OutputModel(BaseModel, metaclass=OutputMeta):
     def index_of(self, link: Link) -> Link:
         """Return the link whose unique index this result falls under."""
         return link
+
+    @classmethod
+    def create_table(cls, safe: bool = True, **options: object) -> None:
+        """Create or complete the table; keys in it are equal where those of the rows are."""
+        with connection():
+            for declared, link in cls.declared_links.items():
+                if link.is_whole:
+                    continue
+                rows = cast("type[Model]", declared)._meta.fields
+                for name, pointer in zip(link.row, link.result, strict=True):
+                    collation = dialect().collation(rows[name])
+                    constraints = [SQL(f"COLLATE {collation}")] if collation else None
+                    cls._meta.fields[pointer].constraints = constraints
+            super().create_table(safe, **options)
 
     @classmethod
     def own_indexes(cls) -> Iterator[peewee.Index]:

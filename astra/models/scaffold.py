@@ -2,8 +2,9 @@
 
 import json
 import re
+import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from keyword import iskeyword
 from pathlib import Path
@@ -16,7 +17,7 @@ from astra.config.settings import current
 from astra.database.connection import bind, connection, database, dialect
 from astra.errors import UsageError, nearest
 from astra.models.pipeline import OutputModel
-from astra.models.table_checks import is_missing_file
+from astra.models.table_checks import FIELDS, is_missing_file
 
 _CONFIGURATION = """\
 # astra's configuration of this folder; `astra config` shows every value.
@@ -78,6 +79,27 @@ def brightness(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Brightness]:
 '''
 
 
+#: The fields of peewee that hold a key of PostgreSQL's types; others get a field of their own.
+_KEY_FIELDS = {
+    **FIELDS, "bool": "BooleanField", "time": "TimeField", "bytea": "BlobField",
+}  # fmt: skip
+
+_OWN_FIELD = '''
+
+class {name}({base}):
+    """Of a type that peewee has no field for."""
+
+    field_type = {kind!r}
+'''
+
+#: The fields for types that peewee does not know, by SQLite's rules of affinity.
+_AFFINITIES: dict[str, type[peewee.Field]] = {
+    "INT": peewee.BigIntegerField, "CHAR": peewee.TextField, "CLOB": peewee.TextField,
+    "TEXT": peewee.TextField, "BLOB": peewee.BlobField, "REAL": peewee.DoubleField,
+    "FLOA": peewee.DoubleField, "DOUB": peewee.DoubleField, "NUMERIC": peewee.DecimalField,
+}  # fmt: skip
+
+
 def module_text(module: str, schema: str | None, tables: Sequence[str]) -> str:
     """Return the text of a module with models of existing tables, and a task on each.
 
@@ -99,34 +121,49 @@ def module_text(module: str, schema: str | None, tables: Sequence[str]) -> str:
         existing = {*reflected.metadata.database.get_tables(schema), *views}
         for table in tables:
             if table not in existing:
-                place = f" in the schema {schema!r}" if schema else ""
-                hint = (
-                    ""
-                    if schema or dialect().name == "sqlite"
-                    else " For one of another schema, give --schema"
-                )
-                raise UsageError(
-                    f"there is no table {table!r}{place}. {nearest(table, existing)}{hint}"
-                )
-            parts.append(_model(reflected, table, schema))
-    text = "".join(parts)
+                raise UsageError(_no_table(table, schema, existing))
+            parts += _model(reflected, table, schema)
+    text = "".join(dict.fromkeys(parts))
     used = set(re.findall(r"\b(?:[A-Z]\w*Field|CompositeKey)\b", text)) & vars(peewee).keys()
     return _HEAD.format(module=module, names=", ".join(sorted(used))) + text
 
 
-def _model(tables: Introspector, table: str, schema: str | None) -> str:
-    """Return the text of the model of a table, and of a task on its rows."""
+def _no_table(table: str, schema: str | None, existing: Iterable[str]) -> str:
+    """Describe that a schema has no such table, and where there is one."""
+    place = f" in the schema {schema!r}" if schema else ""
+    elsewhere = dialect().schemas_of_table(table.rpartition(".")[2])
+    if elsewhere:
+        words = shlex.join([table.rpartition(".")[2], "--schema", elsewhere[0]])
+        hint = f"The schema {elsewhere[0]!r} has it: write {words}"
+    else:
+        hint = nearest(table, existing)
+    return f"there is no table {table!r}{place}. {hint}"
+
+
+def _model(tables: Introspector, table: str, schema: str | None) -> list[str]:
+    """Return the texts of the fields and the model of a table, and of a task on its rows."""
     name = tables.make_model_name(table)
     columns = tables.metadata.get_columns(table, schema)
-    primary = dialect().primary_columns(table, schema)
+    primary, kinds = dialect().key_and_types(table, schema)
+    own_fields = []
     lines = ["", "", f"class {name}(peewee.Model):"]
     taken = set(dir(peewee.Model))
     for column in columns.values():
+        kind = kinds.get(column.name)
         column.primary_key = [column.name] == primary
         if column.name in primary:
             column.nullable = False
+        own = None
+        may_be_key = column.name in primary or not primary
+        # peewee's field has ten digits, if the column does not say how many it has.
+        is_exact = kind != "numeric" or bool(column.extra_parameters)
+        if may_be_key and kind and (own := _own_field(kind, is_exact)):
+            declared = f'"{kind}"' if kind == "char" else kind if "." in kind else kind.upper()
+            # What is not of the server itself, such as an enum, is a text to the driver.
+            base = "TextField" if "." in kind else "peewee.Field"
+            own_fields.append(_OWN_FIELD.format(name=own, base=base, kind=declared))
         column.name = _identifier(tables, column.name, taken)
-        lines.append(f"    {_field(column)}")
+        lines.append(f"    {_field(column, kind, own)}")
     keys = [columns[name].name for name in primary]
     lines += ["", "    class Meta:", f"        table_name = {table!r}"]
     if schema:
@@ -134,14 +171,15 @@ def _model(tables: Introspector, table: str, schema: str | None) -> str:
     if not keys:
         lines.append("        # Name the columns that identify a row, before a task can read it:")
         lines.append("        primary_key = False  # CompositeKey('first', 'second')")
-        return "\n".join(lines) + "\n"
+        return [*own_fields, "\n".join(lines) + "\n"]
     if len(keys) > 1:
         names = ", ".join(repr(key) for key in keys)
         lines.append(f"        primary_key = CompositeKey({names})")
     lines.append("        # The column that says when a row was modified, if there is one:")
     lines.append("        # modified = 'updated_at'")
     pointer = _identifier(tables, table.lower(), set(dir(OutputModel)))
-    return "\n".join(lines) + "\n" + _TASK.format(name=name, pointer=pointer)
+    task = _TASK.format(name=name, pointer=pointer)
+    return [*own_fields, "\n".join(lines) + "\n" + task]
 
 
 def _identifier(tables: Introspector, name: str, taken: set[str]) -> str:
@@ -157,21 +195,35 @@ def _identifier(tables: Introspector, name: str, taken: set[str]) -> str:
 #: Whole numbers of SQLite have up to 64 bits, whatever the name of their type.
 _OF_64_BITS = {peewee.AutoField: peewee.BigAutoField, peewee.IntegerField: peewee.BigIntegerField}
 
-#: The fields of types that peewee does not know, by the parts of names that SQLite itself goes by.
-_BY_PART = {"INT": peewee.BigIntegerField, "CHAR": peewee.TextField, "TEXT": peewee.TextField}
+
+def _own_field(kind: str, is_exact: bool) -> str | None:
+    """Return the name of the field that a key of a type needs, if peewee has none for it."""
+    words = re.findall(r"[^\W_]+", kind.rpartition(".")[2])
+    return None if kind in _KEY_FIELDS and is_exact else f"Own{''.join(map(str.title, words))}Field"
 
 
-def _field(column: Column) -> str:
+def _field(column: Column, kind: str | None, own: str | None) -> str:
     """Return the line by which a model declares a column."""
+    if own is not None:
+        place = f"column_name={column.column_name!r}" if column.name != column.column_name else ""
+        key = "primary_key=True" if column.primary_key else "null=True" if column.nullable else ""
+        return f"{column.name} = {own}({', '.join(filter(None, (place, key)))})"
     if dialect().name == "sqlite":
         column.field_class = _OF_64_BITS.get(column.field_class, column.field_class)
-        if column.field_class is UnknownField:
-            fields = (f for part, f in _BY_PART.items() if part in column.raw_column_type.upper())
-            column.field_class = next(fields, UnknownField)
     if issubclass(column.field_class, peewee.AutoField):
         auto = "BigAutoField" if "Big" in column.field_class.__name__ else "AutoField"
         return f"{column.name} = {auto}()"
-    if not hasattr(peewee, column.field_class.__name__):  # as of JSON, an array, or an enum
+    if kind == "bpchar":  # which peewee takes for a varchar
+        column.field_class = peewee.FixedCharField
+    if column.field_class is UnknownField and kind is not None:  # a domain, or another type
+        known = _KEY_FIELDS.get(kind, "")
+        column.field_class = getattr(peewee, known, peewee.BareField)
+    elif column.field_class is UnknownField:
+        affinity = str(column.raw_column_type).upper()
+        column.field_class = next(
+            (field for word, field in _AFFINITIES.items() if word in affinity), peewee.BareField
+        )
+    if not hasattr(peewee, column.field_class.__name__):  # as of JSON or an array
         column.field_class, column.extra_parameters = peewee.BareField, None
     column.default = None  # astra adds no row to the table
     text: str = column.get_field()

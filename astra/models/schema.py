@@ -1,6 +1,6 @@
 """Create and complete the tables of a database."""
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -8,7 +8,7 @@ import peewee
 from peewee import Model
 
 from astra.database.connection import connection, database, dialect, long_s, retrying
-from astra.database.dialect import Column
+from astra.database.dialect import NO_COLUMN, Column
 from astra.errors import DatabaseError, NotAllowed, UsageError
 from astra.models import import_all
 from astra.models.administration import (
@@ -22,7 +22,7 @@ from astra.models.archive import identify_archive
 from astra.models.base import BaseModel, columns_gone, every_subclass, missing_columns
 from astra.models.failures import RowWithoutResult
 from astra.models.importing import import_named, import_path
-from astra.models.pipeline import BASES
+from astra.models.pipeline import BASES, OutputModel
 from astra.models.plans import Schema
 from astra.models.roles import Grant, check_grants, give, parse_grants
 from astra.models.table_checks import (
@@ -163,6 +163,7 @@ def _make_tables(
     new: list[str] = []
     own_models: list[type[BaseModel]] = []
     owners: set[str] = set()
+    notes += _shared_tables()
     schema = Schema._meta.schema or dialect().schema_of_new_tables(Schema)
     for model in tables():
         _check_names(model)
@@ -198,6 +199,19 @@ def _import(name: str) -> None:
         raise UsageError(f"there is no module {name!r}; {hint}")
 
 
+def _shared_tables() -> Iterator[str]:
+    """Yield notes about models of results, of different modules, that share one table."""
+    first: dict[str, type[BaseModel]] = {}
+    for model in (m for m in tables() if issubclass(m, OutputModel)):
+        other = first.setdefault(model._meta.table_name, model)
+        if other.__module__ != model.__module__:
+            yield (
+                f"{model._meta.table_name}: {import_path(other)} and {import_path(model)} share "
+                "this table, and rows with a result of one are not pending for the other; "
+                "rename one of them, or import it from the other's module"
+            )
+
+
 def _differences(model: type[Model], have: dict[str, Column]) -> list[str]:
     """Describe the differences between a table and its model."""
     table, model_name = model._meta.table_name, import_path(model)
@@ -206,11 +220,30 @@ def _differences(model: type[Model], have: dict[str, Column]) -> list[str]:
         drop = f"ALTER TABLE {dialect().table(model)} DROP COLUMN {dialect().quote(name)}"
         kept, column = "it is kept", have[name]
         if column.is_not_null and not (column.has_default or column.is_computed):
-            kept += ", and no row can be added"
+            is_dropped = dialect().drop_not_null(model, name)
+            kept += ", empty in new rows" if is_dropped else ", and no row can be added"
         notes.append(
             f"{table}: the column {name} is no longer in {model_name}; {kept}. To drop it: {drop}"
         )
+    for field in model._meta.sorted_fields:
+        kind = have.get(field.column_name, NO_COLUMN).kind.lower()
+        other = _OTHERS.get(field.field_type)
+        if other and kind.startswith(other):
+            notes.append(
+                f"{table}: the column {field.column_name} is of the type {kind}, and {model_name} "
+                f"has a {type(field).__name__}: change one of them"
+            )
     return notes
+
+
+_NUMBERS = ("integer", "bigint", "smallint", "real", "double", "numeric", "decimal")
+_TEXTS = ("text", "character", "varchar", "char")
+
+#: The beginnings of types of columns that cannot store the values of a field.
+_OTHERS = {
+    **dict.fromkeys(("INT", "BIGINT", "SMALLINT", "FLOAT", "DOUBLE", "DECIMAL"), _TEXTS),
+    **dict.fromkeys(("TEXT", "VARCHAR", "CHAR"), _NUMBERS),
+}
 
 
 def _check_others_table(

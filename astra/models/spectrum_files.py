@@ -6,7 +6,7 @@
 | SDSS, BOSS and SDSS-V ``spec-*`` | the first table with a column FLUX: a row for each pixel |
 | ``mwmStar``, ``mwmVisit`` | the table of the row's instrument and telescope: a row for each one |
 
-Wavelengths are in a column ``wavelength`` (vacuum Angstrom), in
+Wavelengths are in a column ``wavelength`` (vacuum Angstrom, or the unit of the column), in
 ``loglam`` (their log10), or in the header of the table (``CRVAL``, ``CDELT``, a ``CTYPE`` of
 LOG-LINEAR).
 """
@@ -199,34 +199,46 @@ def _read_table(path: Path, unit: "BinTableHDU", wanted: Wanted) -> Pixels:
     elif column["wavelength"].name.lower() == "loglam":
         arrays["wavelength"] = 10 ** arrays["wavelength"].astype(float)
     else:
-        _check_unit(path, column["wavelength"].unit)
+        arrays["wavelength"] = arrays["wavelength"] * _angstrom(path, column["wavelength"].unit)
     if "pixel_flags" in arrays:
         arrays["pixel_flags"] = arrays["pixel_flags"].astype(np.int64)
     return Pixels(arrays, is_at_rest=one_spectrum_a_row and _instrument(unit) is not None)
 
 
-def _check_unit(path: Path, unit: str | None) -> None:
-    if unit and unit.lower() not in _ANGSTROM:
+def _angstrom(path: Path, unit: str | None) -> float:
+    """Return the unit of a column of wavelengths in Angstrom."""
+    if not unit or unit.lower() in _ANGSTROM:
+        return 1.0
+    from astropy.units import Unit
+
+    try:
+        return float(Unit(unit).to("Angstrom"))
+    except (ValueError, TypeError) as error:
         raise BadSpectrum(
-            f"{path}: the column 'wavelength' is in {unit!r}: give vacuum Angstrom, or 'loglam', "
-            "its log10"
-        )
+            f"{path}: the column 'wavelength' is in {unit!r}, which is no length: give vacuum "
+            "Angstrom"
+        ) from error
 
 
 def _choose_row(path: Path, unit: "BinTableHDU", wanted: Wanted) -> int:
     import numpy as np
 
-    n, names = len(unit.data), _names(unit)
+    n = len(unit.data)
     if n == 1:
         return 0
-    days = unit.data[unit.columns.names[names.index("mjd")]] if "mjd" in names else []
-    rows = np.flatnonzero(np.asarray(days) == wanted.mjd)
-    if rows.size == 1:
-        return int(rows[0])
-    raise BadSpectrum(
-        f"{path} has {n} spectra in {unit.name or 'its table'}, and {rows.size or 'none'} of the "
-        f"row's MJD ({wanted.mjd}): exactly one must match"
-    )
+    names = _names(unit)
+    if wanted.mjd is not None and "mjd" in names:
+        days = np.asarray(unit.data[unit.columns.names[names.index("mjd")]])
+        rows = np.flatnonzero(days == wanted.mjd)
+        if rows.size == 1:
+            return int(rows[0])
+        mismatch = f"{rows.size or 'none'} of MJD {wanted.mjd}"
+    elif wanted.mjd is None:
+        mismatch = "and the row has no MJD"
+    else:
+        mismatch = "and no column mjd"
+    table = unit.name or "its table"
+    raise BadSpectrum(f"{path} has {n} spectra in {table}, {mismatch}: exactly one must match")
 
 
 def _from_header(

@@ -5,15 +5,15 @@ from pathlib import Path
 from typing import cast
 
 import peewee
-from peewee import Model
+from peewee import Field, Model
 
 from astra.config.secrets import hide_password
-from astra.database.connection import connection, dialect, url
+from astra.database.connection import connection, database, dialect, url
 from astra.database.dialect import NO_COLUMN
 from astra.errors import DatabaseError, TaskError
 from astra.models.base import BaseModel, columns_of, missing_columns
 from astra.models.importing import import_path
-from astra.models.keys import WHICH_KEYS, check_stored_types, key_of, modified_field
+from astra.models.keys import changed_keys, key_of, may_change, modified_field
 from astra.models.pipeline import OutputModel, link_of
 from astra.models.plans import Plan, Schema
 from astra.models.tracked_tables import is_tracked
@@ -46,8 +46,8 @@ def stored_version() -> int | None:
 
 def is_missing_file() -> bool:
     """Return whether the database is a SQLite file that does not exist yet."""
-    path = getattr(dialect(), "path", None)
-    return path is not None and not Path(path).exists()
+    path = getattr(dialect(), "path", ":memory:")
+    return path != ":memory:" and not Path(path).exists()
 
 
 def version_mismatch(version: int) -> DatabaseError:
@@ -90,34 +90,107 @@ def _correction(model: type[Model], missing: Sequence[str]) -> str:
 
 
 def check_key_types(output: type[OutputModel], *models: type[Model]) -> None:
-    """Refuse keys by which results could not be found again: of types that not all can hold."""
-    for model in models:
-        check_key_columns(output, model)
-        if dialect().name == "sqlite" and not (key := key_of(model)).is_whole:
-            check_stored_types(model, key)
-
-
-def check_key_columns(output: type[OutputModel], model: type[Model]) -> None:
-    """Refuse results whose key is of another type than that of their rows, as their columns are.
+    """Refuse results whose key is of another type than that of their rows, or holds other values.
 
     Raises
     ------
     TaskError
-        If it is, or if the key is of a type that no page can hold.
+        If the database cannot compare both, or would do so by the time zone of the session; if
+        results would hold other keys.
     """
+    for model in models:
+        check_key_columns(output, model)
+        _check_first_keys(output, model)
+
+
+def check_key_columns(output: type[OutputModel], model: type[Model]) -> None:
+    """Refuse results whose key is of another type than that of their rows, as their columns are."""
     link = link_of(output, model)
     for name, pointer in zip(link.row, link.result, strict=True):
-        kind, field = dialect().key_type(model._meta.fields[name])
-        stored, stored_field = dialect().key_type(output._meta.fields[pointer])
-        column = f"the key {model.__name__}.{name} is a column of the type {kind}"
-        if field is None:
-            raise TaskError(f"{column}: {WHICH_KEYS}")
-        if field != stored_field:
+        fields = model._meta.fields[name], output._meta.fields[pointer]
+        if not link.is_whole:
+            _check_collations(output, *fields)
+        if (kinds := dialect().differing_types(*fields)) is None:
+            continue
+        kind, stored = kinds
+        if kind.startswith("_"):
             raise TaskError(
-                f"{column}, and its results have {output.__name__}.{pointer} of the type {stored}: "
-                f"declare the key as {field}, drop the table {output._meta.table_name} of the "
-                f"results, and create it again: {command_for(output)}"
+                f"the key {model.__name__}.{name} is a column of arrays, which no page can "
+                "hold: declare another unique column as the primary key of the model"
             )
+        if kind == stored:
+            raise TaskError(
+                f"the key {model.__name__}.{name} is a column of the type {kind}, for which "
+                "the database finds no operator =: declare another unique column as the "
+                "primary key of the model, or, if its schema has the operator, set the role's "
+                "search_path to include it (ALTER ROLE ... SET search_path)"
+            )
+        own = f'class OwnField(peewee.TextField): field_type = "{kind}"'
+        raise TaskError(
+            f"the key {model.__name__}.{name} is a column of the type {kind}, and its results "
+            f"have {output.__name__}.{pointer} of the type {stored}, which the database "
+            f"cannot compare reliably: declare the key as {_FIELDS.get(kind, own)}, "
+            f"{_create_again(output)}"
+        )
+
+
+def _check_collations(output: type[OutputModel], key: Field, pointer: Field) -> None:
+    """Refuse results whose keys may be equal where those of their rows differ, or the reverse."""
+    first, second = dialect().collation(key), dialect().collation(pointer)
+    if first != second:
+        raise TaskError(
+            f"{key.model.__name__}.{key.name} is compared by {first or 'its characters'}, and "
+            f"{output.__name__}.{pointer.name} by {second or 'its characters'}, so that a row "
+            f"could have two results, or share one: {_create_again(output)}"
+        )
+
+
+def _create_again(output: type[OutputModel]) -> str:
+    """Return the end of a message: how columns of results become those of their rows' keys."""
+    table = output._meta.table_name
+    return f"drop the table {table} of the results, and create it again: {command_for(output)}"
+
+
+def _check_first_keys(output: type[OutputModel], model: type[Model]) -> None:
+    """Refuse a key of a type that Python, or the table of results, does not hold unchanged.
+
+    Single rows with such keys fail when they are read.
+    """
+    key, stored = key_of(model), link_of(output, model).key(output)
+    if not may_change(key, stored):
+        return
+    query = model.select(key.text, *key.fields).limit(100)
+    try:
+        rows = {
+            text: [f.python_value(v) for f, v in zip(key.fields, values, strict=True)]
+            for text, *values in database.execute(query).fetchall()
+        }
+    except ValueError as error:
+        defect = f"its field does not read: {error}"
+    else:
+        if not rows or len(changed_keys(key, stored, rows)) < len(rows):
+            return
+        text, values = next(iter(rows.items()))
+        defect = (
+            f"the results, {output.__name__}, cannot hold unchanged: {text} is read as "
+            f"{', '.join(map(repr, values))}"
+        )
+    names = ", ".join(field.name for field in key.fields)
+    raise TaskError(
+        f"the key of {model.__name__} ({names}) is of a type that {defect}; declare it as a "
+        "TextField, or another unique column as the primary key of the model"
+    )
+
+
+#: The field that declares a type, where the usual fields of peewee have several for it.
+FIELDS = {
+    "int2": "SmallIntegerField", "int4": "IntegerField", "int8": "BigIntegerField",
+    "text": "TextField", "varchar": "CharField", "bpchar": "FixedCharField",
+    "uuid": "UUIDField", "date": "DateField", "timestamp": "DateTimeField",
+    "numeric": "DecimalField", "float4": "FloatField", "float8": "DoubleField",
+}  # fmt: skip
+
+_FIELDS = {**FIELDS, "timestamptz": "DateTimeTZField of playhouse.postgres_ext"}
 
 
 def check_guards(*models: type[Model]) -> None:

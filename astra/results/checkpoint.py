@@ -14,7 +14,7 @@ from astra.errors import BrokenElement
 from astra.models.attempts import Attempt
 from astra.models.failures import Failure, NoResult, RowWithoutResult
 from astra.models.key_parsing import keys_by_value
-from astra.models.keys import RowKey
+from astra.models.keys import RowKey, as_tuple, changed_keys, key_of, may_change
 from astra.models.plans import Page
 from astra.results.claim import Claim, Progress, hold_page
 from astra.results.row_results import write_rows
@@ -24,7 +24,9 @@ from astra.results.rows import (
     Refusal,
     Target,
     YieldedResult,
+    changed_key_message,
 )
+from astra.results.valid_results import ResultRefused
 from astra.states import COUNTED, Outcome
 from astra.version import CURRENT
 
@@ -54,7 +56,11 @@ def write(
     with writing():
         if claim is not None:
             hold_page(claim)
-        stored, refused = write_rows(checkpoint.results, target, claim)
+        results, changed = checkpoint.results, list[Refusal]()
+        if claim is None:  # the rows of a page were checked as they were read
+            results, changed = _without_changed_keys(results, target)
+        stored, refused = write_rows(results, target, claim)
+        refused += changed
         if target.page is None:  # an element that runs a page does not use its results
             _set_times(stored)
         broken: BrokenElement | None = None
@@ -99,6 +105,31 @@ def _by_own_results(
         no_results=[*checkpoint.no_results, *without],
     )
     return ends, [yielded for yielded in stored if yielded.handed not in without]
+
+
+def _without_changed_keys(
+    results: list[YieldedResult], target: Target
+) -> tuple[list[YieldedResult], list[Refusal]]:
+    """Refuse the results of rows whose key they do not hold: they would be of other rows."""
+    output, link = target.output, target.link
+    if target.model is None or output is None or link is None:
+        return results, []
+    key, stored = key_of(target.model), link.key(output)
+    rows = [y.handed for y in results if y.handed.link_value is not None]
+    if not rows or not may_change(key, stored):
+        return results, []
+    _look_up_keys(rows, target.model)
+    values = {row.key: as_tuple(row.link_value) for row in rows if row.key is not None}
+    changed = {None, *changed_keys(key, stored, values)}
+    good, refused = [], []
+    for yielded in results:
+        handed = yielded.handed
+        if handed.link_value is None or handed.key not in changed:
+            good.append(yielded)
+        else:
+            message = changed_key_message(as_tuple(handed.link_value), output)
+            refused.append(ResultRefused(yielded, "KeyChanged", message).refusal)
+    return good, refused
 
 
 def _find_keys(

@@ -1,6 +1,7 @@
 """Rows on their way from the task to the database: handed to the task, yielded, or refused."""
 
 import traceback as tracebacks
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
@@ -210,6 +211,14 @@ def foreign_row_refusal(handed: HandedRow, named: object, target: Target) -> Ref
         return Refusal(handed, "NoKey", message, is_mistake=True)
     message = f"it has no result, and {foreign_row_message(named, target)}"
     return Refusal(handed, "ForeignRow", message, is_mistake=True)
+
+
+def changed_key_message(values: Sequence[object], output: type[Model]) -> str:
+    """Describe that results would not hold the key of a row."""
+    return (
+        f"Python has the key as {', '.join(map(repr, values))}, which is no key of the table, or "
+        f"which {output.__name__} stores as another key: its result would not be found"
+    )
 
 
 def place_of(error: BaseException) -> str | None:

@@ -298,5 +298,6 @@ class Writer:
 
 
 def _may_write_behind() -> bool:
-    # Another connection would not see a transaction that the caller holds open, or wait for it.
-    return not in_transaction()
+    # A database in memory exists in one connection only, and a transaction that the caller holds
+    # open in the caller's: another connection would not see it, or would wait for it.
+    return not dialect().url.endswith(":memory:") and not in_transaction()

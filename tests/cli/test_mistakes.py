@@ -3,6 +3,7 @@
 import importlib
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from astra.config import settings
 from astra.database.connection import connection, database
 from astra.models import BossVisitSpectrum
 from tests import forks
+from tests.nights import a_night
 from tests.sample_tasks import Measured, fill
 
 BEGIN = """\
@@ -144,12 +146,34 @@ def test_initdb_says_what_it_added_and_what_is_no_longer_in_the_model(module, ur
     assert "added the" not in astra("initdb").output
 
 
-def test_a_column_that_was_renamed(module, url):
+@pytest.mark.postgres
+def test_a_column_that_left_its_model_does_not_keep_rows_from_being_stored(module, pg_url):
+    """As when it was removed from the model of results, or from one of astra's own tables."""
+    assert astra("initdb", module(MODEL.format(n=3, columns="value = FloatField()"))).exit_code == 0
+    columns = ("former TEXT NOT NULL", "other TEXT NOT NULL DEFAULT 'x'")
+    with connection():
+        for table, column in product(("mistaken_3", "night"), columns):
+            database.execute_sql(f"ALTER TABLE {table} ADD COLUMN {column}")
+    output = astra("initdb").output
+    assert "column former is no longer in mistake_" in output and "Night; it is kept" in output
+    assert output.count("it is kept, empty in new rows. To drop it") == 2
+    assert output.count("it is kept. To drop it") == 2
+    a_night()
+    with connection():
+        row = database.execute_sql("SELECT former, other FROM night").fetchone()
+    assert row == (None, "x")
+
+
+def test_a_column_that_was_renamed_or_changed(module, url):
     assert astra("initdb", module(MODEL.format(n=2, columns="value = FloatField()"))).exit_code == 0
     with connection():
         database.execute_sql("ALTER TABLE mistaken_2 RENAME COLUMN value TO former")
     done = astra("initdb")
     assert done.exit_code == 5 and 'RENAME COLUMN "former" TO "value"' in done.output
+    with connection():
+        database.execute_sql("ALTER TABLE mistaken_2 DROP COLUMN former")
+        database.execute_sql("ALTER TABLE mistaken_2 ADD COLUMN value TEXT")
+    assert "is of the type text, and mistake_" in astra("initdb").output
 
 
 def test_the_number_of_a_plan_in_place_of_a_task_is_recognised(sqlite_url):
@@ -299,6 +323,15 @@ def test_a_row_that_ends_the_process_of_a_command_is_its_failure(module, sqlite_
         done = forks.astra(*words)
         assert done.returncode == 8 and "SystemExit" in done.stdout + done.stderr, done.stderr
     assert Measured.select().count() == 4
+
+
+def test_two_models_of_one_table_are_named(module, sqlite_url):
+    text = (
+        "class Table{n}(PipelineOutputModel):\n    class Meta:\n        table_name = 'mistaken_4'\n"
+    )
+    names = [module(text.format(n=n)) for n in (41, 42)]
+    done = astra("initdb", *names)
+    assert f"{names[0]}:Table41 and {names[1]}:Table42 share this table" in done.output
 
 
 def test_a_task_is_found_by_the_end_of_its_name(module, sqlite_url):

@@ -9,7 +9,7 @@ from typing import Any
 
 import peewee
 import pytest
-from peewee import SqliteDatabase
+from peewee import SQL, SqliteDatabase
 
 from astra import task
 from astra.database.connection import (
@@ -178,3 +178,23 @@ def test_a_transaction_that_a_full_disk_has_ended_is_repeated(sqlite_url):
 
     retrying(work)
     assert n_tries == 2 and len(BossVisitSpectrum.get().path) == 1_000_000
+
+
+@pytest.mark.parametrize(
+    "own, condition",
+    [
+        ("PRAGMA user_version", "twice(snr) > 1"),
+        ("CREATE TEMPORARY TABLE chosen AS SELECT 1.0 AS snr", "snr IN (SELECT snr FROM chosen)"),
+        ("ATTACH ':memory:' AS other", "snr NOT IN (SELECT length(name) FROM other.sqlite_master)"),
+    ],
+    ids=["function", "temporary table", "attached"],
+)
+def test_a_query_uses_what_its_connection_alone_has(sqlite_url, own, condition):
+    fill(12)
+    BossVisitSpectrum.update(snr=1.0).execute()
+    with database.connection_context():
+        database.connection().create_function("twice", 1, lambda value: 2 * value)
+        database.execute_sql(own)
+        rows = BossVisitSpectrum.select().where(SQL(condition))
+        assert len(rows) == 12
+        assert len(list(measure(rows))) == n_stored() == 12

@@ -275,17 +275,19 @@ def test_the_database_keeps_one_result_for_a_row(others):
 
 def test_a_declared_key_that_is_none(others, monkeypatch):
     class Twice(peewee.Model):
-        mag = peewee.IntegerField(primary_key=True)
+        mag = peewee.FloatField(primary_key=True)
 
         class Meta:
             table_name = "twice"
             schema = Bright._meta.schema
 
     table = dialect().table
+    make = f"CREATE TABLE {table(Twice)} AS SELECT 1.0 AS mag UNION ALL SELECT 1.0"
     if dialect().name == "postgresql":
         Twice._meta.schema = None
+        make = f"CREATE TABLE {table(Twice)} AS SELECT 1.0 AS mag UNION ALL SELECT 1.0"
     with connection():
-        dialect().run(f"CREATE TABLE {table(Twice)} AS SELECT 1 AS mag UNION ALL SELECT 1")
+        dialect().run(make)
         with pytest.raises(TaskError, match="2 rows with the key 1"):
             check_keys(Twice)
         dialect().run(f"DELETE FROM {table(Twice)}")
@@ -352,6 +354,24 @@ def test_a_number_or_a_time_of_day_says_not_when_a_row_was_modified(url, column,
     monkeypatch.setattr(Epoch._meta, "modified", "change")
     with pytest.raises(TaskError, match=r"'change' is not a column of the model\. Did you mean"):
         create_plan(of_epochs)
+
+
+class BySize(peewee.Model):
+    size = peewee.DoubleField(primary_key=True)
+
+    class Meta:
+        table_name = "others_by_size"
+
+
+def test_a_key_that_sqlite_gives_back_otherwise_is_refused(url):
+    with connection():
+        bound_to_database(BySize).create_table()
+        BySize.create(size=1 / 3)
+        if dialect().name == "postgresql":
+            check_keys(BySize)
+            return
+        with pytest.raises(TaskError, match=r"BySize\.size is a key of type DOUBLE, which no page"):
+            check_keys(BySize)
 
 
 class StarVisit(peewee.Model):
