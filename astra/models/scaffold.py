@@ -158,7 +158,9 @@ def _model(tables: Introspector, table: str, schema: str | None) -> list[str]:
         # peewee's field has ten digits, if the column does not say how many it has.
         is_exact = kind != "numeric" or bool(column.extra_parameters)
         if may_be_key and kind and (own := _own_field(kind, is_exact)):
-            declared = f'"{kind}"' if kind == "char" else kind if "." in kind else kind.upper()
+            # As BIT, the results would have one bit.
+            exact = {"char": '"char"', "bit": "VARBIT"}.get(kind, kind.upper())
+            declared = kind if "." in kind else exact
             # What is not of the server itself, such as an enum, is a text to the driver.
             base = "TextField" if "." in kind else "peewee.Field"
             own_fields.append(_OWN_FIELD.format(name=own, base=base, kind=declared))

@@ -40,6 +40,7 @@ def test_a_module_of_awkward_names_and_types_can_be_used(url, tmp_path, monkeypa
         ('"char"', "'a'"),
         ("inet", "'10.0.0.1'"),
         ("interval", "'1 day'"),
+        ("bit(8)", "'00000010'"),
         ("timestamptz", "'2024-01-01 12:00+05'"),
         ("positive", "1.25"),
         ("numeric", "27021600491023544.1234567"),
