@@ -314,21 +314,20 @@ def _check_stored_types(model: type[Model], key: Key) -> None:
     for field in key.fields:
         if isinstance(field, peewee.AutoField):  # SQLite's own number of the row
             continue
-        query = model.select(peewee.fn.TYPEOF(field), peewee.fn.MIN(field)).group_by(SQL("1"))
-        examples = dict(database.execute(query).fetchall())
+        kind = peewee.fn.TYPEOF(field)
+        kinds = {name for (name,) in database.execute(model.select(kind).distinct()).fetchall()}
         is_whole = Key((getattr(field, "rel_field", field),)).is_whole
-        unfit = examples.keys() - {"integer", "null"} if is_whole else examples.keys() & {"blob"}
-        if len(key.fields) == 1 and not (is_whole or unfit):
-            # Pages hold texts, which find numbers only in a column of a type, and end at a NUL.
-            is_lost = (field != key.text.concat("")) | (peewee.fn.INSTR(field, "\0") > 0)
-            query = model.select(peewee.fn.TYPEOF(field), field).where(is_lost).limit(1)
-            lost = dict(database.execute(query).fetchall())
-            unfit, examples = set(lost), {**examples, **lost}
-        if unfit:
+        unfit = kinds - {"integer", "null"} if is_whole else kinds & {"blob"}
+        if len(key.fields) == 1 and len(kinds) > 1 and not unfit:
+            texts = model.select(SQL("1")).group_by(key.text).having(peewee.fn.COUNT(SQL("*")) > 1)
+            unfit = kinds if database.execute(texts.limit(1)).fetchone() else unfit
+        has_nul = peewee.fn.INSTR(field, "\0") > 0  # where functions of SQLite end a text
+        is_unfit = kind == min(unfit) if unfit else has_nul
+        if row := database.execute(model.select(field, kind).where(is_unfit).limit(1)).fetchone():
             raise TaskError(
                 f"{model.__name__}.{field.name} is a {type(field).__name__}, and the table holds "
-                f"keys of the type {' and '.join(sorted(unfit))}, such as "
-                f"{examples[min(unfit)]!r}: declare the key as a field of that type, convert them, "
+                f"keys of the type {' and '.join(sorted(unfit) or row[1:])}, such as "
+                f"{row[0]!r}: declare the key as a field of that type, convert them, "
                 "or declare another unique column as the primary key of the model"
             )
 

