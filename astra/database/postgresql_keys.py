@@ -95,7 +95,7 @@ class Keys(Writing):
         """Return the places of keys that results would not store unchanged.
 
         `values` are the keys as the fields of the results, `stored`, write them: Python has no
-        interval of months and no infinite date, and a type may have fewer digits.
+        infinite date, and a type may have fewer digits.
         """
         names = [field.column_name for field in stored]
         columns = self.columns(stored[0].model)
