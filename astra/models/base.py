@@ -1,7 +1,7 @@
 """The base of every table: its database, names in snake case, times by the database's clock."""
 
 import json
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from datetime import UTC, datetime
 from typing import TypeVar, cast
@@ -17,7 +17,7 @@ from astra.database.connection import (
     schema,
 )
 from astra.database.inspection import indexes, stored_name
-from astra.errors import DatabaseError
+from astra.errors import DatabaseError, UsageError
 from astra.glossary import describe
 
 M = TypeVar("M", bound=Model)
@@ -111,9 +111,11 @@ class ModelMeta(ModelBase):
     def __new__(
         cls, name: str, bases: tuple[type, ...], attrs: dict[str, object], **kw: object
     ) -> "ModelMeta":
+        _check_columns(name, attrs)
         own_key = any(isinstance(v, Field) and v.primary_key for v in attrs.values())
         mixins = [k for base in bases for k in base.__mro__ if not hasattr(k, "_meta")]
         for mixin in mixins:
+            _check_columns(mixin.__name__, vars(mixin))
             for hook in ("is_input", "fill_keys", "row_key", "loaded_with"):
                 if hook in vars(mixin):
                     attrs.setdefault(hook, vars(mixin)[hook])
@@ -126,6 +128,16 @@ class ModelMeta(ModelBase):
         for field in model._meta.sorted_fields if hasattr(model, "_meta") else ():
             field.help_text = field.help_text or describe(field.name)
         return model
+
+
+def _check_columns(model: str, attributes: Mapping[str, object]) -> None:
+    """Refuse what was meant as a column of a model, and would silently be none."""
+    for name, value in attributes.items():
+        if isinstance(value, type) and issubclass(value, Field) and value.__name__ != name:
+            kind = value.__name__
+            raise UsageError(f"{model}.{name} is the class {kind}: write {kind}()")
+        if isinstance(value, tuple) and len(value) == 1 and isinstance(value[0], Field):
+            raise UsageError(f"{model}.{name} is a tuple: remove the comma after the column")
 
 
 class BaseModel(peewee.Model, metaclass=ModelMeta):

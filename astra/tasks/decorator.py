@@ -124,6 +124,7 @@ def _declare(
             "`yield MyResult.from_row(row, ...)` for each row, or from_spectrum(spectrum, ...)"
         )
     rows_parameter(function)
+    _check_only(function, namespace)
     declared = _declaration(function, dict(keywords), namespace)
 
     @functools.wraps(function)
@@ -177,6 +178,20 @@ def _is_in_class(function: Callable[..., object]) -> bool:
     """Return whether a function is defined in the body of a class, as its method."""
     in_class = "." in getattr(function, "__qualname__", "").rpartition("<locals>.")[2]
     return in_class and list(inspect.signature(function).parameters)[:1] in (["self"], ["cls"])
+
+
+def _check_only(function: Callable[..., object], namespace: dict[str, object]) -> None:
+    """Refuse a second task with the same name in a module; a task may replace itself."""
+    spec = namespace.get("__spec__")
+    other = getattr(namespace.get(function.__name__), "__astra__", None)
+    if other is None or other.function.__module__ != function.__module__:
+        return
+    if getattr(spec, "_initializing", False):  # not a notebook, nor importlib.reload()
+        lines = [f.__code__.co_firstlineno for f in (other.function, inspect.unwrap(function))]
+        raise TaskError(
+            f"two tasks have the name {task_name(function)}, at the lines {lines[0]} and "
+            f"{lines[1]}; rename one of them"
+        )
 
 
 def _checked_names(keyword: str, value: object, expected: str) -> tuple[str, ...]:

@@ -6,13 +6,15 @@ import sys
 from itertools import product
 from pathlib import Path
 
+import peewee
 import pytest
 from click.testing import CliRunner
 
 from astra.cli.group import main
 from astra.config import settings
 from astra.database.connection import connection, database
-from astra.models import BossVisitSpectrum
+from astra.errors import UsageError
+from astra.models import BossVisitSpectrum, OutputModel
 from tests import forks
 from tests.nights import a_night
 from tests.sample_tasks import Measured, fill
@@ -176,6 +178,38 @@ def test_a_column_that_was_renamed_or_changed(module, url):
     assert "is of the type text, and mistake_" in astra("initdb").output
 
 
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        ("value = FloatField", "Table3.value is the class FloatField: write FloatField()"),
+        ("value = FloatField(),", "Table3.value is a tuple: remove the comma"),
+    ],
+)
+def test_what_would_silently_be_no_column_is_refused(column, message, module, sqlite_url):
+    name = module(MODEL.format(n=3, columns=column))
+    done = astra("initdb", name)
+    assert done.exit_code == 2 and message in done.output and f"{name}.py:8)" in done.output
+
+
+def test_a_mixin_may_not_silently_lack_a_column():
+    class Fluxes:
+        flux = peewee.FloatField
+
+    with pytest.raises(UsageError, match=r"Fluxes\.flux is the class FloatField"):
+        type("Table4", (Fluxes, OutputModel), {})
+
+
+def test_types_of_fields_and_tuples_of_columns_may_stand_in_a_model():
+    class Table5(OutputModel):
+        class Flux(peewee.FloatField):
+            pass
+
+        red, blue = Flux(), Flux()
+        fluxes = (red, blue)
+
+    assert {"red", "blue"} < set(Table5._meta.fields)
+
+
 def test_the_number_of_a_plan_in_place_of_a_task_is_recognised(sqlite_url):
     done = astra("run", "1")
     assert done.exit_code == 2 and "It is the number of a plan." in done.output
@@ -183,8 +217,8 @@ def test_the_number_of_a_plan_in_place_of_a_task_is_recognised(sqlite_url):
 
 def test_a_model_without_a_table_is_named_with_the_command_that_creates_it(module, sqlite_url):
     fill(1)
-    text = MODEL.format(n=3, columns="value = FloatField()")
-    text += "@task\ndef f(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Table3]:\n    yield\n"
+    text = MODEL.format(n=7, columns="value = FloatField()")
+    text += "@task\ndef f(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Table7]:\n    yield\n"
     name = module(text)
     done = astra("run", f"{name}.f")
     assert done.exit_code == 5 and f"create it: astra initdb {name}" in done.output
@@ -280,6 +314,20 @@ def test_a_row_that_ends_its_process_shows_its_line_when_it_is_tried(module, sql
     name = module(f"{LOOP}        import os\n        os.abort()\n        yield s\n")
     done = in_a_process("try", f"{name}.f", "1")
     assert f'{name}.py", line 11 in f' in done.stderr, done
+
+
+def test_two_tasks_of_one_name_are_refused_with_their_lines(module, sqlite_url):
+    name = module(2 * f"{LOOP}        yield Measured.from_spectrum(s, value=1.0)\n\n\n")
+    done = astra("initdb", name)
+    assert done.exit_code == 2 and f"two tasks have the name {name}.f, at the lines 7 and 13" in (
+        done.output
+    )
+
+
+def test_a_module_that_is_loaded_again_replaces_its_tasks(module, sqlite_url):
+    name = module(f"{LOOP}        yield Measured.from_spectrum(s, value=1.0)\n")
+    found = importlib.import_module(name)
+    assert importlib.reload(found).f is not None
 
 
 def test_imports_that_fail(module, sqlite_url):
