@@ -14,6 +14,7 @@ import io
 import sqlite3
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -61,6 +62,23 @@ def empty() -> None:
             database.execute_sql(f"DELETE FROM {table}")
 
 
+class RowsInMemory:
+    """The rows of a page as its reader hands them over, without reading them."""
+
+    groups: tuple[()] = ()
+
+    def __init__(self, rows: list[Any], read: datetime) -> None:
+        self.rows, self.read = rows, read
+
+    def __iter__(self) -> Iterator[HandedRow]:
+        for row in self.rows:
+            pk = row.spectrum_pk
+            yield HandedRow(pk, row, row.modified, self.read, link_value=pk)
+
+    def reread(self, keys: list[Any]) -> Iterator[HandedRow]:
+        raise SystemExit(f"rows failed: {keys}")
+
+
 class WholePage:
     """A claimed page of a plan, ready to be run; made anew before each measurement."""
 
@@ -85,10 +103,7 @@ class WholePage:
         output = load(self.plan.output_model)
         target = target_of(self.plan, BossVisitSpectrum, output, 1)
         writer = Writer(settings, target, Stop(), Tally(), self.claim)
-        rows = (
-            HandedRow(pk := row.spectrum_pk, row, row.modified, self.read, link_value=pk)
-            for row in self.rows
-        )
+        rows = RowsInMemory(self.rows, self.read)
         run = Run(rows, caller(self.task, bound_), writer, len(self.rows))
         for _ in run:
             pass
