@@ -49,9 +49,11 @@ def look(spectra: Iterable[BossVisitSpectrum], seen: str = "") -> Iterable[Measu
 def test_a_task_runs_as_in_any_process(how, sqlite_url, tmp_path):
     fill(5)
     (tmp_path / "looking.py").write_text(_TASK)
+    for name in ("types", "random"):  # Python's own are imported nevertheless
+        (tmp_path / f"{name}.py").write_text("1 / 0\n")
     subprocess.run(
-        [sys.executable, "-m", "astra", *how, "looking.look", "--set", f"seen={tmp_path}/seen"],
-        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}, check=True, capture_output=True,
+        [sys.executable, "-P", "-m", "astra", *how, "looking.look", "--set", f"seen={tmp_path}/seen"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True, capture_output=True, cwd=tmp_path,
     )  # fmt: skip
     threshold, n_frozen, enabled = json.loads((tmp_path / "seen").read_text())
     assert tuple(threshold) == gc.get_threshold() and enabled

@@ -35,13 +35,13 @@ STAND_INS = {
 }
 
 CALLED = {
-    "modules": ["module purge", "module load gcc/13 python/3.11", "python3 -m astra run-page"],
-    "conda": ["conda shell.bash hook", "conda activate survey", "python -m astra run-page"],
-    "local-disk": ["tar -xzf /shared/survey-env.tar.gz -C /node", "python -m astra run-page"],
+    "modules": ["module purge", "module load gcc/13 python/3.11", "python3 -P -m astra run-page"],
+    "conda": ["conda shell.bash hook", "conda activate survey", "python -P -m astra run-page"],
+    "local-disk": ["tar -xzf /shared/survey-env.tar.gz -C /node", "python -P -m astra run-page"],
     "apptainer": [
         "module load apptainer",
-        "apptainer exec --bind /data:/data /shared/astra.sif python3 -m astra run-page",
-        "python3 -m astra run-page",
+        "apptainer exec --bind /data:/data /shared/astra.sif python3 -P -m astra run-page",
+        "python3 -P -m astra run-page",
     ],
 }
 
@@ -90,7 +90,7 @@ def test_words_of_a_python_are_quoted_in_the_script(tmp_path):
     text = script.render(
         "element.sh.j2", replace(SCRIPT, python=profiles.get("site", config).python)
     )
-    assert "'/opt/my python/bin/python' -X dev -m astra run-page" in text
+    assert "'/opt/my python/bin/python' -X dev -P -m astra run-page" in text
 
 
 def test_the_dockerfile_has_nothing_to_complain_of():

@@ -4,7 +4,6 @@ Each function yields (value, help) pairs. If anything goes wrong while somebody 
 printed.
 """
 
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -64,9 +63,9 @@ class PlanNumber(Completed):
 def _configure(ctx: click.Context) -> None:
     """Read the configuration that the command line names; modules of this folder are found."""
     from astra.config import settings
+    from astra.config.startup import import_from
 
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
+    import_from(str(Path.cwd()))
     loaded = settings.load(ctx.find_root().params.get("config_path"))
     hasty = replace(loaded.database, connect_timeout_s=_CONNECT_TIMEOUT_S)
     settings.use(replace(loaded, database=hasty))

@@ -131,7 +131,7 @@ def _submit_and_kill(plan: int) -> None:
 
 def _start(*arguments: str) -> "subprocess.Popen[bytes]":
     """Start a command of astra's on two local processes."""
-    argv = [sys.executable, "-m", "astra", *arguments, "--local", "-j", "2"]
+    argv = [sys.executable, "-P", "-m", "astra", *arguments, "--local", "-j", "2"]
     return subprocess.Popen(argv, stdin=subprocess.DEVNULL)
 
 

@@ -43,9 +43,17 @@ def start_command(verbose: bool = False) -> None:
             handler.setFormatter(_Hiding("%(asctime)s %(levelname)s %(message)s"))
     sys.excepthook = _show_bug
     threading.excepthook = lambda bug: _show_bug(bug.exc_type, bug.exc_value, bug.exc_traceback)
-    # As with `python -m`, tasks of modules in this folder can be imported.
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
+    import_from(str(Path.cwd()))
+
+
+_STDLIB = {str(Path(os.__file__).parent / folder) for folder in ("", "lib-dynload")}
+
+
+def import_from(folder: str) -> None:
+    """Find modules in a folder first, but after Python's own: its `types.py` hides no other."""
+    if folder not in sys.path:
+        own = [path for path in sys.path if path in _STDLIB]
+        sys.path[:] = [*own, folder, *(path for path in sys.path if path not in _STDLIB)]
 
 
 class _Hiding(logging.Formatter):

@@ -84,7 +84,7 @@ def command_of(name: str, *options: str) -> str:
     pairs = " ".join(f"{key}={quote(value)}" for key, value in sorted(variables.items()))
     log = Path(config.current().run.dir).absolute() / "cron" / f"{name}.log"
     check_folder(log.parent)
-    program = " ".join(map(quote, [sys.executable, "-m", "astra", "nightly", name, *options]))
+    program = " ".join(map(quote, [sys.executable, "-P", "-m", "astra", "nightly", name, *options]))
     begin = f"cd {quote(str(Path.cwd()))} && env {pairs} {program}"
     return f"{{ {{ {begin}; }} 2>&1 >&3 | tee -a {quote(str(log))} >&2; }} 3>>{quote(str(log))}"
 

@@ -6,6 +6,7 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 
 from astra.config import settings
+from astra.config.startup import import_from
 from astra.database.connection import connection, dialect, retrying, tuples
 from astra.errors import TaskError, Untrusted, UsageError, shown
 from astra.models.importing import load
@@ -147,5 +148,5 @@ _PACKAGE = __name__.partition(".")[0]
 def find_modules(plan: Plan) -> None:
     """Make the modules of the plan's task and models importable from any folder, if trusted."""
     check_trust(plan)
-    if plan.import_root and plan.import_root not in sys.path:
-        sys.path.insert(0, plan.import_root)
+    if plan.import_root:
+        import_from(plan.import_root)

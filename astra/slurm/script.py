@@ -33,7 +33,7 @@ class Script:
 
     job_name: str
     about: str  # what the job does, for people
-    arguments: Sequence[str]  # of python -m astra
+    arguments: Sequence[str]  # of python -P -m astra
     log_path: str  # Slurm's pattern, see log_pattern()
     chdir: str | Path
     python: Sequence[str]  # the command that runs Python, word by word
@@ -50,7 +50,7 @@ class Script:
     @property
     def command(self) -> str:
         """The shell command that the script runs."""
-        command = " ".join(map(quote, [*self.python, "-m", "astra", *self.arguments]))
+        command = " ".join(map(quote, [*self.python, "-P", "-m", "astra", *self.arguments]))
         if self.array is None:
             return command
         return f"{command} --element $((SLURM_ARRAY_TASK_ID + {int(self.offset)}))"

@@ -94,7 +94,7 @@ class LocalRun:
         self.log_path = f"{run_folder(plan.folder)}/logs/local-{submission.token}"
         lines = "\n".join(["set -e", *setup, "set +e", 'exec "$@"'])
         self.command = [
-            *(["bash", "-c", lines, "astra"] if setup else []), sys.executable, "-m", "astra",
+            *(["bash", "-c", lines, "astra"] if setup else []), sys.executable, "-P", "-m", "astra",
             *element_arguments(plan, submission.token, row_timeout),
         ]  # fmt: skip
         self.running: dict[int, subprocess.Popen[bytes]] = {}

@@ -80,7 +80,7 @@ class TestText:
     def test_the_command_names_plan_job_and_element(self) -> None:
         command = render(offset=2000, python=("/opt/my python/bin/python",)).split(" &\n")[0]
         assert command.splitlines()[-1] == (
-            "'/opt/my python/bin/python' -m astra run-page --plan 12 --job c0ffee "
+            "'/opt/my python/bin/python' -P -m astra run-page --plan 12 --job c0ffee "
             "--element $((SLURM_ARRAY_TASK_ID + 2000))"
         )
 
@@ -235,7 +235,7 @@ class TestRunning:
             "def told(number, frame):\n"
             "    print('told', number, flush=True); time.sleep(0.3); print('stored'); sys.exit(75)\n"
             "signal.signal(signal.SIGTERM, told)\n"
-            "print('began', *sys.argv[3:], os.environ['PYTHONUNBUFFERED'],"
+            "print('began', *sys.argv[4:], os.environ['PYTHONUNBUFFERED'],"
             " os.environ['OMP_NUM_THREADS'], flush=True)\n"
             "while 'WAITS' in os.environ:\n"
             "    time.sleep(0.05)  # a signal just before one long sleep would be handled after it\n"
