@@ -41,6 +41,9 @@ MODULES = {
     "divided": "1/0",
     "leaving": "import sys; sys.exit('bye')",
     "needing": "import nonexistent_dep",
+    "profile": "",
+    "using": "from mt import f\nlist(f([]))",
+    "zeros": "\0",
 }
 
 
@@ -51,6 +54,9 @@ MODULES = {
         (("initdb", "divided"), "ZeroDivisionError: division by zero"),
         (("initdb", "leaving"), "ends the process (exit status 'bye')"),
         (("initdb", "needing"), "No module named 'nonexistent_dep'"),
+        (("initdb", "profile"), "rename that file"),
+        (("initdb", "using"), 'belongs under `if __name__ == "__main__":` ('),
+        (("initdb", "zeros"), "cannot contain null bytes"),
         (("initdb", ""), "not the name of a module"),
         (("initdb", "./divided"), "without folders and without .py: divided"),
         (("initdb", "mt.py"), "without .py: mt"),
@@ -387,13 +393,18 @@ def test_a_column_without_a_value_for_old_rows_is_refused(url):
     assert "'mine' has no column 'must'" in done.stderr and "null=True" in done.stderr
 
 
-def test_a_missing_table_is_said_before_a_row_is_computed(url):
+def test_a_missing_table_is_said_before_a_row_is_computed(url, monkeypatch):
     Measured.drop_table()
     fill(1)
     with pytest.raises(DatabaseError, match=r"astra initdb tests\.sample_tasks"):
         list(measure(list(BossVisitSpectrum.select())))
     with pytest.raises(DatabaseError, match=r"astra initdb tests\.sample_tasks"):
         create_plan(measure)
+    monkeypatch.setattr(Measured, "__module__", "__main__")
+    for main, module in (({"__file__": "/data/script.py"}, "script"), ({}, "MODULE")):
+        monkeypatch.setitem(sys.modules, "__main__", types.SimpleNamespace(**main))
+        with pytest.raises(DatabaseError, match=f"astra initdb {module}$"):
+            create_plan(measure)
 
 
 def test_initdb_by_a_role_that_owns_nothing_names_the_owner(

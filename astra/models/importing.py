@@ -4,6 +4,7 @@ import importlib
 import os
 import pkgutil
 import re
+import sys
 import traceback as tracebacks
 import types
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from astra.errors import AstraError, TaskError, Terminated, error_text
+from astra.errors import AstraError, DatabaseError, TaskError, Terminated, error_text
 
 #: What ends the process that imports a module; all else that is raised is the module's mistake.
 _ENDS = (Terminated, KeyboardInterrupt)
@@ -34,6 +35,12 @@ def import_named(name: str) -> types.ModuleType | None:
             f"{name!r} is not the name of a module; write it as in an import, without folders and "
             f"without .py{hint}"
         )
+    top = name.partition(".")[0]
+    if top in sys.stdlib_module_names and Path(f"{top}.py").exists():
+        raise TaskError(
+            f"{top} is a module of Python's own, which is imported in place of {top}.py in this "
+            "folder; rename that file"
+        )
     try:
         return importlib.import_module(name)
     except _ENDS:
@@ -49,9 +56,11 @@ def _import_error(error: BaseException) -> str:
     message = error_text(error)
     if isinstance(error, SystemExit):
         message = f"it ends the process (exit status {error.code!r}); put that in a function"
+    elif isinstance(error, DatabaseError):
+        message += '; what uses the database belongs under `if __name__ == "__main__":`'
     elif not isinstance(error, AstraError):
         message = f"{type(error).__name__}: {message}"
-    if isinstance(error, SyntaxError):
+    if isinstance(error, SyntaxError) and error.filename:
         return f"{type(error).__name__}: {error.msg} ({error.filename}:{error.lineno})"
     if "over-determined primary key" in message:  # as peewee says
         message += ' A key of two columns is declared in Meta: primary_key = CompositeKey("a", "b")'

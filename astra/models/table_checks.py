@@ -1,5 +1,6 @@
 """Check that a database has the tables that the models describe, before they are used."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
@@ -270,6 +271,8 @@ def _column_of_trigger(model: type[Model]) -> str | None:
 def command_for(model: type[Model]) -> str:
     """Return the command that creates or completes a table."""
     module = model.__module__
+    if module == "__main__":  # of a script, or of a notebook
+        module = Path(getattr(sys.modules[module], "__file__", None) or "MODULE").stem
     command = "astra initdb" if module.startswith("astra.") else f"astra initdb {module}"
     name = getattr(model, "stands_for", model.__name__)
     return command + ("" if issubclass(model, BaseModel) else f" --track-changes {name}")

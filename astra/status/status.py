@@ -229,8 +229,9 @@ def _summary(plan: Plan, pages: Pages, notes: list[str], steps: list[NextStep]) 
     if rows["no result"] == plan.n_rows:
         notes = [
             *notes,
-            "the task yielded nothing for any row; it can loop over its rows only once, unless it "
-            f"begins with rows = list(rows). After a change of it: astra plan {plan.task} --again",
+            "the task yielded nothing for any row; what it returns is not stored, and it can loop "
+            "over its rows only once, unless it begins with rows = list(rows). After a change of "
+            f"it: astra plan {plan.task} --again",
         ]
     state = plan_state(pages.tally.keys(), bool(pages.held), pages.cancelled, rows["failed"] > 0)
     if sum(rows.values()) != plan.n_rows:

@@ -95,7 +95,7 @@ def _checked_task(value: Callable[..., object], name: str) -> Callable[..., obje
 
 #: What a task is.
 PLAIN_FUNCTION = (
-    "a task is a function with @task at the top level of a module, and no method; its other "
+    "a task is a function with @task at the top level of a module, not a method; its other "
     "arguments are given at the call or by --set"
 )
 
