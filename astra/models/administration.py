@@ -19,29 +19,14 @@ from astra.models.pipeline import OutputModel, fitting_name
 LOCK_TIMEOUT_S = 5
 
 
-@contextmanager
-def one_at_a_time() -> Iterator[None]:
+def one_at_a_time() -> None:
     """Let one process at a time complete tables, and limit how long it waits for those in use.
 
     Both are of the caller's transaction. SQLite has one writer at a time.
-
-    Raises
-    ------
-    DatabaseError
-        If a table was in use for longer; nothing is changed then.
     """
     if dialect().name == "postgresql":
         dialect().run(postgresql_queries.LOCK_INITDB)
         dialect().run(postgresql_queries.LIMIT_WAITING, seconds=LOCK_TIMEOUT_S)
-    try:
-        yield
-    except peewee.OperationalError as error:
-        if "lock timeout" not in str(error):
-            raise
-        raise DatabaseError(
-            f"a table is in use, and was not free within {LOCK_TIMEOUT_S} s, so that nothing was "
-            "changed; pg_stat_activity shows by whom: run astra initdb again when that has ended"
-        ) from error
 
 
 def index_while_in_use(models: Iterable[type[BaseModel]]) -> None:

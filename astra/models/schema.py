@@ -91,7 +91,8 @@ def init_database(
 
     def init() -> tuple[list[str], list[str]]:
         noted: list[str] = []
-        with database.atomic(), one_at_a_time():
+        with database.atomic():
+            one_at_a_time()
             new = _init(parse_grants(grant), copied, moved, noted, views)
             return new, noted + [track_changes(name) for name in tracked]
 
