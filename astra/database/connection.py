@@ -310,6 +310,9 @@ def as_database_error(error: Exception) -> DatabaseError | None:
             f"a trigger of the database {secrets.hide_password(url())} refused this: "
             f"{dialect().message(error)}; have its administrator allow it, then run it again"
         )
+    if isinstance(error, peewee.DatabaseError) and (remedy := dialect().remedy(error)):
+        name = secrets.hide_password(url())
+        return DatabaseError(f"the database {name} refused this: {str(error).strip()}; {remedy}")
     if isinstance(error, peewee.IntegrityError):  # those of rows are failures of these rows
         return DatabaseError(
             f"tables were changed by hand, or restored in part: {dialect().message(error)}; "

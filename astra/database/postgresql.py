@@ -35,13 +35,16 @@ _LOCKED = (
     "best while no elements run (astra status)"
 )
 
-#: What to do if such a condition persists.
+#: What to do if such a condition persists, or others that no row is to blame for.
 _REMEDIES = {
     "40": _LOCKED,
     "55P03": _LOCKED,
     "57014": f"a statement_timeout is too short, or {_LOCKED}",
     "25P04": f"a transaction_timeout is too short, or {_LOCKED}",
     "53100": "the server's disk is full: have its administrator make room, then run it again",
+    "54": "PostgreSQL has such limits: declare fewer columns, of keys up to 30",
+    "55": "have the owner of that table allow it, then run it again",
+    "58": "have the server's administrator look at its log and its disks, then run it again",
     "25006": "the server is read-only, as a standby is: name the primary in ASTRA_DATABASE_URL; or "
     "this role or database is (default_transaction_read_only): have its administrator reset that",
 }
@@ -56,6 +59,9 @@ _NO_CONNECTION = {
         "the server starts or stops, or its administrator has closed the database: try again later"
     ),
 }
+
+#: What a role may not use, as the server says in English or German.
+_DENIED = r"(?i) f[oü]r (schema|database|Datenbank) (.+)$"
 
 #: What the server itself says of a login, in its own language: its severity comes first.
 _ANSWER = r" failed: \w+\s?:  "
@@ -249,11 +255,11 @@ class PostgreSQL(Keys):
         role, message = self.database.connection().info.user, self.message(error)
         statement = getattr(getattr(_driver_error(error), "cursor", None), "query", None) or b""
         remedy = "only the owner of the tables, who created them with astra initdb, may do this"
-        other = re.search(r"permission denied for schema (.+)$", message)
+        found = re.search(_DENIED, message)
         kind = _kind(message, statement.decode())
         own_schemas = (getattr(self.database, "schema", None), "public")
-        if kind == "reads" and other and other[1] not in own_schemas:
-            schema, to = _identifier(other[1]), _identifier(role)
+        if kind == "reads" and found and found[2] not in own_schemas:
+            schema, to = _identifier(found[2]), _identifier(role)
             remedy = (
                 f"the owner of that schema can allow it: GRANT USAGE ON SCHEMA {schema} TO {to}, "
                 f"and GRANT SELECT ON ALL TABLES IN SCHEMA {schema} TO {to}"
@@ -261,8 +267,9 @@ class PostgreSQL(Keys):
         elif kind:
             grant = quote(f"{role}:{kind}")
             remedy = f"the owner of the tables can grant it: astra initdb --grant {grant}"
-        elif found := re.search(r"permission denied for (schema|database) (.+)$", message):
-            kind, on, to = found[1], _identifier(found[2]), _identifier(role)
+        elif found:
+            kind = "schema" if found[1].lower() == "schema" else "database"
+            on, to = _identifier(found[2]), _identifier(role)
             remedy = (
                 "the owner of the tables has to do this; if there are none yet, the owner of this "
                 f"{kind} can allow it: GRANT CREATE ON {kind.upper()} {on} TO {to}"

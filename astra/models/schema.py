@@ -9,6 +9,7 @@ from peewee import Model
 
 from astra.database.connection import connection, database, dialect, long_s, retrying
 from astra.database.dialect import NO_COLUMN, Column
+from astra.database.inspection import server
 from astra.errors import DatabaseError, NotAllowed, UsageError
 from astra.models import import_all
 from astra.models.administration import (
@@ -92,7 +93,6 @@ def init_database(
     def init() -> tuple[list[str], list[str]]:
         noted: list[str] = []
         with database.atomic():
-            one_at_a_time()
             new = _init(parse_grants(grant), copied, moved, noted, views)
             return new, noted + [track_changes(name) for name in tracked]
 
@@ -132,7 +132,10 @@ def _init(
     wanted: list[Grant], copied: bool, moved: bool, notes: list[str], views: bool
 ) -> list[str]:
     """Run :func:`init_database` within its transaction."""
+    one_at_a_time()
     check_grants(wanted)
+    if (facts := server()).least:
+        raise DatabaseError(f"{facts.name} is too old for astra: use {facts.least} or later")
     if schema := Schema._meta.schema:
         dialect().create_schema(schema)
     version = stored_version()

@@ -166,6 +166,9 @@ def test_a_role_that_may_only_read_sees_all_and_is_refused_the_rest(pg_url, monk
     remedy = 'GRANT USAGE ON SCHEMA "survey" TO "visitor"'
     with pytest.raises(NotAllowed, match=remedy), connection():
         database.execute_sql("SELECT * FROM survey.stars")
+    german = "RAISE insufficient_privilege USING MESSAGE = 'keine Berechtigung für Schema survey'"
+    with pytest.raises(NotAllowed, match=remedy), connection():
+        database.execute_sql(f"DO $$BEGIN {german}; END$$")
     reset()
     monkeypatch.setenv("ASTRA_DATABASE_URL", pg_url)
     database.execute_sql("DROP OWNED BY visitor; DROP ROLE visitor")

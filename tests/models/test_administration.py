@@ -258,6 +258,29 @@ def test_a_command_that_takes_a_lock_on_a_read_only_server_says_what_to_do(pg_ur
 
 
 @pytest.mark.postgres
+def test_what_a_server_does_not_do_is_reported_with_its_remedy(pg_url):
+    fill(4)
+    (made,) = create_plan(measure, BossVisitSpectrum)
+    with connection():
+        database.execute_sql("CREATE PUBLICATION others FOR TABLE plan")
+        database.execute_sql("ALTER TABLE plan REPLICA IDENTITY NOTHING")
+    done = CliRunner().invoke(main, ["cancel", str(made.plan)])
+    assert done.exit_code == 5 and "set REPLICA IDENTITY using ALTER TABLE" in done.stderr
+    with connection():
+        database.execute_sql("CREATE SCHEMA old")
+        database.execute_sql(
+            "CREATE FUNCTION old.current_setting(text) RETURNS text RETURN '130021'"
+        )
+    reset()
+    with psycopg2.connect(pg_url) as owner, owner.cursor() as cursor:
+        name = urlsplit(pg_url).path.strip("/")
+        cursor.execute(f"ALTER DATABASE {name} SET search_path = old, pg_catalog, public")
+    owner.close()
+    done = CliRunner().invoke(main, ["initdb"])
+    assert done.exit_code == 5 and "13.21 is too old for astra: use 14 or later" in done.stderr
+
+
+@pytest.mark.postgres
 def test_initdb_takes_no_lock_if_all_tables_are_complete(pg_url):
     init_database((MODULE,))  # of this module's model, too
     with psycopg2.connect(pg_url) as writer, writer.cursor() as cursor:
