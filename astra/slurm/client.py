@@ -162,7 +162,7 @@ def elements(jobs: Iterable[int | JobId], recent_s: float = 0.0) -> Answer:
 
     squeue decides which elements are alive. Those that have left its memory are taken from sacct,
     which may lag: an element that sacct calls alive and squeue, queried again, does not list is
-    unknown.
+    absent.
 
     Commands that only show states accept output that is `recent_s` seconds old; those that act on
     them do not.
@@ -271,8 +271,8 @@ def _without_hidden(jobs: Sequence[JobId], answer: Answer, cluster: str | None) 
         reason = f"it is unknown whether Slurm shows {user_name()} jobs of others ({error})"
     keys = {job.key for job in hidden}
     executions = {
-        key: replace(execution, reason=(execution.reason or "").removesuffix(f", {CONTRADICTED}"))
-        if key[0] in keys and execution.state is None
+        key: replace(execution, state=None, reason=reason_of.removesuffix(f", {CONTRADICTED}"))
+        if key[0] in keys and (reason_of := execution.reason or "").endswith(CONTRADICTED)
         else execution
         for key, execution in answer.executions.items()
     }
@@ -294,8 +294,7 @@ def _elements(jobs: Sequence[JobId], cluster: str | None, recent_s: float) -> An
         return "".join(_squeue(part, cluster, recent_s) for part in _chunks(some))
 
     try:
-        listed = queue(ids)
-        queued = parse_squeue(listed, names)
+        queued = parse_squeue(queue(ids), names)
     except SlurmError as error:
         return Answer(
             queue=False, notes=(f"squeue gave no answer, so nothing is known of the jobs: {error}",)
@@ -324,25 +323,13 @@ def _elements(jobs: Sequence[JobId], cluster: str | None, recent_s: float) -> An
         try:
             listed = queue(_ids(job for job in jobs if job.key in lagging))
             queued = {**parse_squeue(listed, names), **queued}
+            shown = frozenset(job for job, _ in queued)
+            silent = [job for job in jobs if job.key in lagging - shown]
+            if silent and not _is_gone(max(silent), cluster, recent_s):
+                raise SlurmUnknown(f"it lists no job {max(silent).job_id}")
         except SlurmError as error:
             return Answer(queued, queue=False, notes=(f"squeue gave no second answer: {error}",))
-    if lagging and (lost := _lost(jobs, listed, queued)):
-        booked = {
-            key: execution
-            for key, execution in booked.items()
-            if key[0] not in lost or (execution.state and not execution.state.alive)
-        }
     return merge_answers(queued, booked)
-
-
-def _lost(jobs: Iterable[JobId], listed: str, queued: Mapping[Key, Execution]) -> set[int | str]:
-    """Return the keys of jobs whose number is another job's by now, in the output of squeue.
-
-    The controller has lost its state, and the accounting reports its jobs as running forever.
-    """
-    numbers = {number for number, _ in parse_squeue(listed)}
-    ours = {job for job, _ in queued}
-    return {job.key for job in jobs if job.job_id in numbers and job.key not in ours}
 
 
 def _is_gone(job: JobId, cluster: str | None, recent_s: float) -> bool:

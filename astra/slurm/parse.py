@@ -357,20 +357,14 @@ def merge_answers(queued: Mapping[Key, Execution], booked: Mapping[Key, Executio
     The exit code is squeue's, too: sacct subtracts 128 from a status of 128 or more (22.05).
     """
     executions = dict(queued)
-    unsettled: set[int | str] = set()
     for key, past in booked.items():
         if key in queued:
             continue
-        if past.state is None or past.state.alive:
-            description = (
-                f"sacct calls it {past.state}" if past.state else past.reason or "no state"
-            )
-            reason = f"{description}, {CONTRADICTED}"
-            executions[key] = replace(past, state=None, reason=reason)
-            if key[1] is None:
-                unsettled.add(key[0])
-        else:
-            executions[key] = past
+        if past.state is not None and past.state.alive:
+            # Its record may lag, or stay open for ever: a runaway job (sacctmgr show runaway).
+            reason = f"sacct calls it {past.state}, {CONTRADICTED}"
+            past = replace(past, state=SlurmState.ABSENT, reason=reason)
+        executions[key] = past
     # sacct has an entry for the whole array until its elements have their own.
     if wholes := [key for key in executions if key[1] is None]:
         arrays = {job_id for job_id, index in executions if index is not None}
@@ -378,7 +372,7 @@ def merge_answers(queued: Mapping[Key, Execution], booked: Mapping[Key, Executio
             if key[0] in arrays:
                 del executions[key]
     queue = frozenset(job for job, _ in queued)
-    return Answer(executions, unsettled=frozenset(unsettled), queued=queue)
+    return Answer(executions, queued=queue)
 
 
 # squeue(1), JOB STATE CODES, and sacct(1): a transient state counts as the one that follows it.

@@ -35,15 +35,20 @@ def test_a_strangers_job_of_the_same_number_says_nothing_of_ours(commands):
     assert client.elements([JobId(9)]).of(9, 1).state is S.RUNNING  # by number alone
 
 
-def test_an_array_whose_number_another_job_has_is_lost_whatever_the_accounting_calls_it(commands):
-    """A controller that lost its state gives the number anew, and a requeued element stays booked."""
+def test_what_the_controller_does_not_know_is_gone_whatever_the_accounting_calls_it(commands):
+    """A controller that lost its state gives the number anew, and a runaway job stays booked."""
     booked = f"9_1|PENDING|0:0|None assigned|None|{OURS}\\n9_2|COMPLETED|0:0|n1|None|{OURS}\\n"
     job = JobId(9, name=OURS, home="here")
     commands(squeue=RUNNING % "stranger", sacct=f"printf '{booked}'", scontrol=HERE % "none")
     answer = client.elements([job])
     assert [answer.of(OURS, index).state for index in (1, 2)] == [S.ABSENT, S.COMPLETED]
-    commands(squeue="true", sacct=f"printf '{booked}'", scontrol=HERE % "none")
-    assert client.elements([job]).of(OURS, 1).state is None  # the accounting may only lag
+    for scontrol, state in (
+        ("echo 'Invalid job id specified' >&2; exit 1", S.ABSENT),
+        (f"echo JobName={OURS}", None),  # squeue was silent, which is no proof
+        ("kill -9 $$", None),
+    ):
+        commands(squeue="true", sacct=f"printf '{booked}'", scontrol=scontrol)
+        assert client.elements([job]).of(OURS, 1).state is state
 
 
 def test_two_jobs_with_one_number_are_distinguished(commands):

@@ -127,13 +127,13 @@ class TestTogether:
         booked = parse_sacct("9_1|FAILED|15:0|n1|None|astra\n")
         assert merge_answers(live, booked).of(9, 1).exit_code == 143
 
-    def test_alive_in_accounting_alone_is_unknown(self) -> None:
+    def test_alive_in_accounting_alone_is_absent(self) -> None:
         found = merge_answers({}, parse_sacct("9_1|RUNNING|0:0|n1||astra\n")).of(9, 1)
-        assert found.state is None and "sacct calls it RUNNING" in str(found.reason)
+        assert found.state is S.ABSENT and "sacct calls it RUNNING" in str(found.reason)
 
     def test_an_array_that_accounting_does_not_tell_apart_yet(self) -> None:
         answer = merge_answers({}, parse_sacct("9|PENDING|0:0|||astra\n"))
-        assert answer.of(9, 1).state is None
+        assert answer.of(9, 1).state is S.ABSENT
 
     def test_no_answer_is_never_absent(self) -> None:
         assert parse.Answer(queue=False).of(1, 1).state is None

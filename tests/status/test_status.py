@@ -75,6 +75,9 @@ def test_an_element_whose_end_the_accounting_missed_is_said_to_be_one(sqlite_url
     )
     said = CliRunner().invoke(main, ["status", str(plan)]).output
     assert "sacct calls it RUNNING, squeue does not know it (any more)" in said
+    assert status(plan).pages == {"unknown": 4}  # a controller may have forgotten elements that run
+    Submission.update(created=datetime.now(UTC) - timedelta(hours=1)).execute()
+    assert status(plan).pages == {"lost": 4}
 
 
 def test_rows_that_do_not_add_up_need_attention(sqlite_url):
