@@ -9,6 +9,7 @@ from contextlib import suppress
 from copy import deepcopy
 from datetime import datetime, time
 from itertools import chain
+from sys import getrefcount
 from types import NoneType
 from typing import Any
 
@@ -38,18 +39,41 @@ _PLAIN: dict[type, type] = {
 _FIXED = frozenset({int, float, str, bool, datetime, NoneType})
 
 
-def keep_values(result: OutputModel) -> None:
-    """Copy the arrays of a result, which a task may overwrite when it computes its next row."""
+def as_yielded(result: OutputModel) -> OutputModel:
+    """Return a result as it is now: the task may change it, or its arrays, for its next row."""
+    if getrefcount(result) != _REFERENCES:  # the task has it in a variable
+        attributes, copied = vars(result), object.__new__(type(result))
+        own = {name: attributes[name].copy() for name in ("__data__", "__rel__")}
+        vars(copied).update(attributes | own)
+        result = copied
     data = result.__data__
     if not _FIXED.issuperset(map(type, data.values())):
         for name, value in data.items():
-            # Arrays, lists and dictionaries have no hash. Tensors of PyTorch have.
-            if type(value).__hash__ is None or hasattr(value, "requires_grad"):
+            kind = type(value)
+            # Single numbers of numpy's are fixed, too.
+            if kind not in _FIXED and (kind.__module__ != "numpy" or hasattr(kind, "__setitem__")):
                 with suppress(Exception):  # what cannot be copied is stored as it is by then
                     data[name] = _copy(value)
+    return result
+
+
+def _references(result: object) -> int:
+    return getrefcount(result)
+
+
+def _made() -> int:
+    result = object()
+    return _references(result)
+
+
+#: The references to a result that nothing but a variable of the caller of :func:`as_yielded` holds.
+_REFERENCES = _made()
 
 
 def _copy(value: Any) -> object:
+    if isinstance(value, memoryview):
+        items: Any = memoryview(value.tobytes())
+        return items.cast(value.format, value.shape)
     try:
         return deepcopy(value)
     except RuntimeError:  # a tensor with a gradient; one with a single value is that number
@@ -148,7 +172,7 @@ def set_origin(results: Iterable[YieldedResult], target: Target, claim: Claim | 
     for yielded in results:
         data, handed = yielded.result.__data__, yielded.handed
         data["input_read"] = handed.read
-        if data.get("input_modified") is None:
-            data["input_modified"] = handed.modified
+        own = None if target.groups else handed.modified  # in a group it may be of another row
+        data["input_modified"] = own or data.get("input_modified") or handed.modified
         data["attempt_pk"] = attempt_pk
         data["made_by"] = target.made_by

@@ -15,7 +15,7 @@ from typing import Protocol, cast
 from astra.errors import AstraError, BrokenElement, Terminated, error_text
 from astra.models.keys import RowKey
 from astra.models.pipeline import OutputModel
-from astra.results.columns import keep_values
+from astra.results.columns import as_yielded
 from astra.results.rows import (
     End,
     HandedRow,
@@ -224,7 +224,7 @@ class Run:
             if ActiveRuns.status:  # the task has caught it, and yields instead of the result
                 ActiveRuns.check()
             if isinstance(result, OutputModel):
-                keep_values(result)
+                result = as_yielded(result)
             is_done = type(result) is output and self._end_only_row(result)
             if is_done:
                 pass

@@ -32,6 +32,7 @@ from astra.plan.plan import create_plan
 from astra.status.status import status
 from astra.status.verify import verify
 from tests.forks import astra
+from tests.many_tasks import Peak
 from tests.own_tables import LightCurve, Period, periods
 from tests.sample_tasks import Measured, OfSource, fill, measure
 
@@ -358,8 +359,6 @@ class Refilled(PipelineOutputModel):
 class Tensor:
     """A part of a tensor of PyTorch's that has a gradient: it shows what the whole contains."""
 
-    requires_grad = True
-
     def __init__(self, whole: np.ndarray) -> None:
         self.whole = whole
 
@@ -372,15 +371,32 @@ class Tensor:
         raise RuntimeError("only tensors created explicitly support the deepcopy protocol")
 
 
-@pytest.mark.parametrize("part", [lambda pixels: pixels[0, ...], Tensor], ids=["array", "tensor"])
-def test_an_array_that_the_task_fills_again_for_each_row_is_stored_as_it_was_yielded(url, part):
+class Quantity(np.ndarray):
+    """An array that has a hash, as those with a unit of astropy's."""
+
+    __hash__ = object.__hash__
+
+
+@pytest.mark.parametrize(
+    ("part", "whole"),
+    [
+        (lambda pixels: pixels[0, ...], lambda pixels: pixels),
+        (Tensor, memoryview),
+        (Tensor, lambda pixels: (pixels,)),
+        (Tensor, lambda pixels: pixels.view(Quantity)),
+    ],
+    ids=["array", "memoryview", "tuple", "quantity"],
+)
+def test_an_array_that_the_task_fills_again_for_each_row_is_stored_as_it_was_yielded(
+    url, part, whole
+):
     Refilled.create_table()
     fill(3)
 
     @task
     def analysis(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Refilled]:
         pixels, document = np.empty(2), {}
-        columns = {"real": part(pixels), "pixels": pixels[:1], "document": document}
+        columns = {"real": part(pixels), "pixels": whole(pixels[:1]), "document": document}
         for spectrum in spectra:
             pixels[:] = document["key"] = spectrum.spectrum_pk
             yield Refilled.from_spectrum(spectrum, **columns)
@@ -388,5 +404,36 @@ def test_an_array_that_the_task_fills_again_for_each_row_is_stored_as_it_was_yie
     unwritten = list(analysis(BossVisitSpectrum.select(), write_to_database=False))
     list(analysis(BossVisitSpectrum.select()))
     for results in unwritten, Refilled.select():
-        found = {r.spectrum_pk: (r.real, r.pixels.tolist(), r.document["key"]) for r in results}
+        found = {
+            r.spectrum_pk: (r.real, np.ravel(r.pixels).tolist(), r.document["key"]) for r in results
+        }
         assert found == {key: (key, [key], key) for key in (1, 2, 3)}
+
+
+@task(many=True)
+def changing(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Peak]:
+    """Yields one object for all results, and changes it in between."""
+    result = None
+    for spectrum in spectra:
+        result = result or Peak.from_spectrum(spectrum)
+        result.spectrum_pk = spectrum.spectrum_pk
+        for height in (1.0, 2.0):
+            result.height = height
+            yield result
+            result.height = -1.0
+
+
+def test_a_result_that_the_task_changes_for_its_next_one_is_stored_as_it_was_yielded(url):
+    for _ in range(3):
+        fill(1)
+    modified = {s.spectrum_pk: s.modified for s in BossVisitSpectrum.select()}
+    assert len(set(modified.values())) == 3
+    expected = sorted((key, height, modified[key]) for key in modified for height in (1.0, 2.0))
+
+    def of(results: Iterable[Peak]) -> list[tuple[object, ...]]:
+        return sorted((r.spectrum_pk, r.height, r.input_modified) for r in results)
+
+    assert of(changing(BossVisitSpectrum.select())) == of(Peak.select()) == expected
+    (planned,) = create_plan(changing, BossVisitSpectrum, redo="all")
+    run_here(planned.plan)
+    assert of(Peak.select()) == expected
