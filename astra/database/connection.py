@@ -56,6 +56,9 @@ class LazyDatabase(peewee.DatabaseProxy):
         """Return the database itself."""
         return bind() if self.obj is None else self.obj
 
+    def savepoint(self) -> Any:
+        return self.bound().savepoint()
+
 
 database = LazyDatabase()
 

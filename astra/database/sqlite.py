@@ -5,6 +5,7 @@ import os
 import re
 import socket
 import sqlite3
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -36,6 +37,17 @@ _TRANSIENT = ("locked", "busy", "locking protocol", "disk I/O", "is full")
 _decoded = partial(str, encoding="utf-8")
 
 
+class _Savepoint(peewee._savepoint):
+    def rollback(self, begin: bool = True) -> None:
+        """Roll back; if SQLite has rolled back everything instead, say so, and why."""
+        if not self.db.connection().in_transaction:
+            raise peewee.OperationalError(
+                f"{sys.exception()}; SQLite has rolled back the whole transaction for it, as "
+                "a trigger or constraint with ROLLBACK has it do"
+            )
+        super().rollback(begin)
+
+
 class _SQLiteDatabase(peewee.SqliteDatabase):
     """Opens a file only for reading if it, or its folder, may not be written.
 
@@ -44,6 +56,9 @@ class _SQLiteDatabase(peewee.SqliteDatabase):
     """
 
     dialect: "SQLite"
+
+    def savepoint(self) -> _Savepoint:
+        return _Savepoint(self)
 
     def _connect(self) -> sqlite3.Connection:
         connection = self._opened()
@@ -356,8 +371,8 @@ class SQLite(Writing):
         table = self.table(page)
         freeze = queries.FREEZE.format(page=table, keys=column, order=order, pending=sql)
         self.run(freeze, (plan_pk, limit, *parameters))
-        # Reading shows keys that are no texts.
-        self.fetch_column(queries.KEYS_OF_PLAN, (plan_pk,), page=table, keys=column)
+        if column == "key_texts":  # reading shows those that are no texts
+            self.fetch_column(queries.KEYS_OF_PLAN, (plan_pk,), page=table, keys=column)
         pages, rows = self.run(queries.SIZE_OF_PLAN, (plan_pk,), page=table).fetchone()
         return int(pages), int(rows)
 

@@ -12,6 +12,7 @@ import pytest
 from peewee import SQL, SqliteDatabase
 
 from astra import task
+from astra.api import run_here
 from astra.database.connection import (
     connection,
     database,
@@ -178,6 +179,19 @@ def test_a_transaction_that_a_full_disk_has_ended_is_repeated(sqlite_url):
 
     retrying(work)
     assert n_tries == 2 and len(BossVisitSpectrum.get().path) == 1_000_000
+
+
+def test_a_trigger_that_rolls_back_all_is_named_by_the_page_that_it_breaks(sqlite_url):
+    fill(4)
+    with connection():
+        dialect().run(
+            "CREATE TRIGGER others BEFORE INSERT ON measured WHEN NEW.spectrum_pk = 3 "
+            "BEGIN SELECT raise(ROLLBACK, 'not today'); END"
+        )
+    (made,) = create_plan(measure, BossVisitSpectrum)
+    run_here(made.plan)
+    assert "not today; SQLite has rolled back" in Attempt.get().message
+    assert verify(made.plan).sound and not Measured.select().exists()
 
 
 @pytest.mark.parametrize(
