@@ -373,12 +373,15 @@ class Verifier:
                 self._is_of_another_source(),
                 peewee.fn.COALESCE(output.made_by, 0),
                 output.input_read,
+                output.task_pk,
             )
             .join(Attempt, peewee.JOIN.LEFT_OUTER, on=(Attempt.pk == output.attempt_pk))
             .join_from(output, model, peewee.JOIN.LEFT_OUTER, on=joined, attr="input_row")
             .where(output.v_astra_major_minor == self.plan.version.major_minor)
         )
-        return self._fetched(query, Result._make)
+        # An input table that has lost its key may have the row of a result twice.
+        read = {(key, pk): result for key, (*result, pk) in self._fetched(query, tuple)}
+        return [(key, Result(*result)) for (key, _), result in read.items()]
 
     def _number_of_result(self) -> ColumnBase:
         """Return the number of a result within its row; one with another key has none."""

@@ -298,6 +298,9 @@ def test_rows_that_have_one_key_since_they_were_planned_are_not_skipped(url):
         dialect().run("INSERT INTO others_entry VALUES ('Vega')")
     resume_local(planned.plan)
     assert status(planned.plan).rows == {"done": 2} and verify(planned.plan).sound
+    with connection():
+        dialect().run("INSERT INTO others_entry VALUES ('Vega')")
+    assert verify(planned.plan).sound  # no result is stored twice
 
 
 class Computed(peewee.Model):
