@@ -127,6 +127,8 @@ class Common:
         """Let rows have no value in a column; return False if that is impossible."""
         return False
 
+    known_role: str | None = None  #: what session_role() has found
+
     def session_role(self) -> str | None:
         """Return the role that this process has logged in as; None where there are no roles."""
         return None

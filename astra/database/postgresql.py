@@ -145,7 +145,6 @@ class PostgreSQL(Keys):
         )
         self._types: dict[str, dict[str, str]] = {}
         self._targets: dict[tuple[str, ...], Target] = {}
-        self._session_role: str | None = None
         self.database.dialect = self
 
     def storable(self, text: str) -> str:
@@ -386,9 +385,9 @@ class PostgreSQL(Keys):
 
     def session_role(self) -> str | None:
         """Return the role that this process has logged in as."""
-        if self._session_role is None:
-            self._session_role = str(self.fetch_value(queries.SESSION_ROLE))
-        return self._session_role
+        if self.known_role is None:
+            self.known_role = str(self.fetch_value(queries.SESSION_ROLE))
+        return self.known_role
 
     def roles(self) -> list[str]:
         return self.fetch_column(queries.ROLES)

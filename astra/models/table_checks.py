@@ -1,7 +1,8 @@
 """Check that a database has the tables that the models describe, before they are used."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import cast
 
@@ -26,16 +27,23 @@ VERSION = 1
 
 def check_version() -> None:
     """Refuse to work on tables that are missing, or of another version of astra."""
-    version = None
-    if not is_missing_file():  # connecting would create it
-        with connection():
-            version = stored_version()
-    if version is None:
-        raise DatabaseError(
-            f"the database {hide_password(url())} has no tables of astra; create them: astra initdb"
-        )
-    if version != VERSION:
-        raise version_mismatch(version)
+    with current_tables():
+        pass
+
+
+@contextmanager
+def current_tables() -> Iterator[None]:
+    """Use a connection within a block, whose tables :func:`check_version` does not refuse."""
+    with nullcontext() if is_missing_file() else connection():  # connecting would create it
+        version = None if is_missing_file() else stored_version()
+        if version is None:
+            raise DatabaseError(
+                f"the database {hide_password(url())} has no tables of astra; create them: "
+                "astra initdb"
+            )
+        if version != VERSION:
+            raise version_mismatch(version)
+        yield
 
 
 def stored_version() -> int | None:

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Generic
 
 from astra.config.run_folder import write_whole
-from astra.database.connection import connection, drop_connection, is_away
+from astra.database.connection import drop_connection, is_away
 from astra.errors import AstraError, UsageError
 from astra.models.archive import Archive
-from astra.models.table_checks import check_version
+from astra.models.table_checks import current_tables
 from astra.night.history import NightStatus, nights
 from astra.night.report import report_of_night
 from astra.report.format import count, first_line, unbroken
@@ -77,8 +77,7 @@ class Dashboard:
         DatabaseError
             If the database gives no answer.
         """
-        check_version()
-        with connection():
+        with current_tables():
             archive = Archive.select().first()
         mark = archive.identifier if archive else ""
         self._prepare(mark)

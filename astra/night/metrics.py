@@ -13,7 +13,7 @@ from peewee import fn
 from astra.database.connection import connection, dialect
 from astra.models.attempts import Attempt
 from astra.models.plans import Page
-from astra.models.table_checks import check_version
+from astra.models.table_checks import current_tables
 from astra.night.history import nights
 from astra.night.totals import retries_of
 from astra.states import AttemptState, PlanState
@@ -46,8 +46,7 @@ def metrics() -> str:
     >>> print(metrics().splitlines()[0])
     # HELP astra_collected_timestamp_seconds The time when these metrics were collected.
     """
-    check_version()
-    with connection():
+    with current_tables():
         now = dialect().now()
     collected = _metric(
         "astra_collected_timestamp_seconds", "The time when these metrics were collected.",

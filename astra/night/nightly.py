@@ -48,7 +48,7 @@ from astra.errors import (
     count,
 )
 from astra.models.nights import Night, NightPlan
-from astra.models.table_checks import check_version
+from astra.models.table_checks import check_version, current_tables
 from astra.night import finalizer as finalizer_module
 from astra.night.lock import LONGEST_WAIT_S, call_when_released, night_lock
 from astra.night.notify import NOTIFIED, notify
@@ -298,8 +298,7 @@ def heal_all(name: str | None = None) -> list[Nightly]:
     >>> heal()
     []
     """
-    check_version()
-    with connection():
+    with current_tables():
         is_known = name is None or Night.select().where(Night.name == name).exists()
     if name is not None and not is_known:
         settings_of(name)

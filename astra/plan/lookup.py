@@ -7,11 +7,11 @@ from pathlib import Path
 
 from astra.config import settings
 from astra.config.startup import import_from
-from astra.database.connection import connection, dialect, retrying, tuples
+from astra.database.connection import dialect, retrying, tuples
 from astra.errors import TaskError, Untrusted, UsageError, shown
 from astra.models.importing import load
 from astra.models.plans import Plan
-from astra.models.table_checks import check_version
+from astra.models.table_checks import current_tables
 from astra.version import CURRENT
 
 
@@ -33,8 +33,7 @@ def get_plan(pk: int) -> Plan:
             f"{pk!r} is not the number of a plan; create_plan returns it as `plan`, which is None "
             "if nothing was pending"
         )
-    check_version()
-    with connection():
+    with current_tables():
         plan = Plan.get_or_none(Plan.pk == pk) if pk < 2**63 else None
         if plan is not None:
             return plan
@@ -47,8 +46,7 @@ def get_plan(pk: int) -> Plan:
 
 def last_plan() -> int:
     """Return the number of the last plan, or raise UsageError if there is none."""
-    check_version()
-    with connection():
+    with current_tables():
         last = Plan.select(Plan.pk).order_by(Plan.pk.desc()).limit(1).scalar()
     if last is None:
         raise UsageError("there is no plan yet: astra plan TASK")
@@ -101,7 +99,7 @@ def is_trusted(role: str | None, token: str, *folders: str) -> bool:
     """
     if role is None or not _trusted.isdisjoint(("*", token)):
         return True
-    if role == retrying(dialect().session_role):
+    if role == (dialect().known_role or retrying(dialect().session_role)):
         return True
     return bool(folders) and not _untrusted(folders)
 

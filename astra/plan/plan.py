@@ -12,7 +12,7 @@ from peewee import SQL, Case, ColumnBase, Model, ModelSelect, NodeList, fn
 
 from astra.config import settings
 from astra.config.value_checks import MAX_PAGE_ROWS
-from astra.database.connection import connection, dialect, tuples
+from astra.database.connection import dialect, tuples
 from astra.database.threads import in_background
 from astra.errors import TaskError
 from astra.models.archive import check_archive
@@ -22,7 +22,7 @@ from astra.models.keys import all_rows, check_keys, key_of, modified_field, tabl
 from astra.models.locks import transaction_with_locks
 from astra.models.pipeline import OutputModel, link_of
 from astra.models.plans import Page, Plan
-from astra.models.table_checks import check_guards, check_key_types, check_tables, check_version
+from astra.models.table_checks import check_guards, check_key_types, check_tables, current_tables
 from astra.plan.ownership import check_many, check_own_results
 from astra.plan.pages import live_pages, planning_lock, release_without_heartbeat
 from astra.plan.pending import whole_number
@@ -174,8 +174,7 @@ def _plan(
     limit = settings.current().plan.limit if limit is None else limit
     limit = whole_number("limit", limit, bits=MAX_PAGE_ROWS.bit_length())
     known = in_background(lambda: code_version(function))  # git runs while tables are checked
-    check_version()
-    with connection(), _readable(models):
+    with current_tables(), _readable(models):
         check_archive()
         check_tables(*models, output)
         check_guards(*models, output)

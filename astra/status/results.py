@@ -12,7 +12,7 @@ from astra.errors import UsageError
 from astra.models.key_parsing import given_keys, run_keys
 from astra.models.keys import RowKey
 from astra.models.pipeline import OutputModel, link_of
-from astra.models.table_checks import check_tables, check_version
+from astra.models.table_checks import check_tables, current_tables
 from astra.tasks.signature import choose_model, find_task, output_model, task_name
 from astra.version import CURRENT
 
@@ -57,8 +57,7 @@ class StoredResults:
         function = find_task(task)
         self.task, self.limit = task_name(function), limit
         self.output = output_model(function)
-        check_version()
-        with connection():
+        with current_tables():
             check_tables(self.output)
         links = dict.fromkeys(link_of(self.output, m) for m in choose_model(function, input_model))
         if keys is not None and len(links) > 1:

@@ -11,7 +11,7 @@ from shlex import quote
 import peewee
 from peewee import JOIN, Model
 
-from astra.database.connection import connection, database, dialect, tuples
+from astra.database.connection import database, dialect, tuples
 from astra.errors import TaskError, UsageError
 from astra.models.attempts import Attempt
 from astra.models.failures import Failure, NoResult
@@ -20,7 +20,7 @@ from astra.models.keys import RowKey, key_of, table_name
 from astra.models.pipeline import OutputModel, link_of
 from astra.models.plans import MadeBy, Page, Plan
 from astra.models.stored_json import stored
-from astra.models.table_checks import check_tables, check_version
+from astra.models.table_checks import check_tables, current_tables
 from astra.plan.pending import has_old_result, has_result, is_last_of_group, is_up_to_date
 from astra.plan.selection import ended
 from astra.states import Outcome
@@ -162,8 +162,7 @@ def history_of(
     """
     function = find_task(task)
     output, models = output_model(function), choose_model(function, input_model)
-    check_version()
-    with connection():
+    with current_tables():
         check_tables(*models, output)
         candidates, errors = [], []
         for model in models:

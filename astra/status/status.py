@@ -142,12 +142,14 @@ def statuses(
     frozen = [get_plan(plan) for plan in plans]
     answer = query_slurm_for(frozen, include_done, recent_s)
     lost = cache(_lost_guard)
-    return [
-        _status(
-            plan, answer, [*answer.notes, *lost(plan.input_table, plan.input_model)], include_done
-        )
-        for plan in frozen
-    ]
+    with connection():  # one for all that it reads
+        return [
+            _status(
+                plan, answer, [*answer.notes, *lost(plan.input_table, plan.input_model)],
+                include_done,
+            )
+            for plan in frozen
+        ]  # fmt: skip
 
 
 def _lost_guard(table: str, path: str) -> list[str]:

@@ -10,6 +10,7 @@ from astra.api import run_here
 from astra.cli.group import main
 from astra.config.run_folder import run_folder
 from astra.config.units import written_moment
+from astra.database.postgresql_connection import PostgresqlDatabase
 from astra.models import BossVisitSpectrum
 from astra.models.attempts import Attempt
 from astra.models.plans import Page, Plan, Submission
@@ -44,6 +45,16 @@ def submitted(plan: int, *numbers: int, job: int | None) -> None:
         Submission.update(state="submitted", job_id=job).where(
             Submission.pk == submission.pk
         ).execute()
+
+
+def test_no_connection_is_held_while_slurm_is_asked_and_one_does_for_all_else(pg_url, monkeypatch):
+    plan = planned(run=False)
+    opened, connect = [], PostgresqlDatabase._connect
+    monkeypatch.setattr(
+        PostgresqlDatabase, "_connect", lambda own: opened.append(own) or connect(own)
+    )
+    assert status(plan).pages == {"unsubmitted": 4}
+    assert len(opened) == 3  # for the plan, for the question, and after the answer
 
 
 def test_without_slurm_its_pages_are_unknown(sqlite_url):
