@@ -25,11 +25,12 @@ from typing import TYPE_CHECKING
 
 from peewee import SQL, ColumnBase
 
-from astra.config import retry_rules, settings
+from astra.config import profiles, retry_rules, settings
 from astra.database.connection import dialect, writing
 from astra.element.claiming import suspect_rows
 from astra.element.page_pool import cancel_waiting, left_in, may_have_waiting
 from astra.element.pause_checks import is_throttled
+from astra.errors import ConfigError
 from astra.models.attempts import Attempt
 from astra.models.plans import Page, Plan, Submission
 from astra.processes import elements_here, is_here, is_running, now_s, process_start_s
@@ -248,7 +249,7 @@ class Watcher:
 
         def take() -> bool:
             with writing():
-                if _n_taken_over(attempt, self.submission) >= _allowed(state):
+                if _n_taken_over(attempt, self.submission) >= _allowed(state, self.submission):
                     self.given_up.add(attempt.pk)
                     return False
                 ended = Attempt.update(
@@ -292,9 +293,13 @@ def _n_taken_over(attempt: Attempt, submission: Submission) -> int:
     )
 
 
-def _allowed(state: SlurmState | None) -> int:
+def _allowed(state: SlurmState | None, submission: Submission) -> int:
     """Return how often a pool may take a page over, by how its last attempt ended."""
-    if state in _ONCE:
-        return 1
-    rules = retry_rules.rules(settings.current().rules)
-    return rules[state.value if state in rules else SlurmState.NODE_FAIL.value].retries
+    config, name = settings.current(), submission.stored_profile.get("name")
+    try:
+        of_profile = profiles.get(name, config).policy if name else {}
+    except ConfigError:  # it was renamed
+        of_profile = {}
+    rules = retry_rules.rules(config.rules, of_profile)
+    retries = rules[state.value if state in rules else SlurmState.NODE_FAIL.value].retries
+    return min(retries, 1) if state in _ONCE else retries

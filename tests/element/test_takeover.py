@@ -1,5 +1,6 @@
 """Pages of dead elements are taken over by living ones of their pool, and those of living ones never."""
 
+import json
 import os
 import resource
 import signal
@@ -401,6 +402,21 @@ class TestDeaths:
             claim_page(plan, 1, Submission.get(), 3, this_process("local", Path()))
             Page.update(free=False).execute()
             Attempt.update(array_index=1).where(Attempt.number == 2).execute()
+        watcher = self.watcher(plan)
+        assert watcher._check() is None and watcher._check() is False
+        assert not Page.get().free
+
+    @pytest.mark.parametrize("place", ["policy", "profiles.careful.policy"])
+    @pytest.mark.parametrize("state", [SlurmState.OUT_OF_MEMORY, SlurmState.FAILED])
+    def test_a_policy_without_retries_leaves_a_page_to_a_person(
+        self, plan, slurm_says, tmp_path, place, state
+    ):
+        with (file := tmp_path / "astra.toml").open("a") as text:
+            text.write(f"[profiles.careful]\ntime = '1:00:00'\n[{place}.{state}]\nretries = 0\n")
+        settings.use(settings.load(file))
+        Submission.update(profile=json.dumps({"name": "careful"})).execute()
+        held(Submission.get(), plan)
+        slurm_says["answer"] = answer(state)
         watcher = self.watcher(plan)
         assert watcher._check() is None and watcher._check() is False
         assert not Page.get().free
