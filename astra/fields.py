@@ -62,6 +62,8 @@ def packed_array(value: object) -> bytes:
     """Return an array in numpy's ``.npy`` form, which keeps its type and its shape; no pickles."""
     import numpy as np  # here, as few commands touch an array
 
+    if np.ma.is_masked(value):  # their values would be taken for valid ones
+        raise ValueError("it has masked values, which no .npy holds: yield array.filled(np.nan)")
     buffer = BytesIO()
     np.save(buffer, np.asarray(value), allow_pickle=False)
     return buffer.getvalue()

@@ -125,6 +125,8 @@ def _uuid(field: Field, value: Any) -> None:
 
 def _decimal(field: Any, value: Any) -> None:
     number = value if isinstance(value, Decimal) else Decimal(str(value))
+    if not isinstance(value, Decimal | int | float | str) or number.is_nan():
+        raise ValueError(f"SQLite would not store {value!r} as a number; yield a Decimal")
     if number.is_finite() and abs(number) >= Decimal(10) ** (
         field.max_digits - field.decimal_places
     ):

@@ -132,15 +132,19 @@ _EXACT = {
 }  # fmt: skip
 
 
+#: Fields of a single value: it is no array, which numpy abridges as a text, nor one with a unit.
+_SINGLE = _EXACT | {peewee.TextField, peewee.CharField, peewee.FloatField, peewee.DoubleField}
+
+
 def _is_changed(field: peewee.Field, value: object, converted: object) -> bool:
     """Return whether a field changes a value: another one than yielded would be stored."""
     if type(field) is peewee.DateField and isinstance(value, datetime):
         return value.time() != time.min
-    if type(field) not in _EXACT:
+    if type(field) not in _SINGLE:
         return False
-    if getattr(value, "ndim", 0):
-        raise ValueError(f"{clean(repr(value), 100)} is an array; the column holds one value")
-    if converted == value:
+    if getattr(value, "ndim", 0) or hasattr(converted, "__setitem__"):
+        raise ValueError(f"{clean(repr(value), 100)} is no single value")
+    if converted == value or type(field) not in _EXACT:
         return False
     return str(converted) != str(value).strip(" ")
 

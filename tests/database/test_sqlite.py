@@ -7,9 +7,10 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import peewee
 import pytest
-from peewee import SQL, SqliteDatabase
+from peewee import SQL, DecimalField, SqliteDatabase
 
 from astra import task
 from astra.api import run_here
@@ -21,6 +22,7 @@ from astra.database.connection import (
     retrying,
     writing,
 )
+from astra.database.values import check
 from astra.element.element import Element
 from astra.errors import TaskError
 from astra.models import BossVisitSpectrum
@@ -212,3 +214,10 @@ def test_a_query_uses_what_its_connection_alone_has(sqlite_url, own, condition):
         rows = BossVisitSpectrum.select().where(SQL(condition))
         assert len(rows) == 12
         assert len(list(measure(rows))) == n_stored() == 12
+
+
+@pytest.mark.parametrize("value", [np.float32(0.5), float("nan")])
+def test_a_number_that_sqlite_would_store_as_bytes_or_null_is_refused(value):
+    check(DecimalField(), 0.5)
+    with pytest.raises(ValueError, match="as a number"):
+        check(DecimalField(), value)

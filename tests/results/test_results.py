@@ -17,6 +17,7 @@ from peewee import (
     FloatField,
     IntegerField,
     JSONField,
+    TextField,
 )
 
 from astra import task
@@ -186,6 +187,8 @@ class Exact(PipelineOutputModel):
     code = FixedCharField(null=True, max_length=4)
     day = DateField(null=True)
     at = DateTimeField(null=True)
+    text = TextField(null=True)
+    pixels = ArrayField(null=True)
 
 
 @task
@@ -216,6 +219,16 @@ def test_a_value_that_cannot_be_copied_costs_its_row_alone(pg_url, column, value
 _KATHMANDU = timezone(timedelta(hours=5, minutes=45))
 
 
+class Length(np.ndarray):
+    """A number with a unit, as those of astropy."""
+
+    def __float__(self) -> float:
+        raise TypeError("only dimensionless quantities can be converted")
+
+    def tolist(self) -> object:
+        raise NotImplementedError
+
+
 #: Values that a column would change, and others of their kind that it stores as they are.
 _REFUSED_AND_TAKEN = [
     ({"number": 1.5}, {"number": np.float32(2)}), ({"number": np.float64(-0.5)}, {"number": "5"}),
@@ -225,6 +238,9 @@ _REFUSED_AND_TAKEN = [
     ({"day": datetime(2001, 2, 3, 4)}, {"day": datetime(2001, 2, 3)}),
     ({"day": "today"}, {"day": "2001-02-03"}), ({"at": "now"}, {"at": datetime(2001, 2, 3, 4)}),
     ({"at": "3/4/2001"}, {"at": "2001-02-03T04:05:06"}), ({"at": "infinity"}, {"at": None}),
+    ({"text": np.arange(2000)}, {"text": np.str_("a")}),
+    ({"size": np.zeros(()).view(Length)}, {"size": np.zeros(())}),
+    ({"pixels": np.ma.array([1.0, 9.0], mask=[0, 1])}, {"pixels": np.ma.array([1.0, 9.0])}),
     ({"at": datetime(2001, 2, 3, tzinfo=_KATHMANDU)}, {"at": datetime(2001, 2, 3, tzinfo=UTC)}),
 ]  # fmt: skip
 
