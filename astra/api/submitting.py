@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import overload
 
 from astra.api.sizing import plan_sized
@@ -15,6 +15,7 @@ from astra.errors import AstraError, SlurmUnknown, UsageError
 from astra.models.plans import MadeBy, Plan
 from astra.plan import sizes
 from astra.plan.plan import Planned, Planning
+from astra.records import dataclass
 from astra.slurm import limits
 from astra.submit.submit import Submitted, check_shared_database, prepare
 from astra.submit.submit import submit as submit_plan

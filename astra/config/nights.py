@@ -5,7 +5,7 @@ limits, and closed when none of their elements is alive. Nothing here uses the d
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import field, fields
 from urllib.parse import urlsplit
 
 from astra.config.redo import split_redo
@@ -25,6 +25,7 @@ from astra.config.value_checks import (
     whole,
 )
 from astra.errors import nearest
+from astra.records import dataclass
 
 _CLOCK = matching(r"([01]?\d|2[0-3]):[0-5]\d", 'a time of day, such as "06:30"')
 

@@ -10,7 +10,7 @@ import re
 import sys
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import field, fields, replace
 from functools import cache, partial
 from pathlib import Path
 from types import MappingProxyType
@@ -21,6 +21,7 @@ from astra.config.settings import Config
 from astra.config.units import time_limit_s, warning_lead_s
 from astra.config.value_checks import command, entry, flag, matching, number, whole
 from astra.errors import ConfigError, nearest
+from astra.records import dataclass
 
 Value = str | int | float | bool
 

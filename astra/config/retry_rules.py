@@ -1,11 +1,12 @@
 """Rules for retries after each state in which an element may end, and their configuration."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from typing import Any
 
 from astra.config.value_checks import entry, number, section, size, time_limit, values, whole
 from astra.errors import nearest
+from astra.records import dataclass
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from the file's own folder, all others from the current one.
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
@@ -18,6 +18,7 @@ from astra.config import retry_rules
 from astra.config.secrets import _known, hide, hide_secret, know_url
 from astra.config.value_checks import MAX_PAGE_ROWS, entry, matching, number, text, texts, whole
 from astra.errors import ConfigError, nearest
+from astra.records import dataclass
 
 if TYPE_CHECKING:
     from astra.config.nights import NightSettings

@@ -10,10 +10,11 @@ own struct packs a column at once; importing numpy would take longer than an ele
 
 import struct
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import repeat
 from typing import Any
+
+from astra.records import dataclass
 
 _HEAD = b"PGCOPY\n\xff\r\n\0" + struct.pack(">ii", 0, 0)
 

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache, reduce
 from operator import and_
 from types import ModuleType
@@ -13,6 +12,7 @@ from peewee import SQL
 
 from astra.database import queries
 from astra.errors import DatabaseError, TaskError
+from astra.records import dataclass
 
 
 @dataclass(frozen=True)

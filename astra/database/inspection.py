@@ -1,11 +1,12 @@
 """Inspect a database server: its version, its settings, and the rights of the role."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from astra.database import postgresql_queries, sqlite_queries
 from astra.database.connection import dialect, schema
+from astra.records import dataclass
 
 _SETTINGS = (
     "server_encoding", "fsync", "full_page_writes", "transaction_read_only", "statement_timeout",

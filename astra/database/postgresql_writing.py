@@ -1,7 +1,6 @@
 """Write a batch of results to PostgreSQL: by a binary COPY, or in one statement."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from datetime import date
 from io import BytesIO
 from typing import Any
@@ -14,6 +13,7 @@ from astra.database.array_text import BYTES, array_literal
 from astra.database.dialect import Batch, Common, CopyRefused, NotStored, on_conflict, peewee_errors
 from astra.database.values import MOMENTS, check
 from astra.errors import BrokenElement
+from astra.records import dataclass
 from astra.version import Version
 
 #: The number of rows from which a COPY is faster, with the statements that it needs.

@@ -1,10 +1,10 @@
 """Write a batch of results to SQLite."""
 
 import json
-from dataclasses import dataclass
 
 from astra.database import sqlite_queries as queries
 from astra.database.dialect import Batch, Common, NotStored, on_conflict, peewee_errors
+from astra.records import dataclass
 from astra.version import Version
 
 #: The affinity of a declared type, by which SQLite converts values.

@@ -1,13 +1,13 @@
 """A finding of astra doctor: its state, and what to type if something is wrong."""
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 
 import peewee
 
 from astra.config.secrets import hide
 from astra.database.connection import dialect
 from astra.errors import AstraError, NotAllowed
+from astra.records import dataclass
 
 OK, WARNING, FAILED = "ok", "warning", "failed"
 

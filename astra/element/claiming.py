@@ -6,7 +6,7 @@ running; if that one died without recording its end, its rows in progress become
 
 import os
 import socket
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from peewee import SQL, IntegrityError, Query, Value, fn
@@ -22,6 +22,7 @@ from astra.models.attempts import Attempt, Suspect
 from astra.models.plans import Page, Plan, Submission
 from astra.plan.pages import is_cancelled, release
 from astra.processes import is_here, is_running, process_began
+from astra.records import dataclass
 from astra.results.claim import Claim, claim_of
 from astra.states import KILLED, OUT_OF_MEMORY, AttemptState, Outcome, SlurmState
 

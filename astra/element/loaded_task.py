@@ -2,7 +2,6 @@
 
 import importlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 
 from peewee import Model
 
@@ -14,6 +13,7 @@ from astra.models.pipeline import OutputModel
 from astra.models.plans import MadeBy, Plan
 from astra.models.stored_json import parsed, stored
 from astra.plan.lookup import task_of
+from astra.records import dataclass
 from astra.results.stopping import Settings
 from astra.tasks.arguments import restored
 from astra.tasks.declared import Declared, bind_call, caller, declared_by

@@ -1,7 +1,8 @@
 """The result of running a page in an element, as its log shows it."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+
+from astra.records import dataclass
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,13 @@ row.
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 from peewee import fn
 
 from astra.models.attempts import Attempt, Suspect
 from astra.models.failures import Failure
 from astra.models.plans import Page
+from astra.records import dataclass
 from astra.results.claim import Claim
 from astra.results.stopping import Tally
 

@@ -4,7 +4,6 @@ import logging
 import traceback as tracebacks
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
@@ -21,6 +20,7 @@ from astra.models.keys import RowKey, all_rows, bound_to_database, key_of, table
 from astra.models.pipeline import BASES
 from astra.models.table_checks import command_for
 from astra.plan.lookup import get_plan, task_of
+from astra.records import dataclass
 from astra.results.row_results import write_rows
 from astra.results.rows import Refusal, YieldedResult, described
 from astra.results.stopping import INTERRUPTIONS

@@ -7,7 +7,6 @@ name of a foreign key whose row is loaded together with each row.
 
 import operator
 from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property, reduce
 from typing import cast
@@ -18,6 +17,7 @@ from peewee import JOIN, SQL, ColumnBase, CompositeKey, Field, Model, ModelSelec
 from astra.database.connection import database, dialect
 from astra.errors import TaskError, nearest
 from astra.models.base import BaseModel, M, TimeField
+from astra.records import dataclass
 
 #: A key as pages hold it: a whole number, or the text that the server makes of the key.
 RowKey = int | str

@@ -3,8 +3,6 @@
 The owner of the tables, who ran ``astra initdb``, grants; nothing is ever revoked here.
 """
 
-from dataclasses import dataclass
-
 from astra.database.connection import dialect
 from astra.database.postgresql import PostgreSQL
 from astra.errors import UsageError, nearest
@@ -17,6 +15,7 @@ from astra.models.locks import Lock
 from astra.models.nights import Night, NightPlan
 from astra.models.pipeline import OutputModel
 from astra.models.plans import MadeBy, Page, Plan, Submission
+from astra.records import dataclass
 
 #: What each kind of role may do.
 KINDS = {

@@ -12,12 +12,13 @@ LOG-LINEAR).
 """
 
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import field
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from astra.errors import BadSpectrum, MissingExtra
+from astra.records import dataclass
 
 if TYPE_CHECKING:
     import numpy as np

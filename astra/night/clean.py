@@ -10,7 +10,6 @@ import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
 from itertools import chain
@@ -28,6 +27,7 @@ from astra.models.attempts import Attempt, Exclusion
 from astra.models.nights import Night, NightPlan
 from astra.models.plans import Page, Plan
 from astra.models.table_checks import check_version
+from astra.records import dataclass
 from astra.states import AttemptState
 from astra.submit.intent import plan_lock
 

@@ -10,7 +10,7 @@ import logging
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Generic
@@ -22,6 +22,7 @@ from astra.models.archive import Archive
 from astra.models.table_checks import current_tables
 from astra.night.history import NightStatus, nights
 from astra.night.report import report_of_night
+from astra.records import dataclass
 from astra.report.format import count, first_line, unbroken
 from astra.report.page import html, render
 from astra.report.report import Report, report_of

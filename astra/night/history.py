@@ -1,7 +1,7 @@
 """The history of nights: a list of the last ones, and one of them in detail."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from datetime import datetime
 from typing import Any
 
@@ -15,6 +15,7 @@ from astra.models.table_checks import check_version
 from astra.night.finalizer import is_alive, job_of
 from astra.night.lock import is_at_work
 from astra.night.totals import entries_of, n_left, totals_of, with_current_totals
+from astra.records import dataclass
 from astra.slurm import client
 
 

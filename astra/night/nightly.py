@@ -25,7 +25,6 @@ A step that leaves a night open leaves it with a finalizer, a job that waits for
 import logging
 import socket
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -74,6 +73,7 @@ from astra.night.totals import (
     totals_of,
 )
 from astra.processes import user_name
+from astra.records import dataclass
 from astra.slurm import client
 from astra.submit.night_hours import hours_from_now
 from astra.submit.submit import check_shared_database

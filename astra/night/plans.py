@@ -8,7 +8,7 @@ database.
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from peewee import Expression
 
@@ -30,6 +30,7 @@ from astra.night.totals import (
 )
 from astra.plan.lookup import paused_message
 from astra.plan.plan import create_plan
+from astra.records import dataclass
 from astra.resume.resume import resume
 from astra.slurm import limits
 from astra.slurm.parse import Answer, JobId

@@ -9,7 +9,6 @@ import math
 import operator
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import cast
 from uuid import UUID
@@ -22,6 +21,7 @@ from astra.database.connection import dialect
 from astra.errors import TaskError, nearest
 from astra.models.base import TimeField
 from astra.models.keys import Key
+from astra.records import dataclass
 
 #: Bounds on the text and on its nesting, which no text that a person writes reaches.
 MAX_CHARACTERS, MAX_LEVELS = 20_000, 40

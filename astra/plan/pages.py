@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from peewee import SQL, ModelSelect, Query, Value, fn
@@ -13,6 +12,7 @@ from astra.database.statements import statement
 from astra.models.attempts import Attempt
 from astra.models.keys import RowKey
 from astra.models.plans import N_PENDING, Page, Plan
+from astra.records import dataclass
 from astra.states import AttemptState, Outcome, PageState
 from astra.version import CURRENT
 

@@ -4,7 +4,6 @@ import socket
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TypedDict, cast
 
 import peewee
@@ -29,6 +28,7 @@ from astra.plan.pending import whole_number
 from astra.plan.selection import Choice, Selection, ended
 from astra.plan.task_import import check_importable, current_folder, import_root
 from astra.processes import user_name
+from astra.records import dataclass
 from astra.states import QUARANTINED
 from astra.tasks.arguments import as_stored, parse_arguments
 from astra.tasks.declared import bind_call, declared_by

@@ -1,7 +1,7 @@
 """Select the rows of a plan: pending rows, rows to process again, and rows to leave out."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 
 from peewee import ColumnBase, Model, ModelAlias, ModelSelect, Value, fn
@@ -23,6 +23,7 @@ from astra.plan.pending import (
     pending_rows,
     whole_number,
 )
+from astra.records import dataclass
 from astra.states import INPUT_GONE
 from astra.tasks.declared import declared_by
 from astra.tasks.signature import task_name

@@ -8,7 +8,7 @@ elements rarely reach them.
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from peewee import Model
 
@@ -19,6 +19,7 @@ from astra.database.connection import connection
 from astra.models.attempts import Attempt
 from astra.models.importing import import_path
 from astra.models.plans import Page, Plan
+from astra.records import dataclass
 from astra.results.histogram import RowTimes
 from astra.slurm.limits import PartitionLimits, profile_limits
 from astra.tasks.signature import task_name

@@ -15,7 +15,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import date, datetime
 from decimal import Decimal
 from functools import partial
@@ -35,6 +35,7 @@ from astra.models.keys import RowKey, moments
 from astra.models.pipeline import OutputModel, link_of
 from astra.models.plans import Page, Plan
 from astra.plan.lookup import find_modules
+from astra.records import dataclass
 from astra.results.claim import Claim, claim_of
 from astra.results.rows import (
     Checkpoint,

@@ -4,7 +4,7 @@ import json
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
 from functools import cache
 
@@ -22,6 +22,7 @@ from astra.plan.lookup import is_trusted
 from astra.plan.pages import PageStatus, pages_without_keys
 from astra.policy import retry_policy
 from astra.policy.retry_policy import Decision, End
+from astra.records import dataclass
 from astra.slurm import limits, parse
 from astra.slurm.limits import PartitionLimits
 from astra.states import ALIVE, PageState, SlurmState

@@ -11,12 +11,12 @@ Nothing here queries Slurm or the database.
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import TypeVar
 
 from astra.config.retry_rules import RULES, Rule
 from astra.config.units import size_mb, time_limit_s, written_size, written_time
 from astra.errors import OutOfHours
+from astra.records import dataclass
 from astra.slurm.limits import PartitionLimits
 from astra.states import PageState
 

@@ -3,7 +3,6 @@
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import pairwise
 from operator import attrgetter
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from astra.database.connection import tuples
 from astra.models.attempts import Attempt
 from astra.models.plans import Page
+from astra.records import dataclass
 from astra.states import AttemptState, PageState
 from astra.status.status import PlanStatus
 

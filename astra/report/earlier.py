@@ -1,7 +1,6 @@
 """Earlier nights, with which the report of a night compares its own numbers."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 
 from peewee import fn
@@ -9,6 +8,7 @@ from peewee import fn
 from astra.database.connection import connection, tuples
 from astra.models.attempts import Attempt
 from astra.models.plans import Page
+from astra.records import dataclass
 
 N_EARLIER = 8
 

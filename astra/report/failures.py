@@ -1,7 +1,6 @@
 """Failures in a report: by exception and place, with the traceback of one row of each."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from peewee import fn
 
@@ -9,6 +8,7 @@ from astra.database.connection import tuples
 from astra.models.failures import Failure
 from astra.models.keys import RowKey
 from astra.plan.pages import key_reader
+from astra.records import dataclass
 from astra.status.logs import log_paths
 
 N_KINDS = 60  # that are listed

@@ -7,7 +7,6 @@ passwords are hidden, as it is written; the page allows no script or style but i
 import base64
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import jinja2
 from markupsafe import Markup
 
 from astra import __version__
+from astra.records import dataclass
 from astra.report import format as formats
 from astra.report.attempts import N_BINS, Histogram, TimeSeries
 from astra.report.report import Report

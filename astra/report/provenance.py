@@ -1,7 +1,6 @@
 """How a plan was made: by whom, where, with what, and where its files are."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from operator import attrgetter
 
@@ -10,6 +9,7 @@ from astra.errors import AstraError
 from astra.models.importing import load
 from astra.models.plans import Plan, Submission
 from astra.plan.lookup import find_modules
+from astra.records import dataclass
 
 
 @dataclass(frozen=True)

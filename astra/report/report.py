@@ -7,7 +7,7 @@ depend on the number of pages: pages are counted, and only those that need atten
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -17,6 +17,7 @@ from astra.config import settings
 from astra.database.connection import connection, dialect, tuples
 from astra.models.plans import Page, Plan, Submission
 from astra.plan.pages import PageStatus
+from astra.records import dataclass
 from astra.report.attempts import Attempts, Ending, Histogram, Node, SlowPage, TimeSeries
 from astra.report.earlier import Earlier, earlier_of
 from astra.report.failures import FailureKind, failures_of

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from astra.models.pipeline import link_of
 from astra.models.plans import Page, Plan
 from astra.models.table_checks import check_tables
 from astra.plan.lookup import find_modules
+from astra.records import dataclass
 from astra.report.attempts import Attempts, Histogram, histogram
 
 log = logging.getLogger(__name__)

@@ -1,11 +1,11 @@
 """The tables of a report; columns in which every cell is empty are omitted."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import TypeVar
 
 from astra.plan.pages import PageStatus
+from astra.records import dataclass
 from astra.report.format import (
     count,
     file_url,

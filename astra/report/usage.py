@@ -4,13 +4,14 @@ From Slurm's accounting, with the shares that ``reportseff`` gives of the same j
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
 from astra.config import settings
 from astra.errors import SlurmError
 from astra.models.plans import Submission
+from astra.records import dataclass
 from astra.slurm import client, command
 from astra.slurm.parse import Usage
 from astra.status.page_states import slurm_jobs

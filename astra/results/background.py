@@ -5,7 +5,6 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Protocol
 
 import peewee
@@ -14,6 +13,7 @@ from astra.database.connection import keep_connected, retrying
 from astra.database.memory import start_thread
 from astra.database.threads import join
 from astra.errors import DatabaseError
+from astra.records import dataclass
 
 log = logging.getLogger(__name__)
 

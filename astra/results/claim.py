@@ -1,7 +1,6 @@
 """The claim: the right of an attempt to write a page, and what it knows of the page."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import peewee
 
@@ -10,6 +9,7 @@ from astra.database.statements import statement
 from astra.errors import DatabaseError, Superseded
 from astra.models.attempts import Attempt, Suspect, is_same_attempt
 from astra.models.plans import Page, Plan
+from astra.records import dataclass
 from astra.states import Outcome
 
 

@@ -2,12 +2,12 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 from astra.database.connection import database, dialect
 from astra.database.dialect import Batch, CopyRefused, NotStored
 from astra.models.keys import Link
 from astra.models.pipeline import OutputModel
+from astra.records import dataclass
 from astra.results.rows import YieldedResult
 from astra.version import CURRENT
 

@@ -2,7 +2,7 @@
 
 import traceback as tracebacks
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 from functools import cached_property
 from textwrap import shorten
@@ -18,6 +18,7 @@ from astra.models.keys import Link, RowKey, table_name
 from astra.models.pipeline import OutputModel, PipelineOutputModel
 from astra.models.plans import Plan
 from astra.models.spectrum import SpectrumMixin
+from astra.records import dataclass
 
 #: Stored tracebacks and messages are cut to this many characters; their ends are kept.
 TRACEBACK_LIMIT = 20_000

@@ -7,13 +7,13 @@ import signal
 import threading
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from astra.config.value_checks import entry, flag, number, whole
 from astra.database.connection import T, retrying
 from astra.errors import BrokenElement, Terminated
+from astra.records import dataclass
 
 if TYPE_CHECKING:
     from astra.results.rows import Refusal

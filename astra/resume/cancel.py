@@ -11,7 +11,6 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 
 from peewee import SQL
 
@@ -24,6 +23,7 @@ from astra.models.plans import Page, Plan, Submission
 from astra.plan.lookup import get_plan
 from astra.plan.pages import PageStatus, pages_without_keys, release
 from astra.processes import command_of, is_element, is_running
+from astra.records import dataclass
 from astra.slurm import client, parse
 from astra.states import ALIVE, AttemptState, PageState
 from astra.status.page_states import current_pages, slurm_jobs

@@ -1,7 +1,6 @@
 """Pause, throttle and continue plans; elements read these controls before each page."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from peewee import SQL
 
@@ -14,6 +13,7 @@ from astra.plan import spool
 from astra.plan.lookup import get_plan
 from astra.plan.spool import Recovered
 from astra.processes import user_name
+from astra.records import dataclass
 from astra.resume.resume import resume
 from astra.submit.intent import plan_lock
 from astra.submit.submit import Submitted, refuse_cancelled

@@ -7,10 +7,10 @@ left, it would take all free pages, one after the other.
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from astra.database.connection import connection, dialect, writing
 from astra.models.plans import Page, Plan, Submission
+from astra.records import dataclass
 from astra.slurm.parse import never_starts
 from astra.states import SlurmState
 from astra.status.page_states import Pages

@@ -8,13 +8,14 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from functools import cache
 
 from astra.config.profiles import Profile
 from astra.config.units import size_mb, time_limit_s, written_time
 from astra.errors import SlurmError, SlurmUnknown
+from astra.records import dataclass
 from astra.slurm.command import available, run
 
 log = logging.getLogger(__name__)

@@ -5,12 +5,13 @@ The format is that of Slurm 22.05; the tests hold samples.
 
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import cache, lru_cache
 from types import MappingProxyType
 
 from astra.config.units import time_limit_s
 from astra.errors import SlurmUnknown
+from astra.records import dataclass
 from astra.states import SlurmState
 
 

@@ -12,7 +12,7 @@ import time
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, fields
+from dataclasses import field, fields
 from functools import cache
 from itertools import groupby
 from pathlib import Path
@@ -22,6 +22,7 @@ from astra.config import secrets, settings, shipped_files
 from astra.config.value_checks import is_utf8
 from astra.errors import ScriptError, nearest
 from astra.processes import user_name
+from astra.records import dataclass
 
 if TYPE_CHECKING:
     from jinja2 import Environment

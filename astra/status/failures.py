@@ -1,7 +1,6 @@
 """Failures: which rows failed, why, where and how often."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 from astra.database.connection import connection, dialect
 from astra.models.failures import Failure
@@ -9,6 +8,7 @@ from astra.models.keys import RowKey
 from astra.models.plans import Page, Plan
 from astra.plan.lookup import get_plan
 from astra.plan.pages import key_reader
+from astra.records import dataclass
 from astra.states import Outcome
 
 

@@ -5,12 +5,12 @@ The report and the pages of ``astra report --watch`` print it.
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 
 from astra.database.connection import dialect
 from astra.errors import count
 from astra.plan.pages import PageStatus
+from astra.records import dataclass
 from astra.states import PageState, PlanState, worst
 from astra.status.page_states import never_starts
 from astra.status.status import PlanStatus

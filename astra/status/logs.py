@@ -4,7 +4,6 @@ import os
 import tarfile
 import zlib
 from collections.abc import Collection
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from astra.errors import UsageError
 from astra.models.attempts import Attempt
 from astra.models.plans import Page, Plan, Submission
 from astra.plan.lookup import get_plan
+from astra.records import dataclass
 from astra.states import ALIVE, AttemptState
 from astra.status.page_states import current_pages
 

@@ -1,6 +1,5 @@
 """List the plans, with one line for each."""
 
-from dataclasses import dataclass
 from datetime import datetime
 
 from peewee import fn
@@ -9,6 +8,7 @@ from astra.database.connection import connection
 from astra.errors import UsageError, nearest
 from astra.models.plans import Page, Plan
 from astra.processes import user_name
+from astra.records import dataclass
 from astra.states import COUNTED, PlanState
 from astra.status.status import statuses
 

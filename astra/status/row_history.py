@@ -3,7 +3,6 @@
 import csv
 import io
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from shlex import quote
@@ -23,6 +22,7 @@ from astra.models.stored_json import stored
 from astra.models.table_checks import check_tables, current_tables
 from astra.plan.pending import has_old_result, has_result, is_last_of_group, is_up_to_date
 from astra.plan.selection import ended
+from astra.records import dataclass
 from astra.states import Outcome
 from astra.status.logs import log_paths
 from astra.tasks.provenance import digest_of_file

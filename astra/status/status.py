@@ -8,7 +8,7 @@ import sys
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import cache
 from itertools import islice
 from operator import attrgetter
@@ -27,6 +27,7 @@ from astra.models.tracked_tables import tracked_model
 from astra.plan.lookup import get_plan
 from astra.plan.pages import PageStatus, failed_keys, live_pages
 from astra.policy.next_steps import NextStep, grouped, next_steps
+from astra.records import dataclass
 from astra.slurm.parse import Answer
 from astra.states import ALIVE, COUNTED, ENDED, PageState, PlanState
 from astra.status.page_states import (

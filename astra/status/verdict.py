@@ -1,10 +1,11 @@
 """What :func:`astra.status.verify.verify` checks, and what it found."""
 
 import tomllib
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 
 from astra.models.keys import RowKey
+from astra.records import dataclass
 
 #: What is checked: what a breach means, and what to do about it.
 CHECKS: dict[str, dict[str, str]] = tomllib.loads(

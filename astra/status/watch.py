@@ -4,9 +4,9 @@ import random
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from astra.config import settings
+from astra.records import dataclass
 from astra.states import ALIVE
 from astra.status.page_states import never_starts
 from astra.status.status import PlanStatus, status

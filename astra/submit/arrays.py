@@ -2,10 +2,11 @@
 
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import groupby
 
 from astra.config.profiles import Profile
+from astra.records import dataclass
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ what an element does that starts too late. One that runs at the end is asked to 
 retry.
 """
 
-from dataclasses import dataclass
 from datetime import datetime
 
 from astra.database.connection import connection, dialect
+from astra.records import dataclass
 
 #: Elements are asked to stop at most this long before the end, to store their rows, in s.
 LEAD_S = 60

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import partial
 from itertools import cycle
 from pathlib import Path
@@ -17,6 +17,7 @@ from astra.models.plans import Page, Plan, Submission
 from astra.plan.lookup import check_plan_version, get_plan, paused_message
 from astra.plan.pages import n_unfinished_pages, unsubmitted_pages
 from astra.policy.next_steps import NextStep
+from astra.records import dataclass
 from astra.slurm import client, limits, parse
 from astra.slurm import script as script_module
 from astra.slurm.command import available

@@ -2,11 +2,12 @@
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import field, fields
 from types import MappingProxyType
 from typing import cast
 
 from astra.errors import TaskError, nearest
+from astra.records import dataclass
 from astra.results.stopping import Settings
 from astra.tasks.signature import rows_parameter, signature_of, task_name
 

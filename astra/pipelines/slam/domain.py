@@ -7,13 +7,13 @@ boundary between the two that a least-squares support vector machine draws (Suyk
 1999, Neural Processing Letters 9, 293).
 """
 
-from dataclasses import dataclass
 from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from astra.pipelines.slam.regression import Factors, choose_hyperparameters, radial_kernel, solve
+from astra.records import dataclass
 
 Array = NDArray[np.float64]
 Flags = NDArray[np.bool_]

@@ -1,7 +1,7 @@
 """Fit labels to many normalised spectra at once, by Levenberg-Marquardt; see problem.py."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from astra.pipelines.slam.model import Model
 from astra.pipelines.slam.pixels import Binned
 from astra.pipelines.slam.problem import Problem
+from astra.records import dataclass
 
 Array = NDArray[np.float64]
 

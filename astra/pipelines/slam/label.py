@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
@@ -11,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from astra.pipelines.slam.measure import Measured, measure, on_own_pixels
 from astra.pipelines.slam.model import Model, covered
 from astra.pipelines.slam.pixels import Observed, at_rest, good_pixels
+from astra.records import dataclass
 
 Array = NDArray[np.float64]
 

@@ -1,6 +1,6 @@
 """Fit labels and velocities to the observed pixels of many spectra, without cosmic rays."""
 
-from dataclasses import dataclass, fields
+from dataclasses import fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,7 @@ from astra.pipelines.slam.fit import Fit, minimise
 from astra.pipelines.slam.model import Model
 from astra.pipelines.slam.pixels import SPEED_OF_LIGHT_KM_S, Binned, Observed, edges
 from astra.pipelines.slam.problem import Problem
+from astra.records import dataclass
 
 Array = NDArray[np.float64]
 Integers = NDArray[np.int64]

@@ -1,6 +1,6 @@
 """A trained model: the flux of each pixel, and its derivatives, as functions of the labels."""
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import cached_property
 
 import numpy as np
@@ -10,6 +10,7 @@ from astra.pipelines.slam.continuum import basis
 from astra.pipelines.slam.domain import Domain
 from astra.pipelines.slam.pixels import Grid, Singles
 from astra.pipelines.slam.regression import radial_kernel
+from astra.records import dataclass
 
 Array = NDArray[np.float64]
 

@@ -1,11 +1,10 @@
 """Find training spectra, and pixels of them, that contradict the others."""
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from astra.pipelines.slam.regression import Factors, Solution, choose_hyperparameters, solve
+from astra.records import dataclass
 
 Array = NDArray[np.float64]
 Flags = NDArray[np.bool_]

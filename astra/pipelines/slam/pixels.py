@@ -12,12 +12,13 @@ model: a few filter coefficients (*taps*) that are applied to the differences of
 coefficients, in single precision, which halves the time of a fit.
 """
 
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+from astra.records import dataclass
 
 Array = NDArray[np.float64]
 Singles = NDArray[np.float32]

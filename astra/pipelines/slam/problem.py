@@ -7,7 +7,7 @@ is computed, so that the search is only over the parameters ``x`` (variable proj
 Pereyra 1973, SIAM J. Numer. Anal. 10, 413; derivatives as in Kaufman 1975, BIT 15, 49).
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from astra.pipelines.slam.continuum import products
 from astra.pipelines.slam.model import Model
 from astra.pipelines.slam.pixels import Binned, Singles
+from astra.records import dataclass
 
 Array = NDArray[np.float64]
 Reals = NDArray[np.floating]

@@ -9,10 +9,10 @@ et al. 2002, Neurocomputing 48, 85). With ``u = sqrt(w)`` and among vectors that
 a ridge of its own.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
+
+from astra.records import dataclass
 
 Array = NDArray[np.float64]
 

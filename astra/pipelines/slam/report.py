@@ -1,11 +1,10 @@
 """Summarise a model and its accuracy: how well it labels training spectra that were left out."""
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from astra.pipelines.slam.model import Model
 from astra.pipelines.slam.validation import near_edges
+from astra.records import dataclass
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,6 @@ import csv
 import zipfile
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +27,7 @@ from astra.errors import MissingExtra, UsageError, nearest
 from astra.models.spectrum_files import Wanted, read_pixels
 from astra.pipelines.slam.pixels import at_rest, good_pixels
 from astra.pipelines.slam.resample import resample
+from astra.records import dataclass
 
 Array = NDArray[np.float64]
 

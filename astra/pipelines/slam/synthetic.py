@@ -19,13 +19,13 @@ any star. A model that is trained on these spectra labels synthetic spectra. For
 one on labelled spectra.
 """
 
-from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from astra.pipelines.slam.pixels import at_rest
+from astra.records import dataclass
 
 Array = NDArray[np.float64]
 

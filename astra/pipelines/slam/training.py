@@ -9,7 +9,6 @@ spectrum is labelled by a model that was trained without it, which gives the err
 labels and the limits beyond which a spectrum is flagged.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict, Unpack
 
@@ -23,6 +22,7 @@ from astra.pipelines.slam.model_file import save
 from astra.pipelines.slam.outliers import Cleaned, clean
 from astra.pipelines.slam.regression import compress
 from astra.pipelines.slam.validation import add_validation
+from astra.records import dataclass
 
 Array = NDArray[np.float64]
 
