@@ -1,8 +1,11 @@
 """The group of commands: its own options, and how it reports errors."""
 
+import os
 import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from shlex import quote
 
@@ -134,7 +137,7 @@ class _Commands(click.Group):
         from astra.config.startup import exits_raised
 
         try:
-            with exits_raised():
+            with exits_raised(), _interruptible():
                 return super().invoke(ctx)
         except AstraError as error:
             if isinstance(error, Interrupted):
@@ -154,6 +157,36 @@ class _Commands(click.Group):
                 raise
             show.error(str(explained))
             ctx.exit(explained.exit_status)
+
+
+#: Seconds that a statement may still take after Ctrl-C.
+_LAST_STATEMENT_S = 1.0
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let Ctrl-C end a statement that waits, as for a lock; Python acts when libpq has returned."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+
+    def watch() -> None:
+        while number := os.read(read_end, 1):
+            raises = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+            module = sys.modules.get("astra.database.statement_timeout")
+            if number[0] == signal.SIGINT and raises and module is not None:
+                module.limit_waiting(_LAST_STATEMENT_S)
+        os.close(read_end)
+
+    threading.Thread(target=watch, daemon=True).start()
+    before = signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(write_end)  # which ends the thread
 
 
 def _as_database_error(error: Exception) -> AstraError | None:
@@ -183,8 +216,6 @@ def main(config_path: str | None, verbose: bool) -> None:
 
     start_command(verbose)
     if config_path is not None:
-        import os
-
         from astra.config import settings
 
         settings.use(settings.load(config_path))

@@ -1,5 +1,6 @@
 """Connections to PostgreSQL, with the settings by which values arrive unchanged."""
 
+import sys
 from datetime import UTC, date, datetime
 from typing import Any
 
@@ -111,6 +112,15 @@ class PostgresqlDatabase(peewee.PostgresqlDatabase):
             if not is_durable:
                 begin += f"; {queries.NOT_DURABLE}"
             cursor.execute(begin)
+
+    def rollback(self) -> None:
+        """Roll back; after Ctrl-C, which has closed the connection of a statement, that is done."""
+        interrupted = isinstance(sys.exception(), KeyboardInterrupt)
+        try:
+            super().rollback()
+        except peewee.OperationalError:
+            if not interrupted:
+                raise
 
 
 def ends_after(silence_s: float) -> str:

@@ -63,6 +63,10 @@ class _Watch:
     def limit_all(self, max_s: float) -> None:
         with self.lock:
             self.max_s = max_s
+            self.limit_waiting(max_s)
+
+    def limit_waiting(self, max_s: float) -> None:
+        with self.lock:
             until = time.monotonic() + max_s
             for statement, (end, connection) in self.waiting.items():
                 self.waiting[statement] = min(end, until), connection
@@ -96,6 +100,9 @@ _watch = _Watch()
 
 #: Limit every statement, also one that is running, because the process is to end.
 limit_all = _watch.limit_all
+
+#: Limit the statements that are running, and no later ones.
+limit_waiting = _watch.limit_waiting
 
 
 @contextmanager

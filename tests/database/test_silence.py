@@ -2,6 +2,9 @@
 
 import os
 import select
+import signal
+import subprocess
+import sys
 from contextlib import nullcontext
 from urllib.parse import urlsplit
 
@@ -29,6 +32,8 @@ from tests.sample_tasks import fill, measure
 from tests.servers import PgBouncer, wait_for
 
 pytestmark = pytest.mark.postgres
+
+_WAITING = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
 
 
 class _TransactionTimeout(psycopg2.InternalError):
@@ -77,7 +82,6 @@ def test_work_is_repeated_after_its_connection_was_closed_within_a_transaction(p
 @pytest.mark.parametrize("writes", [False, True])
 def test_the_server_gives_up_what_its_client_has_given_up(pg_url, postgres, writes):
     """While a table is locked, retries do not use up the connections, nor write later."""
-    waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
 
     def work() -> None:
         with writing() if writes else nullcontext():
@@ -88,7 +92,7 @@ def test_the_server_gives_up_what_its_client_has_given_up(pg_url, postgres, writ
         cursor.execute("LOCK TABLE boss_visit_spectrum")
         with pytest.raises(DatabaseError):
             retrying(work, bound_s=0.3, statement_s=0.1)
-        wait_for(lambda: postgres.sql(waiting) == [(0,)], "the end of what waits for the lock", 20)
+        wait_for(lambda: postgres.sql(_WAITING) == [(0,)], "the end of what waits for the lock", 20)
     other.close()
     with connection():
         assert BossVisitSpectrum.get().snr == 0
@@ -114,3 +118,27 @@ def test_an_element_survives_the_idle_timeouts_of_pgbouncer(pg_url, postgres):
                 assert this.run_page(number, 1).state == "done"
         assert is_whole(plan) and elements() == {1: 2}
     bind(pg_url)
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [("plan", ["status", "1"]), ("astra_lock", ["plan", "tests.sample_tasks.measure"])],
+)
+def test_ctrl_c_ends_a_command_while_a_statement_waits(pg_url, postgres, table, words):
+    """Also within a transaction, which cannot be rolled back on a closed connection."""
+    fill(1)
+    create_plan(measure, BossVisitSpectrum)
+    fill(1)
+    with psycopg2.connect(pg_url) as other, other.cursor() as cursor:
+        cursor.execute(f"LOCK TABLE {table}")
+        command = subprocess.Popen(
+            [sys.executable, "-P", "-m", "astra", *words], stderr=subprocess.PIPE, text=True
+        )
+        try:
+            wait_for(lambda: postgres.sql(_WAITING) == [(1,)], "the statement")
+            command.send_signal(signal.SIGINT)
+            _, said = command.communicate(timeout=20)
+        finally:
+            command.kill()
+    other.close()
+    assert command.returncode == 130 and "interrupted" in said, said
