@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import field, fields
 from urllib.parse import urlsplit
 
-from astra.config.redo import split_redo
+from astra.config.redo_option import split_redo
 from astra.config.value_checks import (
     MAX_PAGE_ROWS,
     Check,

@@ -20,7 +20,7 @@ import peewee
 
 from astra.config import secrets
 from astra.config import settings as config
-from astra.database.memory import check_files, check_memory
+from astra.database.exhaustion import check_files, check_memory
 from astra.database.statement_timeout import bounded
 from astra.errors import ConfigError, DatabaseError, NotAllowed, UsageError
 

@@ -19,7 +19,7 @@ import psycopg2
 from psycopg2.extensions import TRANSACTION_STATUS_IDLE
 from psycopg2.extensions import cursor as Cursor  # noqa: N812
 
-from astra.database.memory import start_thread
+from astra.database.exhaustion import start_thread
 
 
 class _Own(threading.local):

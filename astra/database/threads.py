@@ -6,7 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, wait
 
 from astra.database.connection import T, dialect
-from astra.database.memory import start_thread
+from astra.database.exhaustion import start_thread
 
 
 def join(thread: threading.Thread) -> None:

@@ -11,7 +11,7 @@ from types import FrameType
 
 from astra.config import settings
 from astra.database.connection import LAST_WAIT_S
-from astra.database.memory import start_thread
+from astra.database.exhaustion import start_thread
 from astra.database.statement_timeout import limit_all
 from astra.errors import Interrupted
 from astra.results.stopping import ActiveRuns, SignalHandler, Stop

@@ -22,7 +22,7 @@ from astra.database.connection import (
     in_transaction,
     writing,
 )
-from astra.database.memory import start_thread
+from astra.database.exhaustion import start_thread
 from astra.database.statement_timeout import bounded
 from astra.errors import AstraError, BusyError, UsageError
 from astra.models.archive import check_archive

@@ -6,7 +6,7 @@ from datetime import datetime
 
 from peewee import ColumnBase, Model, ModelAlias, ModelSelect, Value, fn
 
-from astra.config.redo import split_redo
+from astra.config.redo_option import split_redo
 from astra.errors import TaskError
 from astra.models.base import TimeField
 from astra.models.failures import Failure, NoResult

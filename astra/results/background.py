@@ -10,7 +10,7 @@ from typing import Protocol
 import peewee
 
 from astra.database.connection import keep_connected, retrying
-from astra.database.memory import start_thread
+from astra.database.exhaustion import start_thread
 from astra.database.threads import join
 from astra.errors import DatabaseError
 from astra.records import dataclass

@@ -14,9 +14,9 @@ from astra.database.dialect import NotStored
 from astra.errors import BrokenElement
 from astra.models.keys import Link, as_tuple
 from astra.models.pipeline import OutputModel
+from astra.results.batch_writing import Written, check, store_batch, write_or_halve
 from astra.results.claim import Claim
 from astra.results.columns import as_columns, group_alike
-from astra.results.refused_batches import Written, check, store_batch, write_or_halve
 from astra.results.rows import Refusal, Target, YieldedResult
 from astra.results.valid_results import Row, good_rows, refused_by_database
 from astra.version import CURRENT
