@@ -101,6 +101,7 @@ class Postgres(Server):
         self.settings = {**_SETTINGS, **(_DURABLE if is_durable else {}), **settings}
         self.owner = "postgres" if os.geteuid() == 0 else None
         self.process: KeptProcess | None = None
+        self._administration: Any = None  # a connection that is kept
         self._env = bare_environment(LC_ALL="C", **(env or {}))
         self._log = self.folder / "log"
         self._data = self.folder / "data"
@@ -250,13 +251,27 @@ class Postgres(Server):
         finally:
             connection.close()
 
+    def _administer(self, statement: str) -> None:
+        """Run a statement by the superuser, on a connection that all of these share."""
+        for is_last in (self._administration is None, True):
+            try:
+                if self._administration is None:
+                    self._administration = psycopg2.connect(self.url("postgres"))
+                    self._administration.autocommit = True
+                with self._administration.cursor() as cursor:
+                    return cursor.execute(statement)
+            except (psycopg2.OperationalError, psycopg2.InterfaceError):
+                self._administration = None  # the server was restarted meanwhile
+                if is_last:
+                    raise
+
     def create_database(
         self, name: str, template: str = "template1", tablespace: str = "pg_default"
     ) -> str:
         """A new database, of the role `astra`, and its URL for the superuser."""
         _check_name(name, template, tablespace)
         # Copying files takes half the processor time of writing all their pages to the log.
-        self.sql(
+        self._administer(
             f'CREATE DATABASE "{name}" TEMPLATE "{template}" OWNER astra TABLESPACE "{tablespace}" '
             "STRATEGY file_copy"
         )
@@ -286,7 +301,7 @@ class Postgres(Server):
     def drop_database(self, name: str) -> None:
         """Drop a database, whoever is connected to it."""
         _check_name(name)
-        self.sql(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+        self._administer(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
 
 
 class Copy(Postgres):
