@@ -89,7 +89,8 @@ def _settings(facts: Server) -> Iterator[Finding]:
         remedy = "name the primary in [database] url (target_session_attrs=read-write)"
         yield failed(_PART, "the server is a standby, which stores nothing", remedy)
     elif facts.settings["transaction_read_only"] == "on":
-        remedy = f"ALTER ROLE {facts.role} RESET default_transaction_read_only"
+        off = "default_transaction_read_only = off"  # also where the database sets it
+        remedy = f"BEGIN READ WRITE; ALTER ROLE {facts.role} SET {off}; COMMIT"
         yield failed(_PART, "transactions of this role are read-only", remedy)
     for name in ("fsync", "full_page_writes"):
         if facts.settings[name] != "on":

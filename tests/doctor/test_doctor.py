@@ -198,7 +198,7 @@ BROKEN = {
         sql("DROP INDEX page_plan_pk_number"), "failed database: ", "no unique index on (plan_pk, number)",
     ),
     "a read-only role": (
-        setting("default_transaction_read_only = on"), "failed database: ", "are read-only",
+        setting("default_transaction_read_only = on"), "failed database: ", "BEGIN READ WRITE; ALTER ROLE",
     ),
     "a hasty server": (
         setting("statement_timeout = '2s'"), "warning database: ", "statement_timeout is 2 s",
