@@ -91,6 +91,12 @@ def test_commands_that_touch_no_array_do_without_numpy():
     assert done.stdout == "False\n"
 
 
+def test_an_element_does_not_import_what_runs_other_programs():
+    find = "import sys, astra.run_page, astra.element.element; print('subprocess' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", find], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
 def test_the_database_may_be_used_before_the_models_are_imported(tmp_path):
     code = "from astra.database.connection import database; print(database.execute_sql('select 7').fetchone())"
     done = subprocess.run(

@@ -3,7 +3,6 @@
 import hashlib
 import inspect
 import json
-import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from datetime import date, time, timedelta
 from decimal import Decimal
@@ -247,6 +246,8 @@ def code_version(function: Callable[..., object]) -> str | None:
 
 @lru_cache(maxsize=64)  # what was imported stays as it is
 def _commit(folder: Path) -> str | None:
+    import subprocess  # here, as elements do not ask git
+
     def git(*arguments: str) -> str | None:
         try:
             finished = subprocess.run(
