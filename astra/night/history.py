@@ -150,20 +150,21 @@ def night_of(name: str, date: object = None) -> NightStatus:
     """
     check_version()
     of_name = Night.name == name
+    text = str(date)
     with connection():
         query = Night.select().where(of_name).order_by(Night.pk.desc())
         if date is not None:
-            text = str(date)
             is_pk = is_number(text) and int(text) < 2**63
             of_pk = (Night.pk == int(text)) if is_pk else (Night.date == text)
             query = query.where(of_pk)
         night = query.first()
-        dates = [d for (d,) in tuples(Night.select(Night.date).where(of_name).distinct())]
+        column = Night.pk if is_number(text) else Night.date
+        known = [str(n) for (n,) in tuples(Night.select(column).where(of_name).distinct())]
     if night is None:
-        if not dates:
+        if not known:
             raise _unknown(name)
-        which = f"has the number {date}" if is_number(str(date)) else f"began on {date}"
-        raise UsageError(f"no night {name} {which}. {nearest(str(date), dates)}")
+        which = "has the number" if is_number(text) else "began on"
+        raise UsageError(f"no night {name} {which} {text}. {nearest(text, known)}")
     entries = with_current_totals(entries_of(night))
     shown = _status(night, _states([night])[night.pk], entries)
     if night.ended is None:

@@ -216,7 +216,7 @@ def test_a_night_that_there_is_not_is_named_as_it_was_given(sqlite_url):
     for name, which, words in (
         ("survy", None, "no night 'survy' has begun yet, .*Did you mean 'survey'"),
         ("survey", "2026-01-03", "no night survey began on 2026-01-03. Did you mean '2026-01-02'"),
-        ("survey", 77, "no night survey has the number 77. Known: 2026-01-02"),
+        ("survey", 77, "no night survey has the number 77. Known: 1[.]$"),
     ):
         with pytest.raises(UsageError, match=words):
             night_of(name, which)
