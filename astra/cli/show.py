@@ -122,7 +122,7 @@ def planned(plans: Iterable[Planned]) -> None:
             line(
                 f"  left out: {count(plan.held, 'row')} of active "
                 f"{'plans' if several else 'plan'} {api.keys_as_text(plan.live_plans)}: see astra "
-                f"status {name}; astra cancel {name} releases them"
+                f"status {name}; astra cancel {name} releases its rows"
             )
         if plan.failed or plan.no_result:
             ended = f" ({plan.quarantined:,} by ending their process)" if plan.quarantined else ""

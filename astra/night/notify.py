@@ -152,7 +152,7 @@ def find_sendmail() -> str:
     path = f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/lib"
     program = shutil.which("sendmail", path=path)
     if program is None:
-        raise FileNotFoundError("this machine has no sendmail: set smtp beside mail")
+        raise FileNotFoundError("this machine has no sendmail: set smtp as well as mail")
     return program
 
 
