@@ -73,12 +73,18 @@ class Writer:
         #: Rows of the page that have to end.
         self.n_rows = 0 if claim is None else claim.outcomes.count(Outcome.PENDING)
         self.is_sqlite = settings.write_to_database and dialect().name == "sqlite"
-        if settings.write_to_database and in_transaction():
+        is_within = settings.write_to_database and in_transaction()
+        # A database in memory exists in one connection only, and a transaction that the caller
+        # holds open in the caller's: another connection would not see it, or would wait for it.
+        self.may_write_behind = settings.write_to_database and not (
+            is_within or dialect().url.endswith(":memory:")
+        )
+        if is_within:
             log.warning(
                 "called within a transaction: results are written when a batch is full, and "
                 "others see them when you commit; write_frequency has no effect"
             )
-        self.writes_in_background = claim is not None and _may_write_behind()
+        self.writes_in_background = claim is not None and self.may_write_behind
         self.background = Background(self, heartbeat, self.is_sqlite)
         self.writing = threading.RLock()  # one checkpoint at a time
         self.is_ending = threading.Event()  # the run, or its process, is about to end
@@ -117,7 +123,7 @@ class Writer:
 
     def wake(self) -> None:
         """Make the second thread check again what is due."""
-        if self.background.thread is not None or _may_write_behind():
+        if self.may_write_behind:
             self.background.wake()
 
     def wait_no_longer(self) -> None:
@@ -174,9 +180,10 @@ class Writer:
     def write_all(self) -> None:
         """Wait until everything that was yielded is stored.
 
-        Without a page, this thread writes, on its own connection; except to SQLite, which does not
-        define what a cursor sees if its own connection writes, and refuses the write of a
-        connection whose cursor sees an older state.
+        Without a page, this thread writes, on its own connection; except in a transaction that the
+        task has begun, and might roll back, and to SQLite, which does not define what a cursor sees
+        if its own connection writes, and refuses the write of a connection whose cursor sees an
+        older state.
 
         If the run has to stop and the database is unavailable, wait only for the grace time; what
         is not stored then is :meth:`unwritten`.
@@ -186,7 +193,9 @@ class Writer:
         DatabaseError
             If the database did not store everything.
         """
-        if not (self.writes_in_background or (self.is_sqlite and _may_write_behind())):
+        if not self.may_write_behind or not (
+            self.writes_in_background or self.is_sqlite or in_transaction()
+        ):
             self.write()
             return
         with self.buffer.changed:
@@ -295,9 +304,3 @@ class Writer:
             if self.claim.cancelled:
                 self.stop.ask("the plan was cancelled")
             self.tally.check(self.target.task)
-
-
-def _may_write_behind() -> bool:
-    # A database in memory exists in one connection only, and a transaction that the caller holds
-    # open in the caller's: another connection would not see it, or would wait for it.
-    return not dialect().url.endswith(":memory:") and not in_transaction()

@@ -471,6 +471,20 @@ def test_within_a_transaction_of_the_caller_one_warning_is_logged(url, caplog):
     assert sum("write_frequency" in r.getMessage() for r in caplog.records) == 1
 
 
+def test_a_transaction_that_the_task_rolls_back_has_no_results_of_astras(url):
+    fill(6)
+
+    @task(batch_size=2)
+    def analysis(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
+        with database.atomic():
+            for s in spectra:
+                yield Measured.from_spectrum(s, value=1 if s.spectrum_pk < 6 else 1 / 0)
+
+    with pytest.raises(ZeroDivisionError):
+        list(analysis(spectra()))
+    assert stored() == [1, 2, 3, 4, 5]
+
+
 def test_a_short_name_is_found_unless_a_module_has_a_function_of_that_name(tmp_path, monkeypatch):
     """A package offers two names: a short one, and one that is the path of another function."""
     info = tmp_path / "offered-1.0.dist-info"
