@@ -1,7 +1,6 @@
 """Keep track of the rows in progress: those that a task was given and that have not ended."""
 
 from contextlib import suppress
-from copy import deepcopy
 from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, cast
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 import peewee
 
 from astra.models.keys import RowKey, as_key, moment_in, table_name
+from astra.results.columns import copy_of
 from astra.results.rows import HandedRow, Target, YieldedResult
 from astra.tasks.row_clock import ProgressBoard
 
@@ -94,7 +94,7 @@ class RowsInProgress:
             handed.row = None
         else:  # a copy, as the task may change the row before another one raises
             with suppress(Exception):  # not of a model
-                handed.row = deepcopy(row)
+                handed.row = copy_of(row)
         self.last = handed
         self.flags[handed.place] = 1
         return row
