@@ -158,8 +158,10 @@ def _is_changed(field: peewee.Field, value: object, converted: object) -> bool:
         return value.time() != time.min
     if type(field) not in _SINGLE:
         return False
-    if getattr(value, "ndim", 0) or hasattr(converted, "__setitem__"):
-        raise ValueError(f"{clean(repr(value), 100)} is no single value")
+    is_array = bool(getattr(value, "ndim", 0))
+    if is_array or hasattr(converted, "__setitem__"):
+        what = "an array; the column holds one value" if is_array else "no single value"
+        raise ValueError(f"{clean(repr(value), 100)} is {what}")
     if converted == value or type(field) not in _EXACT:
         return False
     return str(converted) != str(value).strip(" ")

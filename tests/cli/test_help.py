@@ -140,7 +140,7 @@ def test_what_a_shell_completes(sqlite_url, tmp_path, monkeypatch):
         (["run"], ["slam.slam", "mine.own", "a.b"]),
     ):
         assert [item.value for item in complete(words, "")] == offered
-    assert sys.path[0] == str(tmp_path)
+    assert str(tmp_path) in sys.path
 
 
 def test_completion_is_silent_where_nothing_is_to_be_had(tmp_path, monkeypatch):
