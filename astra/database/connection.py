@@ -128,7 +128,7 @@ def _leave_to_parent() -> None:
 
     With the same connection, each would get answers to the other's statements.
     """
-    if not database_is_unset() and not dialect().url.endswith(":memory:"):
+    if not database_is_unset() and not dialect().is_in_memory:
         _inherited.append(database.obj._state.conn)
         database.obj._state.reset()
         database.obj._lock = threading.Lock()  # another thread may have held it

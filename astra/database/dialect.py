@@ -111,6 +111,7 @@ class Common:
     now_sql: str  # the database's clock
     wanted_key: SQL  # the text of a key in rows of a query
     queries: ModuleType  # the dialect's statements
+    is_in_memory = False  # it exists in one connection only
 
     def log_sequences(self, schema: str | None) -> None:
         """Make sure that a copied database never assigns the numbers of its rows again."""

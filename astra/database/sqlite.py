@@ -121,7 +121,8 @@ class SQLite(Writing):
     now_sql = queries.NOW
 
     def __init__(self, path: str) -> None:
-        self.path = path if path == ":memory:" else os.path.abspath(os.path.expanduser(path))
+        self.is_in_memory = path == ":memory:"
+        self.path = path if self.is_in_memory else os.path.abspath(os.path.expanduser(path))
         self.url = "sqlite:///" + self.path
         self.database = _SQLiteDatabase(
             self.path,
@@ -248,7 +249,7 @@ class SQLite(Writing):
 
     def location(self, schema: str | None = None) -> str:
         """Identify the file."""
-        if self.path == ":memory:":
+        if self.is_in_memory:
             return "memory"
         inode = os.stat(self.path).st_ino
         return f"the file {os.path.realpath(self.path)} (inode {inode}, {socket.gethostname()})"

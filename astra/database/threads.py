@@ -39,7 +39,7 @@ def in_background(work: Callable[[], T]) -> Callable[[], T]:
     A transaction that a task left open on this thread's connection cannot affect the work. A
     database in memory has only one connection: there, the returned function does the work.
     """
-    if dialect().url.endswith(":memory:"):
+    if dialect().is_in_memory:
         return work
     future = in_thread(work, "astra background")
 

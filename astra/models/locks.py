@@ -79,7 +79,7 @@ def hold(name: str, activity: str, see: str, purpose: str = "") -> Iterator[None
     UsageError
         If the caller is in a transaction: no other process would see the lock, nor what is done.
     """
-    if dialect().url.endswith(":memory:"):
+    if dialect().is_in_memory:
         yield  # no other process uses this database
         return
     if in_transaction():

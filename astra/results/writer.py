@@ -77,7 +77,7 @@ class Writer:
         # A database in memory exists in one connection only, and a transaction that the caller
         # holds open in the caller's: another connection would not see it, or would wait for it.
         self.may_write_behind = settings.write_to_database and not (
-            is_within or dialect().url.endswith(":memory:")
+            is_within or dialect().is_in_memory
         )
         if is_within:
             log.warning(

@@ -268,7 +268,7 @@ def _rows_of(rows: object, settings: Settings) -> Iterator[object]:
         if is_ours and dialect().name == "sqlite" and settings.write_to_database:
             from astra.database.sqlite import rows_apart  # here, as elements need one dialect
 
-            shares_connection = dialect().url.endswith(":memory:") or in_transaction()
+            shares_connection = dialect().is_in_memory or in_transaction()
             return iter(list(rows)) if shares_connection else rows_apart(database.database, rows)
         return cast("Iterator[object]", rows.iterator())
     if not isinstance(rows, Iterable) or isinstance(rows, str | bytes):
