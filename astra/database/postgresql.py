@@ -46,7 +46,8 @@ _REMEDIES = {
     "55": "have the owner of that table allow it, then run it again",
     "58": "have the server's administrator look at its log and its disks, then run it again",
     "25006": "the server is read-only, as a standby is: name the primary in ASTRA_DATABASE_URL; or "
-    "this role or database is (default_transaction_read_only): have its administrator reset that",
+    "this role or database is (default_transaction_read_only): have its administrator reset that "
+    "(PgBouncer keeps it until RECONNECT)",
 }
 
 #: What to do if the server answers, but gives no connection.

@@ -135,7 +135,7 @@ def serialisation(nemesis: Nemesis, fault: Fault) -> str:
                 cursor.execute("UPDATE attempt SET message = message")
                 nemesis.over.wait(0.1)
     finally:
-        patiently(lambda: nemesis.world.sql(f"ALTER DATABASE {name} RESET ALL"))
+        _reset(nemesis)
     return f"{met.n()} failures" if met.n() else "nobody there"
 
 
@@ -225,7 +225,14 @@ def _set(
     try:
         met.wait(lasts_s) if met else nemesis.over.wait(lasts_s)
     finally:
-        patiently(lambda: nemesis.world.sql(f"ALTER DATABASE {name} RESET ALL"))
+        _reset(nemesis)
+
+
+def _reset(nemesis: Nemesis) -> None:
+    """Take the database's settings back, also from the connections that PgBouncer keeps."""
+    patiently(lambda: nemesis.world.sql(f"ALTER DATABASE {nemesis.world.name} RESET ALL"))
+    if nemesis.world.pool:
+        nemesis.world.pool.reconnect()
 
 
 def _back(nemesis: Nemesis, fault: Fault) -> None:

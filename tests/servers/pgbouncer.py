@@ -3,6 +3,9 @@
 import os
 import shutil
 import socket
+from contextlib import closing
+
+import psycopg2
 
 from tests.servers.postgres import Postgres
 from tests.servers.server import Server, bare_environment, program
@@ -15,6 +18,7 @@ listen_addr = 127.0.0.1
 listen_port = {port}
 unix_socket_dir =
 auth_type = any
+admin_users = astra
 pool_mode = transaction
 default_pool_size = {pool_size}
 server_login_retry = 0.2
@@ -50,6 +54,13 @@ class PgBouncer(Server):
         except BaseException:
             self.close()
             raise
+
+    def reconnect(self) -> None:
+        """Have each connection to the server closed once it is idle, and opened anew."""
+        link = psycopg2.connect(host="127.0.0.1", port=self.port, user="astra", dbname="pgbouncer")
+        link.autocommit = True
+        with closing(link), link.cursor() as cursor:
+            cursor.execute("RECONNECT")
 
     def _listens(self) -> bool:
         with socket.socket() as link:
