@@ -147,7 +147,7 @@ class TestClaims:
         submission = pool_of(plan_of(10, 10))
         submission.profile = json.dumps({"options": {"time": time, "signal": warning}})
         begins_s = process_start_s(os.getppid())
-        assert end_of_element(submission) == (time_s and begins_s + time_s)
+        assert end_of_element(submission) == (time_s and pytest.approx(begins_s + time_s))
 
     def test_the_end_that_slurm_gives_an_element_counts_more_than_the_options(
         self, sqlite_url, monkeypatch
