@@ -171,9 +171,13 @@ def _run(command: Iterable[str], text: str = "") -> subprocess.CompletedProcess[
     )  # fmt: skip
 
 
+#: What crontab and scrontab print where there is no table to read.
+_NO_TABLE = re.compile("no crontab|scrontab is disabled on this cluster", re.IGNORECASE)
+
+
 def _read_table(program: str) -> str:
     process = _run([program, "-l"])
-    if process.returncode and "no crontab" not in (process.stdout + process.stderr).lower():
+    if process.returncode and not _NO_TABLE.search(process.stdout + process.stderr):
         raise UsageError(f"{program} -l: {(process.stderr or process.stdout).strip()}")
     return "" if process.returncode else process.stdout
 
