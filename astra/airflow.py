@@ -6,8 +6,8 @@
     whole = AstraPlanSensor(task_id="whole", plans=submit.output)
 
 Both call functions of :mod:`astra.api`. Workers and the triggerer need astra's configuration
-(``ASTRA_CONFIG``) and Slurm's commands. Airflow may retry the operator: rows of a live plan are not
-planned again, and submitted pages are not submitted again.
+(``ASTRA_CONFIG``) and Slurm's commands. Airflow may retry the operator: rows of an active plan are
+not planned again, and submitted pages are not submitted again.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ __all__ = ["AstraPlanSensor", "AstraPlanTrigger", "AstraSubmitOperator"]
 class AstraSubmitOperator(BaseOperator):
     """Plan the pending rows of a task and submit them; return the numbers of the plans.
 
-    If live plans have all pending rows, return the numbers of these plans.
+    If active plans have all pending rows, return the numbers of these plans.
 
     Parameters
     ----------

@@ -40,7 +40,7 @@ class ScriptError(UsageError):
 
 
 class MissingExtra(UsageError):
-    """A package is not installed, which no row is to blame for."""
+    """A package is not installed: no row is to blame."""
 
     def __init__(self, extra: str, package: str, purpose: str) -> None:
         super().__init__(
@@ -80,7 +80,7 @@ class SlurmRefused(SlurmError):
 
 
 class SlurmUnknown(SlurmError):
-    """Slurm gave no answer, so that its state is unknown."""
+    """Slurm gave no answer, so the state of its jobs is unknown."""
 
 
 class BusyError(AstraError):

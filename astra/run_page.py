@@ -1,6 +1,6 @@
 """``astra run-page``: one element, as the array's script starts it.
 
-Thousands of elements begin at once, so this stands apart from the command line: neither click nor
+Thousands of elements begin at once, so this is separate from the command line: neither click nor
 rich is imported, and nothing that only the task's process needs is imported before the fork.
 """
 

@@ -16,7 +16,7 @@ class Rule:
     retries: int = entry(3, whole(0, 999))  # elements that may end so without ending a row
     mem_growth: float = entry(1.0, number(1, 100))  # factor for the next element's memory
     time_growth: float = entry(1.0, number(1, 100))  # factor for its time limit
-    max_mem: str | None = entry(None, size)  # limits of growth, beside the partition's
+    max_mem: str | None = entry(None, size)  # limits of growth, in addition to the partition's
     max_time: str | None = entry(None, time_limit)
 
 

@@ -1,7 +1,8 @@
-"""Create folders and files of the run directory: private, and never through others' links.
+"""Create private folders and files in the run directory, and never follow links of other users.
 
-Whoever can write to the folder of scripts can run commands as their owner; whoever can read logs
-sees what tasks print. So a folder of another owner, or one that others may write to, is refused.
+Anybody who can write to the folder of scripts can run commands as their owner, and anybody who can
+read logs sees what tasks print. So astra refuses a folder of another owner, or one that others may
+write to.
 """
 
 import errno

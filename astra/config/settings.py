@@ -271,7 +271,7 @@ def _find(path: str | Path | None, cwd: Path) -> Path | None:
 
 
 def usual_files(environ: Mapping[str, str], cwd: Path) -> tuple[Path, Path, Path]:
-    """Return the files of which the first that exists is read, where none is named."""
+    """Return the files that are looked for, in order, if none is named."""
     user = Path(environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config"))
     return cwd / "astra.toml", user / "astra" / "astra.toml", Path("/etc/astra/astra.toml")
 
@@ -351,7 +351,7 @@ def _checked(value: object, key: str, place: str) -> object:
     try:
         return _KEYS[key].metadata["check"](value)
     except ValueError as error:
-        # A wrong value may be a secret in the wrong place: it is shown as rows() would show it.
+        # A wrong value may be a misplaced secret: it is shown as rows() would show it.
         raise ConfigError(f"{place}: [{section}] {name} = {_shown(key, value)}: {error}") from error
 
 

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 
 def is_number(text: str) -> bool:
-    """Return whether somebody has typed a number: digits, and few enough for any column."""
+    """Return whether a text is a number: digits, and few enough for any column."""
     return text.isascii() and text.isdecimal() and len(text) < 20
 
 
@@ -50,7 +50,7 @@ _DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m(?:in)?)?(?:(\d+)s)?")
 
 
 def duration_s(text: str) -> int | None:
-    """Parse a time as people write it, ``2h`` or ``1d12h``, to seconds; None if it is no time.
+    """Parse a time as people write it, ``2h`` or ``1d12h``, to seconds; None if it is not a time.
 
     >>> duration_s("2h"), duration_s("1h 30min"), duration_s("45s"), duration_s("two hours")
     (7200, 5400, 45, None)
@@ -103,7 +103,7 @@ def written_size(mb: int) -> str:
 
 
 def size_mb(text: str) -> int | None:
-    """Parse a size as sbatch does, to MB; None if it is no size, or 0, which is the whole node.
+    """Parse a size as sbatch does, to MB; None if it is not a size, or is 0, the whole node.
 
     >>> size_mb("2G"), size_mb("512"), size_mb("1500K"), size_mb("0"), size_mb("UNLIMITED")
     (2048, 512, 2, None, None)

@@ -142,7 +142,7 @@ def _moments(values: Sequence[Any]) -> Packed | None:
 def _texts(values: Sequence[Any]) -> Packed | None:
     """Pack texts in UTF-8; those that the server would refuse are sent as texts."""
     try:
-        encoded = {value: value.encode() for value in set(values)}  # mostly few, such as tags
+        encoded = {value: value.encode() for value in set(values)}  # usually few, such as tags
     except UnicodeEncodeError:
         return None
     if any(b"\0" in value for value in encoded.values()):

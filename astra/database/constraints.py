@@ -46,7 +46,7 @@ def lost_constraints(model: Any) -> Iterator[str]:
 def undoing_triggers(model: Any, tables: Iterable[str]) -> Iterator[str]:
     """Return the names of the triggers of a table that may undo what is written to one of `tables`.
 
-    One that writes to other tables alone, as for an audit, is harmless.
+    A trigger that writes only to other tables, for example for an audit, is harmless.
     """
     changes = re.compile(
         r"\b(INSERT|UPDATE|DELETE|REPLACE|MERGE|TRUNCATE)\s+((OR\s+\w+|INTO|FROM|ONLY|TABLE)\s+)*"

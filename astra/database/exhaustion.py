@@ -15,7 +15,7 @@ _NEEDED = 1 << 20
 def check_memory(error: Exception | None = None) -> None:
     """Raise OutOfMemory if this process cannot allocate what a connection or a thread needs.
 
-    Drivers report that as an I/O error, or as an unreachable server: `error` is what they reported.
+    Drivers report this as an I/O error, or as an unreachable server: `error` is what they reported.
     """
     try:
         mmap.mmap(-1, _NEEDED).close()
@@ -29,7 +29,7 @@ def check_memory(error: Exception | None = None) -> None:
 def check_files(error: Exception) -> None:
     """Raise OutOfFiles if this process cannot open what a connection needs.
 
-    A driver reports that as an unreachable server: `error` is what it reported.
+    Drivers report this as an unreachable server: `error` is what they reported.
     """
     try:
         os.close(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))

@@ -34,7 +34,7 @@ def _nearest(parse: Any, first: date, last: date) -> Any:
 
 
 def _interval(text: str | bytes | None, cursor: Any) -> Any:
-    """Return an interval; as its text if it has months, whose length varies, or is too long."""
+    """Return an interval; as text if it has months, whose length varies, or is too long."""
     if "mon" in str(text) or "year" in str(text):
         return text
     try:
@@ -53,7 +53,7 @@ _NEAREST = (
 
 
 class _Context(peewee.Context):
-    """Writes names of columns so that the driver takes no percent sign in one for a parameter."""
+    """Escapes percent signs in names of columns, which the driver would take for parameters."""
 
     def sql(self, obj: Any) -> Any:
         if isinstance(obj, peewee.Entity) and any("%" in part for part in obj._path):

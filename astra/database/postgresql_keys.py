@@ -17,7 +17,7 @@ from astra.errors import TaskError
 
 _ZONED = "pg_catalog.timestamptz"
 
-#: Types of which each value is also one of Python's, so that its results store it unchanged.
+#: Types whose values Python can all represent, so that results store them unchanged.
 _EXACT = frozenset(
     f"pg_catalog.{name}" for name in ("int2", "int4", "int8", "text", "varchar", "uuid", "bool")
 )
@@ -210,7 +210,7 @@ class Keys(Writing):
         return int(n_pages), int(n_rows)
 
     def _check_keys(self, plan_pk: int, page: str) -> None:
-        """Refuse keys that are too long; reading shows those that are no texts, as in SQL_ASCII."""
+        """Refuse keys that are too long; keys that are not text, as in SQL_ASCII, fail later."""
         parameters = (plan_pk, _MAX_KEY_BYTES, self.database.codec == "ascii")  # type: ignore[attr-defined]
         for (text,) in self.run(queries.LONG_KEYS, parameters, page=page).fetchall():
             if (size := len(text.encode())) > _MAX_KEY_BYTES:
@@ -224,7 +224,7 @@ class Keys(Writing):
         """Evaluate a SELECT for a statement of the transaction: return its source and parameters.
 
         The source is a temporary table, or the SELECT itself where none may be created: by this
-        role, or by anybody, as an event trigger can have it.
+        role, or, because of an event trigger, by anybody.
         """
         table = f"pg_temp.astra_evaluated_{next(_numbers)}"
         try:

@@ -1,4 +1,4 @@
-"""The statements of which both dialects understand the same text, by name.
+"""The statements that have the same text in both dialects, by name.
 
 A ``{name}`` is replaced by a quoted identifier or a fragment of SQL (``str.format``).
 """

@@ -59,7 +59,7 @@ SCHEMA_VERSION = "PRAGMA schema_version"
 #: A value as SQL writes it.
 LITERAL = "SELECT quote(?)"
 
-#: A clause: a list in JSON holds something that is not of one type, or it is no list.
+#: A clause: a value is not a list in JSON, or has an item that is not of one type.
 LIST_HOLDS_OTHERS = """
     CASE WHEN {column} IS NULL THEN 0 WHEN NOT json_valid({column}) THEN 1
          ELSE EXISTS (SELECT 1 FROM json_each({column}) WHERE json_each.type <> '{type}') END"""

@@ -44,7 +44,7 @@ class Writing(Common):
     def upsert(self, batch: Batch, may_copy: bool) -> dict[int, int]:
         """Write a batch, and return what was written, as {place in the batch: primary key}.
 
-        SQLite has no COPY, so that `may_copy` changes nothing.
+        SQLite has no COPY, so `may_copy` changes nothing.
         """
         names = list(batch.columns)
         sql = queries.INSERT.format(

@@ -13,7 +13,7 @@ def join(thread: threading.Thread) -> None:
     """Wait until a daemon thread has ended.
 
     A generator that the interpreter collects as it ends does not wait: from Python 3.13 on, daemon
-    threads stand still by then, and it would wait for ever.
+    threads no longer run by then, and it would wait forever.
     """
     if not sys.is_finalizing():
         thread.join()

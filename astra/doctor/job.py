@@ -66,7 +66,7 @@ def from_a_node(profile: Profile, wait_s: float) -> Iterator[Finding]:
 
 
 def _alive(job: JobId) -> str | None:
-    """Return why the job waits, or its state, as Slurm says it; None if it has ended."""
+    """Return why the job waits, or its state in Slurm; None if it has ended."""
     execution = client.elements([job]).of(job.key, None)
     if execution.state is None:
         return ""  # Slurm gives no answer

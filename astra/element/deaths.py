@@ -36,7 +36,7 @@ def note_death(
 ) -> bool:
     """Record the rows in progress as suspects; return whether there were any.
 
-    `waiting` is as for :func:`retrying`.
+    `waiting` has the same meaning as for :func:`retrying`.
     """
     if not board.attempt_pk:
         log.error("the element's process %s before it claimed a page", death.cause)
@@ -76,7 +76,7 @@ def note_death(
 def give_up(board: ProgressBoard, death: Death, waiting: Any = None) -> None:
     """Record a page as broken: its process died repeatedly with no row in progress.
 
-    The task itself is to blame then, and not a row. `waiting` is as for :func:`retrying`.
+    The task itself is to blame then, not a row. `waiting` is that of :func:`retrying`.
     """
     message = f"its process crashed with no row in progress: the task {death.cause}"
     log.error("%s; the page stays pending", message)

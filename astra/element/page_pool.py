@@ -28,7 +28,7 @@ def left_in(submission_pk: int | Value) -> ColumnBase:
 
 
 def take_page(submission: Submission, preferred: int) -> int | None:
-    """Take the page `preferred` if it is free, else the free page with most rows left.
+    """Take the page `preferred` if it is free, otherwise the free page with the most rows left.
 
     Return its number, or None if no page is free. Pages that other elements have locked in order to
     take them are skipped. If no other page is free, wait for these locks: an element that is taking
@@ -158,7 +158,7 @@ def cancel_waiting(submission: Submission) -> None:
         return  # another element has cancelled them
     from astra.slurm import client, command  # imported here, as few elements need it
 
-    if not command.available():  # as in a container: the elements will find no page, and end
+    if not command.available():  # in a container: the elements will find no page, and end
         return
     # This element belongs to the job, so its cluster need not be looked up. Whether the number is
     # still the job's is asked: slurmctld may have lost its state, and given it to another job.

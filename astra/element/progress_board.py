@@ -1,4 +1,4 @@
-"""Which rows are in progress, in memory that the two processes of an element share."""
+"""The rows in progress, in memory that the two processes of an element share."""
 
 import ctypes
 import mmap
@@ -25,7 +25,7 @@ class ProgressBoard(ctypes.Structure):
         ("stop_at_s", c_double),  # when it is to be asked to stop, by now_s; 0 for never
         ("exit_status", c_int64), ("finished", c_bool),  # the child's work has ended regularly
         ("out_of_memory", c_bool), ("out_of_files", c_bool),  # the latter are memory, too
-        ("timed_out", c_bool),  # a row took longer than the row timeout: the child is to end
+        ("timed_out", c_bool),  # a row took longer than the row timeout: the child has to end
         # By place in the page: 1 while a row is in progress. Memory that is never touched costs
         # nothing.
         ("flags", c_uint8 * (MAX_PAGE_ROWS + 1)),

@@ -121,7 +121,7 @@ def _rows(model: type[Model], keys: Sequence[str]) -> dict[RowKey, object]:
 
 
 class _Undo(Exception):
-    """Nothing that a trial has written is kept."""
+    """Raised to roll back what a trial has written."""
 
 
 def _refused(function: Any, row: object, results: list[object]) -> tuple[str, str] | None:
@@ -136,7 +136,7 @@ def _refused(function: Any, row: object, results: list[object]) -> tuple[str, st
             yielded = [YieldedResult(result, handed) for result in results]
             refused += write_rows(yielded, target, None)[1]
             raise _Undo
-    except BrokenElement as error:  # the table takes no result
+    except BrokenElement as error:  # the table refuses every result
         return type(error).__name__, secrets.hide(str(error))
     except (DatabaseError, PeeweeException) as error:
         problem = secrets.hide(str(error).strip())

@@ -1,7 +1,7 @@
 """The tables: sources, spectra, results of pipelines, and what astra itself remembers.
 
-Each is imported when it is first used, as an element needs few of them; :func:`import_all` is for
-code that looks through all tables.
+Each is imported on first use, because an element needs few of them; :func:`import_all` is for code
+that needs all tables.
 """
 
 from typing import Any

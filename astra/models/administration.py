@@ -15,7 +15,7 @@ from astra.models.base import BaseModel, missing_indexes
 from astra.models.keys import Link
 from astra.models.pipeline import OutputModel, fitting_name
 
-#: How long initdb waits for a table in use; meanwhile all others wait behind it.
+#: How long initdb waits for a table in use: all other processes wait behind it.
 LOCK_TIMEOUT_S = 5
 
 
@@ -75,7 +75,7 @@ def _replace_view(view: str, table: str, condition: str) -> None:
     Raises
     ------
     DatabaseError
-        If its columns are not the first ones of its table, as after one was renamed.
+        If its columns are not the first ones of its table, for example because one was renamed.
     """
     engine, create = dialect(), "CREATE OR REPLACE VIEW"
     if engine.name == "sqlite":

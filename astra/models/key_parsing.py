@@ -22,7 +22,7 @@ def keys_of(text: str, option: str = "--keys") -> list[str]:
     """Read keys from a file with one on each line, or from a list that is separated by commas.
 
     A key of several columns is a line of their values, separated by commas, or a JSON array; in a
-    list it can only be a JSON array. Blank lines are no keys; in a list, a key may be quoted, also
+    list it can only be a JSON array. Blank lines are skipped; in a list, a key may be quoted, also
     if it is blank.
 
     Raises

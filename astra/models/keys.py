@@ -81,7 +81,7 @@ class Key:
 
 
 class _Joined(peewee.Join):
-    """A table joined with a function's rows, which peewee does not know as a source."""
+    """A table joined with the rows of a function, which peewee does not support."""
 
     def __init__(self, table: type[Model], rows: object, clause: object) -> None:
         super().__init__(table, rows, JOIN.INNER, clause)

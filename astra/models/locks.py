@@ -126,10 +126,10 @@ def transaction_with_locks(names: Iterable[str], activity: str) -> Iterator[None
 class _Lease:
     """A lock that ends after ``answer_timeout_s``, unless it is renewed, four times as often.
 
-    A thread does this, as the caller's connection may be lost, or in a transaction. No transaction
-    is open meanwhile. A holder that was stopped or cut off for longer continues without the lock if
-    another process has taken it: the lock only keeps processes from interfering with each other,
-    and no invariant depends on it.
+    A thread does this, because the caller's connection may be lost, or in a transaction. No
+    transaction stays open. A holder that was stopped or cut off for longer continues without the
+    lock if another process has taken it: the lock only keeps processes from interfering with each
+    other, and no invariant depends on it.
     """
 
     def __init__(self, name: str, purpose: str) -> None:

@@ -264,7 +264,7 @@ class OutputModel(BaseModel, metaclass=OutputMeta):
         Raises
         ------
         UsageError
-            If a name in `values` is no column of this table, or `row` is no row.
+            If a name in `values` is not a column of this table, or `row` is not a row.
         TaskError
             If the results of this table do not point to such rows.
         """
@@ -285,13 +285,13 @@ class OutputModel(BaseModel, metaclass=OutputMeta):
                     f"{cls.__name__}.{name} of this row is {key[name]!r}, not "
                     f"{values[name]!r}: leave it out, or pass the other row"
                 )
-            # A column, a flag of one, or a property: anything else would be set and not stored.
+            # A column, a flag of one, or a property: anything else would not be stored.
             if not hasattr(type(getattr_static(cls, name, None)), "__set__"):
                 raise UsageError(cls.no_column(name))
 
     @classmethod
     def no_column(cls, name: str) -> str:
-        """Return the message that a name is no column of this table."""
+        """Return the message that a name is not a column of this table."""
         return f"{cls.__name__} has no column {name!r}. {nearest(name, cls._meta.fields)}"
 
 
@@ -378,7 +378,7 @@ class PipelineOutputModel(OutputModel):
 
     @classmethod
     def gathers(cls, model: type[Model]) -> bool:
-        """Return whether a task on such rows may yield results of other rows, as of spectra."""
+        """Return whether a task on such rows may yield results of other rows, such as spectra."""
         return issubclass(model, Source)
 
     def index_of(self, link: Link) -> Link:
@@ -401,7 +401,7 @@ class PipelineOutputModel(OutputModel):
         Raises
         ------
         UsageError
-            If a name in `values` is no column of this table.
+            If a name in `values` is not a column of this table.
         """
         return _maker(cls, type(spectrum))(spectrum, values)  # type: ignore[no-any-return]
 

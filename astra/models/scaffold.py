@@ -255,7 +255,7 @@ def start_here(
             "underscores, without .py, such as mytasks"
         )
     file, settings = Path(f"{module}.py"), Path("astra.toml")
-    spec = find_spec(module)  # without an origin, it is a mere folder, which the file precedes
+    spec = find_spec(module)  # without an origin, it is only a folder, and the file precedes it
     if module in sys.modules or (spec and spec.origin and not file.exists()):
         raise UsageError(f"--module {module!r}: an installed module has this name; choose another")
     if url is not None and has_password(url):

@@ -1,7 +1,7 @@
 """Remove old plans that are whole or cancelled, with their logs and scripts.
 
-Results are never removed, nor are failures and records of no result, because of which their rows
-are not pending. The record of a night with its totals is kept for longer.
+Results are never removed. Nor are failures and records of no result: without them, their rows would
+be pending again. The record of a night with its totals is kept for longer.
 """
 
 import secrets

@@ -171,7 +171,7 @@ def _run(command: Iterable[str], text: str = "") -> subprocess.CompletedProcess[
     )  # fmt: skip
 
 
-#: What crontab and scrontab print where there is no table to read.
+#: What crontab and scrontab print if there is no table to read.
 _NO_TABLE = re.compile("no crontab|scrontab is disabled on this cluster", re.IGNORECASE)
 
 

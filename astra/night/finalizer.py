@@ -59,7 +59,8 @@ def folder_of(night: Night) -> str:
     """Return the folder in which a night's finalizer runs, where it finds modules of tasks.
 
     It is the night's own, or the current one if another role made the night in a folder that is
-    not trusted: what lies there would run with the privileges of whoever submits the finalizer.
+    not trusted: code in that folder would run with the privileges of the user who submits the
+    finalizer.
     """
     return night.cwd if is_trusted(night.role, night.token, night.cwd) else str(Path.cwd())
 
@@ -84,7 +85,7 @@ def queue(night: Night, settings: NightSettings, after: Iterable[JobId], wait_s:
         If another process gave the night a finalizer meanwhile.
     SlurmRefused, SlurmUnknown
         If Slurm refused the job, or did not answer: the night keeps its earlier finalizer. If the
-        job exists after all, it does nothing, as its token is not the night's.
+        job exists after all, it does nothing, because its token is not that of the night.
     """
     profile = _profile(settings)
     profile = profile.with_more(exclude=nodes_to_exclude(profile))
@@ -179,7 +180,7 @@ def is_alive(night: Night, answer: Answer | None = None, adopts: bool = True) ->
 
 
 def problems_of(night: Night) -> list[str]:
-    """Return that no node could run the finalizer, as its script says in the logs of its jobs."""
+    """Return a message if no node could run the finalizer, according to the logs of its jobs."""
     name, folder = job_name(night), run_folder(night.folder) / "logs"
     try:
         logs = sorted(folder.glob(f"{name}-*.log"), key=lambda log: log.stat().st_mtime)

@@ -77,7 +77,7 @@ class NightStatus:
 
     @property
     def exit_status(self) -> int:
-        """The exit status, as of ``astra status``: 0 whole, 3 running, 8 failed rows, else 4."""
+        """The exit status as in ``astra status``: 0 whole, 3 running, 8 failed rows, 4 others."""
         return {"whole": 0, "running": 3, "failed rows": 8}.get(self.state, 4)
 
 

@@ -54,7 +54,7 @@ def _lock(name: str) -> str:
 
 
 def is_temporary(error: BaseException) -> bool:
-    """Return whether an error is temporary: Slurm or the database is away, full or closed."""
+    """Return whether an error is temporary: Slurm or the database is down, full or closed."""
     later = isinstance(error, SlurmRefused) and (error.limit or error.closed)
     return isinstance(error, SlurmUnknown) or later or is_away(error)
 

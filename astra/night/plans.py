@@ -42,7 +42,7 @@ from astra.submit.night_hours import Hours
 from astra.submit.submit import Submitted, submit
 from astra.version import CURRENT
 
-#: How soon, at first, a finalizer checks again a night of which no array is alive, and how late.
+#: The shortest and the longest time after which a finalizer checks a night without living arrays.
 FIRST_CHECK_S, _MAX_CHECK_S = 30, 600
 
 #: The most connections of an element: it may write while it reads ahead.
@@ -353,9 +353,9 @@ _NOT_ENDED = ALIVE | {PageState.DONE, PageState.UNSUBMITTED}
 
 
 def next_check_s(night: Night) -> int:
-    """Return how soon to check a night again of which no array is alive, in s.
+    """Return after how many seconds to check a night without living arrays again.
 
-    The longer ago the night began, the longer it waits, as while its plans are paused.
+    The longer ago the night began, the longer it waits, for example while its plans are paused.
     """
     with connection():
         age = dialect().now() - night.began
@@ -363,7 +363,7 @@ def next_check_s(night: Night) -> int:
 
 
 def _stays_paused(plan: Plan) -> bool:
-    """Return whether a plan was paused as its pages broke, so that a night cannot wait for it.
+    """Return whether a plan was paused because its pages broke: a night does not wait for it.
 
     A pause by a person is waited for.
     """

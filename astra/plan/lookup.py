@@ -83,7 +83,7 @@ _trusted: set[str] = set()
 
 
 def trust(plan: Plan | None = None) -> None:
-    """Allow this process to run the code of a plan, or of every plan, whoever made it."""
+    """Allow this process to run the code of a plan, or of every plan, whatever role made it."""
     _trusted.add("*" if plan is None else plan.token)
 
 

@@ -76,7 +76,7 @@ def _cancelled(plan: Value) -> Query:
 def release_without_heartbeat(name: str, table: str) -> None:
     """Release pages of cancelled plans whose attempts have had no heartbeat for a lease.
 
-    Such an attempt can write nothing if it continues, so that its rows are free.
+    Such an attempt can write nothing if it continues, so its rows are free.
     """
     silent_since = dialect().now() - timedelta(seconds=settings.current().element.lease_s)
     silent = list(
@@ -134,7 +134,7 @@ def pages_without_keys(plan: Plan) -> "ModelSelect[Page]":
 
 
 def planning_lock(name: str, table: str) -> str:
-    """Return the name of the lock of whoever gives rows of a task to a plan."""
+    """Return the name of the lock for planning rows of a task."""
     return f"planning {name} {table}"
 
 

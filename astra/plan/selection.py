@@ -159,7 +159,7 @@ def ended(
 ) -> ColumnBase:
     """Return the clause that a row ended so at this version, and was not modified since.
 
-    A row of which a failure says that it was gone is in its table again: it has not failed.
+    A row whose failure says that it was gone is in its table again: it has not failed.
 
     Parameters
     ----------

@@ -144,7 +144,7 @@ def _attempts(task: str, model: str, arguments: str, with_arguments: bool) -> li
 
 
 def _experience(attempts: list[Attempt], with_arguments: bool) -> Experience:
-    """Summarize the measurements of some attempts, of which each has ended at least one row."""
+    """Summarize the measurements of attempts, each of which has ended at least one row."""
     rows = [a.n_done + a.n_failed + a.n_no_result for a in attempts]
     times = sum((RowTimes.parse(a.row_times) for a in attempts), RowTimes())
     starts = [a.t_start_s for a in attempts if a.t_start_s is not None]

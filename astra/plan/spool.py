@@ -86,10 +86,10 @@ class Recovered:
     plan: int  #: number of the plan
     files: int  #: files that were stored and removed
     rows: int  #: results, failures and records of no result that were stored from them
-    passed_over: int  #: those of rows that have ended since, or whose input was modified
+    passed_over: int  #: results of rows that have ended since, or whose input was modified
     set_aside: tuple[str, ...] = ()  #: files of superseded attempts, and damaged files
-    refused: int = 0  #: results that the database refused, so that their rows have failed
-    kept: tuple[str, ...] = ()  #: files of which the table, and not a row, refuses the results
+    refused: int = 0  #: results that the database refused: their rows have failed
+    kept: tuple[str, ...] = ()  #: files whose results the table refuses, whatever the row
 
 
 def save(plan: Plan, claim: Claim, checkpoint: Checkpoint, target: Target) -> Path | None:
@@ -119,7 +119,7 @@ def save(plan: Plan, claim: Claim, checkpoint: Checkpoint, target: Target) -> Pa
 
 def _lines(checkpoint: Checkpoint) -> Iterator[str]:
     results: dict[RowKey, list[str]] = {}
-    unfit: set[RowKey] = set()  # rows of which a result cannot be written
+    unfit: set[RowKey] = set()  # rows with a result that cannot be written
     for yielded in checkpoint.results:
         # A result of a row that was not handed over could be found by its key only; a further one
         # of a row that has ended is refused.
@@ -290,7 +290,7 @@ def recover(plan: Plan, page: int | None = None, stop: Stop | None = None) -> Re
 
 @contextmanager
 def _unless_gone(path: Path) -> Iterator[None]:
-    """Go on if a file cannot be renamed or removed: another process has done it, or nobody may."""
+    """Continue if a file cannot be renamed or removed: another process did it, or nobody may."""
     try:
         yield
     except FileNotFoundError:
@@ -329,7 +329,7 @@ def _store(
             valid = _valid(model, claim, checkpoint)
             kinds = header.many, header.groups, header.made_by
             target = target_of(plan, model, output, page.number, *kinds)
-            from astra.results.checkpoint import write  # here, as there is mostly nothing to store
+            from astra.results.checkpoint import write  # here, as there is usually nothing to store
 
             write(valid, target, claim, partial(_judge, plan.task, valid))
             Attempt.update(

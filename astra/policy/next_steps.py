@@ -66,7 +66,7 @@ def next_steps(
     """Choose the next step of each page by the policy.
 
     Without a profile and options, an element is submitted with those of the previous one, and for a
-    page that had none, as at a limit of Slurm, with those of the plan's last array.
+    page that had none, because of a limit of Slurm, with those of the plan's last array.
 
     Parameters
     ----------
@@ -81,7 +81,7 @@ def next_steps(
         submissions = {s.pk: s for s in Submission.select().where(Submission.plan == plan.pk)}
         gained, searched = _attempts(plan)
     overrides = {key: value for key, value in (options or {}).items() if value is not None}
-    # Cached, as it is the same for all pages of an array, of which there may be thousands.
+    # Cached: it is the same for all pages of an array, which may be thousands.
     chosen = cache(lambda pk: _profile(submissions.get(pk or 0), profile_name, overrides))
     last_array = max((pk for pk, s in submissions.items() if s.kind == "slurm"), default=None)
     limits_of = cache(_limits_of)

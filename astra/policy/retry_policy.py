@@ -23,8 +23,8 @@ from astra.states import PageState
 #: Ends that the page did not cause: they use up no retry.
 USES_NO_RETRY = frozenset({"PREEMPTED", "OUTAGE", "HOURS", "STOPPED"})
 
-#: Ends that a row may cause. While astra searches for the row, each end halves the suspects: it is
-#: not a retry in vain, and the search is finite.
+#: Ends that a row may cause. While astra searches for the row, each end halves the suspects, so it
+#: makes progress and uses up no retry.
 CAUSED_BY_ROWS = frozenset({"FAILED", "OUT_OF_MEMORY"})
 
 #: Ends that a node may cause.

@@ -1,6 +1,6 @@
 """Render a report as one HTML file: no network, light and dark, for phones and for print.
 
-Its template, style and script stand beside it. Every value is escaped, and
+Its template, style and script are in the same folder. Every value is escaped, and
 passwords are hidden, as it is written; the page allows no script or style but its own.
 """
 

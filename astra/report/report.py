@@ -63,7 +63,7 @@ class Report:
     n_nodes: int
     failures: tuple[FailureKind, ...]
     n_failure_kinds: int  # those that are not listed, too
-    failures_elsewhere: int  # rows counted as failed whose record is another plan's by now
+    failures_elsewhere: int  # rows counted as failed whose record now belongs to another plan
     attention: tuple[tuple[int, PageStatus], ...]  # plan and page
     n_attention: int
     endings: tuple[Ending, ...]

@@ -82,7 +82,7 @@ class Buffer:
     def take(self) -> Checkpoint:
         """Return all waiting rows, to be written now."""
         with self.mutex:
-            # Before fresh results are collected: one that comes meanwhile starts the clock again.
+            # Before fresh results are collected: one that comes later starts the clock again.
             self.since = None
             self._collect()
             # Together with what an exception, such as Ctrl-C, kept from being written. Both are set

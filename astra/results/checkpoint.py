@@ -135,7 +135,7 @@ def _without_changed_keys(
 def _find_keys(
     checkpoint: Checkpoint, stored: list[YieldedResult], refused: list[Refusal], target: Target
 ) -> None:
-    """Look up the keys of rows of which only the columns that results point to are known."""
+    """Look up the keys of rows, if only the columns that results point to are known."""
     if target.model is None or target.link is None or target.link.is_whole:
         return
     rows = [failure.handed for failure in [*checkpoint.failures, *refused]]
@@ -199,7 +199,7 @@ def _forget_other_ends(
 ) -> None:
     """Delete the failures and no results of rows that end otherwise now: a row has one outcome."""
     kinds = _recorded(target)
-    if not kinds:  # mostly the task has neither failures nor rows without a result
+    if not kinds:  # usually the task has neither failures nor rows without a result
         return
     _forget(kinds & {Failure, NoResult}, target, [yielded.handed for yielded in stored])
     _forget(kinds & {NoResult}, target, [f.handed for f in failures if not f.refused])

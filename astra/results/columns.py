@@ -122,7 +122,7 @@ def as_columns(results: Sequence[OutputModel]) -> dict[str, Sequence[object]]:
         field, types = fields[name], set(map(type, values))
         try:
             if type(field) is TimeField and types <= {datetime, type(None)}:
-                stored = {value: field.db_value(value) for value in set(values)}  # mostly few
+                stored = {value: field.db_value(value) for value in set(values)}  # usually few
                 values = [stored[value] for value in values]
             elif not _are_plain(field, values, types):
                 values = [_converted(field, value) for value in values]
@@ -148,7 +148,7 @@ _EXACT = {
 }  # fmt: skip
 
 
-#: Fields of a single value: it is no array, which numpy abridges as a text, nor one with a unit.
+#: Fields of a single value: not an array, which numpy abridges as text, nor a value with a unit.
 _SINGLE = _EXACT | {peewee.TextField, peewee.CharField, peewee.FloatField, peewee.DoubleField}
 
 
@@ -181,7 +181,7 @@ def group_alike(results: list[YieldedResult]) -> Iterable[list[YieldedResult]]:
     types = {type(yielded.result) for yielded in results}
     data = [yielded.result.__data__ for yielded in results]
     if len(types) == 1 and all(map(list(data[0]).__eq__, map(list, data))):
-        return [results]  # mostly they are all alike, and hashing all names takes twice as long
+        return [results]  # usually all are alike, and hashing all names takes twice as long
     groups: dict[tuple[object, ...], list[YieldedResult]] = {}
     for yielded in results:
         groups.setdefault((type(yielded.result), *yielded.result.__data__), []).append(yielded)

@@ -36,7 +36,7 @@ class RowTimes:
     def bins(self) -> Counter[int]:
         """The number of rows in each bin."""
         with self._counting:
-            # Others may add rows meanwhile, which are counted the next time.
+            # Rows that are added at the same time are counted the next time.
             times_s = [self._uncounted.popleft() for _ in range(len(self._uncounted))]
             self._bins.update(floor(log2(max(s, _SHORTEST_S)) * _BINS) for s in times_s)
         return self._bins

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of a task: those of the call, else of the decorator, else the defaults."""
+    """The settings of a task: from the call, the decorator or the defaults, in this order."""
 
     live: bool = entry(False, flag)
     batch_size: int = entry(1000, whole(1))
@@ -86,13 +86,13 @@ class Tally:
     n_failed: int = 0
     n_mistakes: int = 0  # failures that are mistakes of the task or of its table
     last: str = ""  # the last failure: what was raised, and where
-    n_stored: int = 0  # rows of which a result, or the fact that they have none, is stored
+    n_stored: int = 0  # rows with a stored result, or a record that they have none
     #: The keys of the page's rows that failed before: failing again, they blame nothing else.
     failed_before: Container[str] = ()
 
     def _blamable(self, failures: "Iterable[Refusal]") -> "list[Refusal]":
         """Return the failures that the task, or the node, may be to blame for: not those of rows
-        that failed before, nor those of which a further result was refused."""
+        that failed before, nor those with a further result that was refused."""
         return [
             f for f in failures if not f.refused and str(f.handed.key) not in self.failed_before
         ]

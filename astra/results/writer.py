@@ -3,7 +3,7 @@
 A second thread writes all rows of a page: the task continues to compute while the database is
 unavailable, and a transaction that the task left open cannot swallow a checkpoint. If a program
 calls a task, the task's thread writes each full batch before it passes the results on; the second
-thread writes results that have waited for ``write_frequency`` seconds meanwhile.
+thread writes results that have waited for ``write_frequency`` seconds.
 """
 
 import logging
@@ -127,7 +127,7 @@ class Writer:
             self.background.wake()
 
     def wait_no_longer(self) -> None:
-        """Write what waits, but do not wait for a database that is away: the process is to end."""
+        """Write what waits, but do not wait for the database: the process has to end."""
         self.is_ending.set()
         self.wake()
 
@@ -261,7 +261,7 @@ class Writer:
                 self.write()
 
     def fail_for_good(self, error: BaseException) -> None:
-        """Record the error that ended the second thread, and wake whoever waits for it."""
+        """Record the error that ended the second thread, and wake threads that wait for it."""
         with self.buffer.changed:
             self.fatal_error = error
             self.buffer.changed.notify_all()

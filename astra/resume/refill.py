@@ -81,9 +81,9 @@ def _withdraw(submission: Submission, numbers: list[int]) -> list[int]:
 
 
 def put_back(plan: Plan, chosen: Iterable[Page], refills: Iterable[Refill]) -> None:
-    """Return the pages that no array was submitted for, as at a limit, to their submissions.
+    """Return pages to their submissions if no array was submitted for them because of a limit.
 
-    A pool whose pages were submitted for other elements needs no more than it has.
+    A pool whose pages were submitted for other elements needs no further element.
     """
     numbers: defaultdict[tuple[int, bool | None], list[int]] = defaultdict(list)
     for page in chosen:

@@ -17,7 +17,7 @@ from astra.states import SlurmState
 
 @dataclass(frozen=True, order=True)
 class JobId:
-    """A job and what identifies it: numbers start again, and clusters share them.
+    """A job and what identifies it: numbers are assigned again, and clusters share them.
 
     Where the name is known, output of Slurm about the number counts only under that name: it is the
     name of the job's script, too, which stays when a site or an operator renames the job.
@@ -67,7 +67,7 @@ class Answer:
     unsettled: frozenset[int | str] = frozenset()  # jobs whose absence proves nothing
     notes: tuple[str, ...] = ()  # for people: which query was not answered, and why
     jobs: frozenset[int | str] | None = None  # that were queried; None: any job
-    queued: frozenset[int | str] = frozenset()  # jobs of which squeue showed at least one element
+    queued: frozenset[int | str] = frozenset()  # jobs with at least one element in squeue
 
     def of(self, job: int | str, index: int | None) -> Execution:
         """Return the state of one element: ABSENT if both answered and neither lists it, None if
@@ -362,7 +362,7 @@ def merge_answers(queued: Mapping[Key, Execution], booked: Mapping[Key, Executio
         if key in queued:
             continue
         if past.state is not None and past.state.alive:
-            # Its record may lag, or stay open for ever: a runaway job (sacctmgr show runaway).
+            # Its record may lag, or stay open forever: a runaway job (sacctmgr show runaway).
             reason = f"sacct calls it {past.state}, {CONTRADICTED}"
             past = replace(past, state=SlurmState.ABSENT, reason=reason)
         executions[key] = past

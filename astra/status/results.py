@@ -68,7 +68,7 @@ class StoredResults:
         self.link = next(iter(links))
         self.key = self.link.key(self.output)
         self.given = None if keys is None else given_keys(self.key, keys)
-        self.unknown = list(self.given or ())  # keys of which no result was read
+        self.unknown = list(self.given or ())  # keys for which no result was read
 
     @property
     def columns(self) -> list[str]:

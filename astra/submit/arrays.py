@@ -72,7 +72,7 @@ def reduced(piece: Slice, profile: Profile) -> list[Slice]:
     """Return what to submit instead of a slice with more elements than a limit of Slurm allows.
 
     Half of the elements of a pool can serve the same pages, unless they would be too few for them.
-    Else the slice is cut into two, each with half of its pages and elements.
+    Otherwise the slice is cut into two, each with half of its pages and elements.
     """
     half, cut = len(piece.elements) // 2, len(piece.pages) // 2
     if profile.pull and half >= _MIN_SHARE * min(len(piece.pages), piece.max_elements):

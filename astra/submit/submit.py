@@ -118,7 +118,7 @@ def submit(
 
 
 def prepare(profile: Profile) -> None:
-    """Query what Slurm allows elements of a profile, and compile its template meanwhile.
+    """Query what Slurm allows elements of a profile; compile its template at the same time.
 
     Raises
     ------
@@ -356,7 +356,7 @@ class _ArrayBuilder:
         behind: Job | None = None,
         token: str | None = None,
     ) -> _Array:
-        """Return an array with its script, of which nothing is stored yet.
+        """Return an array with its script; nothing of it is stored yet.
 
         Its job avoids bad nodes, and waits for the job whose share of the throttle it takes over.
         """

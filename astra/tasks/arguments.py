@@ -55,7 +55,7 @@ def _written(name: str, value: object) -> str:
 
 
 def as_stored(values: Mapping[str, object]) -> str:
-    """Return arguments as JSON, as a plan holds them."""
+    """Return arguments as a plan stores them, in JSON."""
     return json.dumps({name: json_value(value) for name, value in values.items()})
 
 
@@ -107,7 +107,7 @@ def _kind_of_text(function: Callable[..., object], name: str) -> object:
 
 
 def typed(name: str, text: str, kind: object) -> object:
-    """Convert a text that was typed: what it is in JSON, if the type takes that, or else itself.
+    """Convert a text that was typed: to its value in JSON if the type takes that; else keep it.
 
     Raises
     ------
@@ -129,7 +129,7 @@ def typed(name: str, text: str, kind: object) -> object:
 
 
 def _as_json(text: str) -> object:
-    """Return what a text is in JSON, also written as in Python; itself if it is a text there."""
+    """Return the value of a text in JSON, or as Python writes it; a text stays as it is."""
     if text.lower() in _WORDS:
         return _WORDS[text.lower()]
     for read in (json.loads, float):  # the second knows inf
@@ -226,7 +226,7 @@ def _members(name: str, kind: object, n: int) -> list[object]:
 
 
 def _fit_union(name: str, value: object, kinds: tuple[object, ...]) -> object:
-    """Convert a value to its own type if that is among several, or else to the first that fits."""
+    """Convert a value to its own type if the union has it, otherwise to the first that fits."""
     errors, own = [], type(value)
     for kind in sorted(kinds, key=lambda kind: _outer(kind) != own):
         try:

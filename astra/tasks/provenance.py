@@ -97,7 +97,7 @@ def store_provenance(provenance: Mapping[str, object]) -> int:
     pk = query.scalar()
     if pk is None:
         MadeBy.insert(provenance).on_conflict_ignore().execute()
-        if (pk := query.scalar()) is None:  # the conflict was another one, which is to be raised
+        if (pk := query.scalar()) is None:  # another conflict, which has to be raised
             pk = MadeBy.insert(provenance).execute()
     return int(pk)
 
@@ -244,7 +244,7 @@ def code_version(function: Callable[..., object]) -> str | None:
     return _commit(source_file(function).parent)
 
 
-@lru_cache(maxsize=64)  # what was imported stays as it is
+@lru_cache(maxsize=64)  # imported code does not change
 def _commit(folder: Path) -> str | None:
     import subprocess  # here, as elements do not ask git
 

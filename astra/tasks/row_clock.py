@@ -60,7 +60,7 @@ class RowClock:
         return self.since != 0.0
 
     def credit_overhead(self, spent_s: float) -> None:
-        """Credit time before the first row, of which each result bears a share.
+        """Credit time before the first row; each result gets a share of it.
 
         Where the number of rows is not known, the first result bears all of it.
         """

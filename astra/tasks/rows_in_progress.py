@@ -108,8 +108,8 @@ class RowsInProgress:
     def match(self, result: object) -> YieldedResult:
         """Return a result with the row that it is for, which may have ended before.
 
-        That is the row in progress whose key it bears, or else the one that was handed over last:
-        if it bears no key, or the row has none that is known. If results are gathered, it may also
+        That is the row in progress whose key it has. If it has no key, or the key of the row is
+        unknown, it is the row that was handed over last. If results are gathered, it may also
         be of another row of the group, or of a spectrum of the source.
         """
         last, gathers = self.last, self.target.gathers

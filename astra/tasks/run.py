@@ -266,7 +266,7 @@ class Run:
             raise Terminated from error
 
     def _ends_with(self, error: BaseException) -> bool:
-        """Return whether an exception ends the run, and is no failure of a row."""
+        """Return whether an exception ends the run, and is not the failure of a row."""
         return isinstance(error, Terminated if self.is_page else INTERRUPTIONS)
 
     def _stored(self) -> Iterator[object]:
