@@ -224,7 +224,7 @@ class Run:
                 return error
             if ActiveRuns.status:  # the task has caught it, and yields instead of the result
                 ActiveRuns.check()
-            if writes and isinstance(result, OutputModel):
+            if isinstance(result, OutputModel):
                 result = as_yielded(result)
             is_done = type(result) is output and self._end_only_row(result)
             if is_done:
