@@ -127,7 +127,7 @@ class _Undo(Exception):
 def _refused(function: Any, row: object, results: list[object]) -> tuple[str, str] | None:
     """Return why results would not be stored: they are written, and the transaction is undone."""
     target = target_of_call(function, [row])
-    in_progress = RowsInProgress(target, True, keeps_rows=False, is_page=False, board=None)
+    in_progress = RowsInProgress(target, keeps_rows=False, is_page=False, board=None)
     refused: list[Refusal] = []
     try:
         with suppress(_Undo), connection(), writing():

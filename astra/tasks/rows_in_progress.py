@@ -22,21 +22,15 @@ class RowsInProgress:
     Parameters
     ----------
     target : whose results are written.
-    writes : results are stored, and with them when their rows changed.
     keeps_rows : keep copies of the rows, since they cannot be read again.
     is_page : the rows are those of a page, and no others can end.
     board : is notified of the rows in progress.
     """
 
     def __init__(
-        self,
-        target: Target,
-        writes: bool,
-        keeps_rows: bool,
-        is_page: bool,
-        board: ProgressBoard | None,
+        self, target: Target, keeps_rows: bool, is_page: bool, board: ProgressBoard | None
     ):
-        self.target, self.key_name, self.writes = target, target.key_name, writes
+        self.target, self.key_name = target, target.key_name
         self.keeps_rows, self.is_page, self.board = keeps_rows, is_page, board
         #: By place in the page: 1 while a row is in progress.
         self.flags: dict[int, int] | Array[c_uint8] = {} if board is None else board.flags
@@ -70,7 +64,7 @@ class RowsInProgress:
         if not self.has_values:
             return HandedRow(None, row, None, self.read, 0.0, self.table)
         link = self.target.link
-        modified = moment_in(row) if self.is_model and self.writes else None
+        modified = moment_in(row) if self.is_model else None
         link_value = link.of_row(row) if link is not None else None
         key = self._key_of(link_value)
         return HandedRow(key, row, modified, self.read, 0.0, self.table, link_value)

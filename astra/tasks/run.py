@@ -103,8 +103,7 @@ class Run:
         self.page_rows = cast("PageRows", rows) if has_page_rows else None
         # A row is kept if it may have to be handed over again and cannot be read again.
         keeps_rows = self.page_rows is None and not self.settings.re_raise_exceptions
-        writes = self.settings.write_to_database
-        self.in_progress = RowsInProgress(writer.target, writes, keeps_rows, self.is_page, board)
+        self.in_progress = RowsInProgress(writer.target, keeps_rows, self.is_page, board)
         self.clock = RowClock(n_rows, board)
         writer.buffer.finish_fresh = self.clock.end_row
         groups = self.page_rows.groups if self.page_rows is not None else []
