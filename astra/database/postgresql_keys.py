@@ -210,7 +210,7 @@ class Keys(Writing):
         return int(n_pages), int(n_rows)
 
     def _check_keys(self, plan_pk: int, page: str) -> None:
-        """Refuse keys that are too long; keys that are not text, as in SQL_ASCII, fail later."""
+        """Refuse keys that are too long. Reading them also fails for bytes that are not text."""
         parameters = (plan_pk, _MAX_KEY_BYTES, self.database.codec == "ascii")  # type: ignore[attr-defined]
         for (text,) in self.run(queries.LONG_KEYS, parameters, page=page).fetchall():
             if (size := len(text.encode())) > _MAX_KEY_BYTES:
