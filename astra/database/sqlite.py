@@ -21,6 +21,7 @@ from astra.database.dialect import no_moment
 from astra.database.sqlite_writing import Writing
 from astra.database.values import FORMED
 from astra.database.values import check as check_value
+from astra.errors import TaskError
 
 #: Types of columns that may hold dates, with their times.
 _DATED = frozenset(
@@ -282,6 +283,12 @@ class SQLite(Writing):
     list_text = staticmethod(json.dumps)
 
     def key_text(self, fields: Sequence[Any]) -> Any:
+        most = self.database.connection().getlimit(sqlite3.SQLITE_LIMIT_FUNCTION_ARG)
+        if len(fields) > most:
+            raise TaskError(
+                f"{fields[0].model._meta.table_name}: its key has {len(fields)} columns, and "
+                f"SQLite can compare at most {most}: give the table a key of fewer columns"
+            )
         one = fields[0] if len(fields) == 1 else fn.json_array(*fields)
         return one.cast("text")
 

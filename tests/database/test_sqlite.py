@@ -27,7 +27,7 @@ from astra.element.element import Element
 from astra.errors import TaskError
 from astra.models import BossVisitSpectrum
 from astra.models.attempts import Attempt
-from astra.models.keys import bound_to_database, check_keys
+from astra.models.keys import bound_to_database, check_keys, key_of
 from astra.plan.lookup import get_plan
 from astra.plan.plan import create_plan
 from astra.results.stopping import Stop
@@ -161,6 +161,15 @@ def test_a_primary_key_of_numbers_that_sqlite_lets_be_null(sqlite_url):
         dialect().run("INSERT INTO fibre VALUES (1, NULL)")
         with pytest.raises(TaskError, match="a row without a key"):
             check_keys(bound_to_database(Fibre))
+
+
+def test_a_key_of_more_columns_than_sqlite_can_compare_is_refused(sqlite_url):
+    names = [f"part_{number}" for number in range(2000)]
+    key = type("Meta", (), {"primary_key": peewee.CompositeKey(*names)})
+    parts = {name: peewee.IntegerField() for name in names}
+    wide = bound_to_database(type("WideKey", (peewee.Model,), {**parts, "Meta": key}))
+    with connection(), pytest.raises(TaskError, match="key has 2000 columns"):
+        assert key_of(wide).text
 
 
 def test_a_transaction_that_a_full_disk_has_ended_is_repeated(sqlite_url):
