@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 import subprocess
 import sys
 import types
@@ -401,10 +402,26 @@ def test_a_missing_table_is_said_before_a_row_is_computed(url, monkeypatch):
     with pytest.raises(DatabaseError, match=r"astra initdb tests\.sample_tasks"):
         create_plan(measure)
     monkeypatch.setattr(Measured, "__module__", "__main__")
-    for main, module in (({"__file__": "/data/script.py"}, "script"), ({}, "MODULE")):
+    in_notebook = 'astra.api.init_database(["__main__"])'
+    for main, remedy in (({"__file__": "/x/script.py"}, "astra initdb script"), ({}, in_notebook)):
         monkeypatch.setitem(sys.modules, "__main__", types.SimpleNamespace(**main))
-        with pytest.raises(DatabaseError, match=f"astra initdb {module}$"):
+        with pytest.raises(DatabaseError, match=f"{re.escape(remedy)}$"):
             create_plan(measure)
+
+
+def test_a_call_without_the_tables_of_astra_says_how_to_create_them(url):
+    fill(1)
+    database.execute_sql("DROP TABLE astra_archive")
+    database.execute_sql("DROP TABLE astra_schema")
+    with pytest.raises(DatabaseError, match="has no tables of astra; create them: astra initdb"):
+        list(measure(BossVisitSpectrum.select()))
+
+
+def test_a_module_that_is_not_given_by_its_name_is_refused(sqlite_url):
+    Measured.drop_table()
+    assert Measured._meta.table_name in init_database("tests.sample_tasks")
+    with pytest.raises(UsageError, match=r"modules: <Model: Measured> is not a name"):
+        init_database((Measured,))
 
 
 def test_initdb_by_a_role_that_owns_nothing_names_the_owner(

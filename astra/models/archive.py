@@ -7,6 +7,7 @@ anything is written: the plans in a copy belong to the original, which continues
 
 from secrets import token_hex
 
+import peewee
 from peewee import SQL, TextField
 
 from astra.config.secrets import hide_password
@@ -52,10 +53,16 @@ def new_place() -> str | None:
     Raises
     ------
     DatabaseError
-        If it is a copy of that place, or a standby of the server there.
+        If it is a copy of that place, or a standby of the server there, or has no tables of astra.
     """
     with connection():
-        known = Archive.select().first()
+        try:
+            known = Archive.select().first()
+        except peewee.DatabaseError:
+            from astra.models.table_checks import check_version  # here, as elements do without it
+
+            check_version()  # raises if there are no tables of astra
+            raise
         place = dialect().location(schema())
     if known is None:
         raise DatabaseError(

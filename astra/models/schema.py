@@ -74,7 +74,7 @@ def init_database(
     Raises
     ------
     UsageError
-        If a module cannot be imported, or there is no such role.
+        If a module cannot be imported, there is no such role, or anything given is not a name.
     DatabaseError
         If the tables were created by a later astra, or one is in use for too long.
 
@@ -84,7 +84,7 @@ def init_database(
     >>> init_database()
     []
     """
-    for name in modules:
+    for name in _names("modules", modules):
         _import(name)
     with connection():
         if not database.in_transaction():
@@ -93,8 +93,8 @@ def init_database(
     def init() -> tuple[list[str], list[str]]:
         noted: list[str] = []
         with database.atomic():
-            new = _init(parse_grants(grant), copied, moved, noted, views)
-            return new, noted + [track_changes(name) for name in tracked]
+            new = _init(parse_grants(_names("grant", grant)), copied, moved, noted, views)
+            return new, noted + [track_changes(name) for name in _names("tracked", tracked)]
 
     new, noted = retrying(init, LOCK_TIMEOUT_S, statement_s=long_s())  # elements may deadlock it
     if notes is not None:
@@ -115,7 +115,7 @@ def sql_of(
     DatabaseError
         As :func:`init_database` does; the role needs the right to create tables.
     """
-    for name in modules:
+    for name in _names("modules", modules):
         _import(name)
     new_file = is_missing_file()
     with connection(), recorded() as statements, database.atomic() as transaction:
@@ -192,6 +192,15 @@ def _upgrade(version: int | None) -> None:
         Schema.create(version=VERSION)
     elif version < VERSION:
         Schema.update(version=VERSION).execute()
+
+
+def _names(what: str, names: Sequence[str]) -> tuple[str, ...]:
+    """Return names as a tuple; a program may give a single one by itself."""
+    listed = (names,) if isinstance(names, str) else tuple(names)
+    for name in listed:
+        if not isinstance(name, str):
+            raise UsageError(f"{what}: {name!r} is not a name; give a list of names")
+    return listed
 
 
 def _import(name: str) -> None:

@@ -277,10 +277,12 @@ def _column_of_trigger(model: type[Model]) -> str | None:
 
 
 def command_for(model: type[Model]) -> str:
-    """Return the command that creates or completes a table."""
+    """Return the command that creates or completes a table, in a notebook the function."""
     module = model.__module__
-    if module == "__main__":  # of a script, or of a notebook
-        module = Path(getattr(sys.modules[module], "__file__", None) or "MODULE").stem
+    if module == "__main__":
+        if (script := getattr(sys.modules[module], "__file__", None)) is None:
+            return 'astra.api.init_database(["__main__"])'
+        module = Path(script).stem
     command = "astra initdb" if module.startswith("astra.") else f"astra initdb {module}"
     name = getattr(model, "stands_for", model.__name__)
     return command + ("" if issubclass(model, BaseModel) else f" --track-changes {name}")
