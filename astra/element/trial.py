@@ -14,7 +14,7 @@ from astra.database.connection import connection, dialect, writing
 from astra.element.loaded_task import planned_arguments
 from astra.element.reader import UNREADABLE, read_rows
 from astra.errors import BrokenElement, DatabaseError, TaskError, UsageError, error_text
-from astra.models.importing import load, own_traceback
+from astra.models.importing import cut_long_tracebacks, load, own_traceback
 from astra.models.key_parsing import find_keys, keys_as_text
 from astra.models.keys import RowKey, all_rows, bound_to_database, key_of, table_name
 from astra.models.pipeline import BASES
@@ -65,6 +65,7 @@ class Trial:
             except INTERRUPTIONS:
                 raise
             except BaseException as error:
+                cut_long_tracebacks(error)
                 trace = own_traceback(error)
                 text = "".join(tracebacks.format_exception(type(error), error, trace))
                 message = secrets.hide(error_text(error))

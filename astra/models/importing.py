@@ -7,6 +7,7 @@ import re
 import sys
 import traceback as tracebacks
 import types
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -91,6 +92,36 @@ def own_frame(error: BaseException) -> tracebacks.FrameSummary | None:
     ]
     own = [frame for frame in frames if not _is_library(Path(frame.filename))]
     return next(reversed(own or frames), None)
+
+
+#: Entries of a traceback that are kept, at its beginning and at its end: an endless recursion has
+#: millions, if the task has raised Python's limit, and formatting them takes minutes.
+_KEPT = 500
+
+
+def cut_long_tracebacks(error: BaseException | None) -> None:
+    """Leave out the middle of tracebacks that are too long to be formatted."""
+    seen: set[int] = set()
+    remaining = [error]
+    while remaining:
+        one = remaining.pop()
+        if one is not None and id(one) not in seen:
+            seen.add(id(one))
+            remaining += [one.__cause__, one.__context__]
+            _cut(one)
+
+
+def _cut(error: BaseException) -> None:
+    entries = deque[TracebackType](maxlen=_KEPT)
+    trace, last_of_beginning, n_entries = error.__traceback__, None, 0
+    while trace is not None:
+        n_entries += 1
+        if n_entries == _KEPT:
+            last_of_beginning = trace
+        entries.append(trace)
+        trace = trace.tb_next
+    if last_of_beginning is not None and n_entries > 2 * _KEPT:
+        last_of_beginning.tb_next = entries[0]
 
 
 def own_traceback(error: BaseException) -> TracebackType | None:

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable, Iterable
 
 from astra.errors import BrokenElement, DatabaseError, MissingExtra, OutOfMemory, error_text
+from astra.models.importing import cut_long_tracebacks
 from astra.models.keys import RowKey
 from astra.results.rows import HandedRow, described, place_of
 
@@ -63,6 +64,7 @@ class Blame:
         BrokenElement
             If it was not.
         """
+        cut_long_tracebacks(error)
         text = described(error)
         which = f" at row {rows[0].key}" if len(rows) == 1 and rows[0].key is not None else ""
         line = place_of(error)

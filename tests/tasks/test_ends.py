@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -450,3 +451,32 @@ def test_a_row_that_cannot_be_read_costs_no_result(url, monkeypatch):
         assert [attempt.state for attempt in Attempt.select()] == ["broken"]
     found = verify(plan.pk)
     assert found.sound and found.rows["result"] == 3
+
+
+def test_the_middle_of_the_traceback_of_an_endless_recursion_is_left_out(url):
+    """To format all entries takes minutes if the task has raised Python's limit by far."""
+
+    @task
+    def endless(spectra: Iterable[BossVisitSpectrum]) -> Iterable[Measured]:
+        def recurse(depth: int) -> None:
+            recurse(depth + 1)
+
+        for spectrum in spectra:
+            try:
+                recurse(0)
+            except RecursionError as error:
+                raise RuntimeError(f"at {spectrum.spectrum_pk}") from error
+            yield Measured.from_spectrum(spectrum)
+
+    fill(1)
+    usual = sys.getrecursionlimit()
+    sys.setrecursionlimit(10_000)
+    try:
+        rows = BossVisitSpectrum.select()
+        assert list(endless(rows, re_raise_exceptions=False)) == []
+    finally:
+        sys.setrecursionlimit(usual)
+    text = Failure.get().traceback
+    assert "recurse(0)" in text and text.rstrip().endswith("RuntimeError: at 1")
+    (n_left_out,) = re.findall(r"repeated (\d+) more times", text)
+    assert int(n_left_out) < 1000
