@@ -12,8 +12,13 @@ from functools import cache
 from pathlib import Path
 
 
-def on_first_use(package: str) -> tuple[Callable[[str], object], Callable[[], list[str]]]:
-    """Return ``__getattr__`` and ``__dir__`` for a package with imports for type checkers."""
+def on_first_use(
+    package: str, as_public: Callable[[object], object] = lambda value: value
+) -> tuple[Callable[[str], object], Callable[[], list[str]]]:
+    """Return ``__getattr__`` and ``__dir__`` for a package with imports for type checkers.
+
+    Whoever uses a name of the package gets what `as_public` makes of its value.
+    """
     module = sys.modules[package]
 
     @cache
@@ -36,7 +41,7 @@ def on_first_use(package: str) -> tuple[Callable[[str], object], Callable[[], li
         if name not in homes():
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         home, name_there = homes()[name]
-        return getattr(importlib.import_module(home), name_there)
+        return as_public(getattr(importlib.import_module(home), name_there))
 
     return get, lambda: sorted({*vars(module), *homes()})
 

@@ -24,7 +24,8 @@ from astra.api import (
     wait,
 )  # fmt: skip
 from astra.cli.group import main
-from astra.errors import UsageError
+from astra.database.connection import database
+from astra.errors import DatabaseError, UsageError
 from tests.conftest import ROOT
 from tests.json_schemas import PRINTED, text
 from tests.sample_tasks import fill, measure
@@ -41,7 +42,7 @@ def test_every_name_of_the_facade_is_documented_and_loads():
     assert set(astra.api.__all__) <= imported and "Estimate" in imported
     for name in imported:
         assert getattr(astra.api, name).__doc__, name
-    assert astra.api.log_text is astra.status.logs.text_of
+    assert astra.api.log_text.__wrapped__ is astra.status.logs.text_of
     assert not hasattr(astra.api, "no_such_name")
 
 
@@ -94,6 +95,15 @@ def test_plan_submit_wait(slurm):
 
 @pytest.mark.slurm
 @pytest.mark.postgres
+def test_an_error_of_the_database_is_raised_as_one_that_says_what_to_do(sqlite_url):
+    fill(1)
+    plan, *_ = create_plan(measure)
+    database.execute_sql("ALTER TABLE attempt RENAME COLUMN state TO other")
+    for function in status, verify, lambda number: list(wait(number)):
+        with pytest.raises(DatabaseError, match=r"differ from what astra .* astra initdb"):
+            function(plan.plan)
+
+
 def test_waiting_is_bounded(slurm):
     fill(5)
     plan, _ = create_plan(measure)

@@ -16,6 +16,7 @@ each message says what to do next.
 Names that are not in ``__all__`` are for the command line: they may change in any version.
 """
 
+from astra.api.explained import database_errors_explained, explained
 from astra.lazy import on_first_use
 
 TYPE_CHECKING = False  # type checkers assume True; an import here would delay every command
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
     from astra.api.submitting import Execution, submit, submit_task
     from astra.api.waiting import wait
     from astra.config.settings import current as configuration
-    from astra.database.connection import as_database_error, retrying
     from astra.database.connection import is_file as is_database_file
+    from astra.database.connection import retrying
     from astra.database.connection import url as database_url
     from astra.doctor.environment import wrong_profiles
     from astra.doctor.job import write_answer
@@ -134,4 +135,4 @@ __all__ = [
     "why",
 ]
 
-__getattr__, __dir__ = on_first_use(__name__)
+__getattr__, __dir__ = on_first_use(__name__, explained)

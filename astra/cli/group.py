@@ -12,6 +12,7 @@ from shlex import quote
 import click
 
 from astra import __version__
+from astra.api import database_errors_explained
 from astra.cli.examples import EXAMPLES
 from astra.cli.output import show
 from astra.errors import AstraError, Interrupted, nearest
@@ -137,7 +138,7 @@ class _Commands(click.Group):
         from astra.config.startup import exits_raised
 
         try:
-            with exits_raised(), _interruptible():
+            with exits_raised(), _interruptible(), database_errors_explained():
                 return super().invoke(ctx)
         except AstraError as error:
             if isinstance(error, Interrupted):
@@ -152,11 +153,6 @@ class _Commands(click.Group):
         except BrokenPipeError:
             sys.stderr.close()
             ctx.exit(1)
-        except Exception as error:
-            if (explained := _as_database_error(error)) is None:
-                raise
-            show.error(str(explained))
-            ctx.exit(explained.exit_status)
 
 
 #: Seconds that a statement may still take after Ctrl-C.
@@ -187,15 +183,6 @@ def _interruptible() -> Iterator[None]:
     finally:
         signal.set_wakeup_fd(before)
         os.close(write_end)  # which ends the thread
-
-
-def _as_database_error(error: Exception) -> AstraError | None:
-    """Return what to report if a statement met an unavailable database, or tables of others."""
-    if "astra.database.connection" not in sys.modules:  # commands without a database start faster
-        return None
-    from astra import api
-
-    return api.as_database_error(error)
 
 
 @click.group(
