@@ -266,7 +266,7 @@ def take_leftovers(night: Night, settings: NightSettings, step: NightStep) -> No
     earlier = (
         NightPlan.select()
         .join(Night)
-        .where((Night.name == night.name) & (Night.pk < night.pk) & ~NightPlan.has_ended)
+        .where((Night.name == night.name) & (Night.pk < night.pk))
         .order_by(NightPlan.pk.desc())
     )
     with connection():

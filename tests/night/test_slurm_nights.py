@@ -17,8 +17,9 @@ from pathlib import Path
 import pytest
 
 from astra import generate_queries_for_task
+from astra.api import run_here
 from astra.database.connection import connection, database, reset
-from astra.errors import SlurmError
+from astra.errors import SlurmError, SlurmRefused
 from astra.models import BossVisitSpectrum
 from astra.models.attempts import Attempt
 from astra.models.nights import Night, NightPlan
@@ -185,6 +186,19 @@ def test_leftovers_that_run_are_taken_and_others_wait_for_free_elements(slurm):
     assert step.open and step.postponed and step.new == [(plan, 10) for plan in plans]
     assert Submission.select().count() == 2
     assert plan_pks(night) == plans and all(e.leftover for e in entries_of(night)[:2])
+
+
+def test_rows_that_a_refused_retry_made_pending_are_taken_by_the_next_night(slurm):
+    """Every row of their plan had ended when its night was closed."""
+    night, settings, plan = a_night(), settings_of_tasks("measure"), plan_of(20, 20, raise_every=7)
+    with connection():
+        NightPlan.create(night=night.pk, task="tests.sample_tasks.measure", plan_pk=plan)
+    run_here(plan)
+    assert nightly._advance(night, settings).state == "failed rows"
+    with pytest.raises(SlurmRefused):
+        resume(plan, failed=True, options={"partition": "nowhere"})
+    nightly._take_new(a_night(), settings, step := NightStep())
+    assert step.new == [(plan, 2)] and step.open
 
 
 def test_pages_that_were_never_submitted_are_submitted_with_those_that_ended(
