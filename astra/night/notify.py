@@ -16,7 +16,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import wait
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -46,6 +46,8 @@ TOTAL_TIMEOUT_S = 45
 
 NOTIFIED = "notified"
 
+_BEGUN = "not sent yet, unless its process was killed as it sent it"
+
 
 def notify(night: Night, settings: NightSettings) -> dict[str, str]:
     """Notify people of a closed night by every channel that has not done so; return the results."""
@@ -54,21 +56,27 @@ def notify(night: Night, settings: NightSettings) -> dict[str, str]:
         subject, text = compose(status)
         with connection():
             notified = Night.get_by_id(night.pk).notifications
-        for channel, send in _senders(settings.notify, status, subject, text).items():
-            if (
-                notified.get(channel, {}).get("of") == subject
-                and notified[channel]["result"] == NOTIFIED
-            ):
-                continue
-            moment = time.strftime("%Y-%m-%d %H:%M:%S %z")
-            result = _tried(night, channel, send)
-            notified[channel] = {"of": subject, "at": moment, "result": result}
-        with connection():
-            Night.update(notified=json.dumps(notified)).where(Night.pk == night.pk).execute()
+        due = {
+            channel: send
+            for channel, send in _senders(settings.notify, status, subject, text).items()
+            if notified.get(channel, {}).get("of") != subject
+            or notified[channel]["result"] != NOTIFIED
+        }
+        moment = time.strftime("%Y-%m-%d %H:%M:%S %z")
+        notified |= {channel: {"of": subject, "at": moment, "result": _BEGUN} for channel in due}
+        _store(night, notified)
+        for channel, send in due.items():
+            notified[channel]["result"] = _tried(night, channel, send)
+            _store(night, notified)  # at once: this process may be killed during the next one
     except Exception as error:  # an error here must not affect this night or the next one
         log.warning("nobody was notified of the night %s: %r", night.pk, error)
         return {}
     return {channel: entry["result"] for channel, entry in notified.items()}
+
+
+def _store(night: Night, notified: Mapping[str, Mapping[str, str]]) -> None:
+    with connection():
+        Night.update(notified=json.dumps(notified)).where(Night.pk == night.pk).execute()
 
 
 def compose(night: NightStatus) -> tuple[str, str]:

@@ -1,8 +1,11 @@
 """People are notified of a night by mail, webhook and command; what fails is kept."""
 
 import json
+import os
+import signal
 import ssl
 import subprocess
+import sys
 import threading
 import time
 from contextlib import contextmanager
@@ -25,6 +28,8 @@ from astra.night.doctor import _notified
 from astra.night.history import night_of
 from astra.night.nightly import _notify_of_earlier
 from astra.night.notify import NOTIFIED, compose, notify
+from tests.configuration import configure
+from tests.servers import wait_for
 from tests.servers.server import Ports
 
 
@@ -143,6 +148,26 @@ def test_a_failed_notification_is_retried_and_fails_nothing_else(url, inbox, tmp
             _notify_of_earlier(better)
             assert night_of("survey").notified["mail"].startswith(NOTIFIED)
             assert len(kept.mails) == 1 and len(hooks) == 1 and (tmp_path / "notified").exists()
+
+
+def test_a_process_that_is_killed_repeats_no_notification(url, tmp_path, monkeypatch):
+    """It is killed while the second channel hangs, which the next process tries again."""
+    log, passes = tmp_path / "log", tmp_path / "passes"
+    command = f"echo begun >>{log}; test -e {passes} || exec sleep 60"
+    a_night()
+    with listening(200) as (hooks, hook):
+        text = '[nights.survey]\ntasks = ["tests.sample_tasks.measure"]\n[nights.survey.notify]\n'
+        text += f'webhook = "{hook}"\ncommand = ["sh", "-c", "{command}"]\n'
+        configure(tmp_path, text, monkeypatch)
+        call = "from astra.night import nightly; nightly._notify_of_earlier({}('survey'))"
+        words = [sys.executable, "-c", call.format("nightly.settings_of")]
+        with subprocess.Popen(words, start_new_session=True) as killed:
+            wait_for(log.exists, "the second channel", 20)
+            os.killpg(killed.pid, signal.SIGKILL)
+        passes.touch()
+        _notify_of_earlier(config.settings_of("survey"))
+        assert len(hooks) == 1 and log.read_text() == "begun\n" * 2
+    assert {how[:8] for how in night_of("survey").notified.values()} == {NOTIFIED}
 
 
 def test_a_webhook_that_sends_elsewhere_was_not_notified(url):
