@@ -6,6 +6,7 @@ import gc
 import os
 import pwd
 import resource
+import signal
 import sys
 import time
 from functools import cache
@@ -80,6 +81,14 @@ def elements_here(token: str) -> set[int]:
         and arguments[-2] == "--element"
         and arguments[-1].isdecimal()
     }
+
+
+def signal_name(number: int) -> str:
+    """Return the name of a signal: real-time signals are counted from the first of them."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"SIGRTMIN{number - signal.SIGRTMIN:+}"
 
 
 def user_name() -> str:

@@ -87,6 +87,7 @@ def costly(
     raise_every: int = 0,
     nothing_every: int = 0,
     kill_at: int = 0,
+    kill_with: int = signal.SIGSEGV,
 ) -> Iterable[Costs]:
     """A task of known cost: time to load, time and memory for its rows."""
     time.sleep(load_s)
@@ -95,7 +96,7 @@ def costly(
         key = spectrum.spectrum_pk
         time.sleep(row_s)
         if key == kill_at:
-            os.kill(os.getpid(), signal.SIGSEGV)
+            os.kill(os.getpid(), kill_with)
         if raise_every and key % raise_every == 0:
             raise ValueError(f"row {key} is bad")
         if nothing_every and key % nothing_every == 0:

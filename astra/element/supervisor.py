@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from astra.config import settings
 from astra.element.progress_board import ProgressBoard
 from astra.errors import OutOfHours
-from astra.processes import now_s, process_start_s
+from astra.processes import now_s, process_start_s, signal_name
 from astra.states import KILLED, OUT_OF_MEMORY, TIMED_OUT
 
 if TYPE_CHECKING:
@@ -266,11 +266,11 @@ class _Parent:
         if self.board.out_of_memory:
             return Death(OUT_OF_MEMORY, "ran out of memory (MemoryError)")
         if self.requests.is_set() and status != -signal.SIGKILL:
-            how = f"exit status {status}" if status >= 0 else signal.Signals(-status).name
+            how = f"exit status {status}" if status >= 0 else signal_name(-status)
             return Death(KILLED, f"ended its process when asked to stop ({how})", on_request=True)
         if status >= 0:
             return Death(KILLED, f"ended its process (exit status {status})")
-        name = signal.Signals(-status).name
+        name = signal_name(-status)
         if -status == signal.SIGKILL:
             killed = "was being processed when its process was killed (signal 9, SIGKILL)"
             return Death(KILLED, f"{killed}, by a memory limit or from outside")

@@ -1,6 +1,7 @@
 """A night with rows that raise, crash, hang and eat memory: only they fail."""
 
 import os
+import signal
 from collections import Counter
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from tests.sample_tasks import (
     Measured,
     close_files,
     collect_and_hang,
+    costly,
     crash,
     deadly,
     fill,
@@ -65,6 +67,17 @@ def test_a_poisoned_night_ends_with_every_row(url, n, limit):
     assert (left.plan, left.failed, left.quarantined) == (None, 7, 3)
     # Each crash costs one process and a search, not a page.
     assert Attempt.select().count() <= n // limit + 3 * 12
+
+
+def test_a_row_that_a_real_time_signal_kills_is_a_failure(url):
+    """As where a profiler's timer goes on without its handler. The signal has no name of its own."""
+    fill(6)
+    arguments = {"kill_at": 3, "kill_with": signal.SIGRTMIN + 6}
+    (planned,) = create_plan(costly, BossVisitSpectrum, arguments=arguments)
+    resume_local(planned.plan)
+    (failed,) = failures(planned.plan)
+    assert failed.key == 3 and "(signal 40, SIGRTMIN+6)" in failed.message
+    assert verify(planned.plan).whole
 
 
 def test_a_row_that_hangs_in_a_task_that_collects(url):
