@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from astra.database.connection import connection, retrying, tuples, url
 from astra.errors import DatabaseError, Interrupted, count
 from astra.models.plans import Page, Plan, Submission
 from astra.plan.pages import pages_without_keys
+from astra.processes import signal_name
 from astra.submit.intent import make_intent, new_submission
 from astra.submit.render import element_arguments, environment
 from astra.submit.submit import Submitted
@@ -55,7 +57,7 @@ def _failed_elements(statuses: dict[int, int], log_path: str) -> str:
     '2 elements failed, first element 3 (killed by SIGKILL); see logs/local-a1_3.log'
     """
     element, status = next(iter(statuses.items()))
-    how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+    how = f"killed by {signal_name(-status)}" if status < 0 else f"exit status {status}"
     number = count(len(statuses), "element")
     which = ":" if len(statuses) == 1 else ", first"
     return f"{number} failed{which} element {element} ({how}); see {log_path}_{element}.log"
@@ -112,7 +114,10 @@ class LocalRun:
             After Ctrl-C or SIGTERM: the processes have been asked to stop, and have stored their
             rows.
         """
-        previous = {n: signal.signal(n, self._on_signal) for n in (signal.SIGINT, signal.SIGTERM)}
+        # Only the main thread may set handlers; in another, the caller decides what a signal does.
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        numbers = (signal.SIGINT, signal.SIGTERM) if in_main_thread else ()
+        previous = {number: signal.signal(number, self._on_signal) for number in numbers}
         try:
             self._run_elements(n_processes, progress)
         finally:

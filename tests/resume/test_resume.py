@@ -2,6 +2,7 @@
 
 import os
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -124,6 +125,14 @@ class TestHere:
         with connection():
             assert Submission.select().count() == 1
         assert resume_local(plan.pk).skipped == {"running": 1}
+
+
+def test_a_thread_of_a_program_runs_a_plan_here(url):
+    """It cannot handle signals, which are the main thread's."""
+    plan = plan_of(30, 10)
+    with ThreadPoolExecutor() as threads:
+        assert threads.submit(resume_local, plan.pk).result().rows == 30
+    assert states(plan) == [PageState.DONE] * 3
 
 
 def test_an_array_that_slurm_was_not_asked_about_is_unknown(url):
