@@ -7,18 +7,23 @@ import subprocess
 import sys
 
 import jsonschema
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
 import astra.api
 from astra.api import (
     cancel,
+    continue_plans,
     create_plan,
     failures,
     logs,
+    pause,
+    report,
     resume,
     resume_local,
     status,
+    statuses,
     submit,
     verify,
     wait,
@@ -69,10 +74,21 @@ def test_a_name_loads_only_what_it_needs(statement, heavy):
 
 
 @pytest.mark.parametrize("given", [None, "1", [None]])
-@pytest.mark.parametrize("function", [status, verify, resume, cancel, failures, logs, wait, submit])
+@pytest.mark.parametrize(
+    "function",
+    [status, verify, resume, cancel, failures, logs, wait, submit, pause, continue_plans, report],
+)
 def test_what_is_not_the_number_of_a_plan_is_refused(sqlite_url, function, given):
     with pytest.raises(UsageError, match="is not the number of a plan"):
         function(given)
+
+
+def test_functions_of_several_plans_take_one_too(sqlite_url):
+    fill(1)
+    plan = np.int64(create_plan(measure)[0].plan)
+    assert [one.plan for one in statuses(plan)] == [plan] == [one.plan for one in statuses([plan])]
+    assert report(plan).n_rows == report([plan]).n_rows == 1
+    assert [one.paused for one in pause(plan) + continue_plans([plan])] == [True, False]
 
 
 @pytest.mark.slurm

@@ -9,9 +9,10 @@
     for plan_status in wait(submissions):
         print(plan_status.plan, plan_status.state, plan_status.rows)
 
-A task that reads several tables has a plan for each of them, so these functions take and return
-lists; they also take one item, or the number of a plan. Errors are those of :mod:`astra.errors`;
-each message says what to do next.
+A task that reads several tables has a plan for each of them, so :func:`create_plan` returns a list,
+which :func:`submit` and :func:`wait` take as it is. Others take the number of a plan,
+as in ``plans[0].plan``; those of several plans also take one number. Errors are those of
+:mod:`astra.errors`; each message says what to do next.
 
 Names that are not in ``__all__`` are for the command line: they may change in any version.
 """

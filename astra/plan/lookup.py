@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from importlib.machinery import PathFinder
+from numbers import Integral
 from pathlib import Path
 
 from astra.config import settings
@@ -20,6 +21,13 @@ def paused_message(pk: int, reason: str | None) -> str:
     return f"plan {pk} is paused ({reason}): astra continue {pk}"
 
 
+def plan_numbers(plans: int | Iterable[int]) -> list[int]:
+    """Return numbers of plans as a list; a single one may be given by itself."""
+    if isinstance(plans, Iterable) and not isinstance(plans, str):
+        return list(plans)
+    return [plans]
+
+
 def get_plan(pk: int) -> Plan:
     """Return the plan with a number.
 
@@ -28,13 +36,13 @@ def get_plan(pk: int) -> Plan:
     UsageError
         If there is none; the message lists the latest plans.
     """
-    if not isinstance(pk, int):
+    if not isinstance(pk, Integral):
         raise UsageError(
             f"{pk!r} is not the number of a plan; create_plan returns it as `plan`, which is None "
             "if nothing was pending"
         )
     with current_tables():
-        plan = Plan.get_or_none(Plan.pk == pk) if pk < 2**63 else None
+        plan = Plan.get_or_none(Plan.pk == int(pk)) if pk < 2**63 else None
         if plan is not None:
             return plan
         last = [p for (p,) in tuples(Plan.select(Plan.pk).order_by(Plan.pk.desc()).limit(5))]

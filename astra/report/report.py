@@ -16,6 +16,7 @@ import numpy as np
 from astra.config import settings
 from astra.database.connection import connection, dialect, tuples
 from astra.models.plans import Page, Plan, Submission
+from astra.plan.lookup import plan_numbers
 from astra.plan.pages import PageStatus
 from astra.records import dataclass
 from astra.report.attempts import Attempts, Ending, Histogram, Node, SlowPage, TimeSeries
@@ -87,7 +88,7 @@ class Report:
 
 
 def report_of(
-    plans: Sequence[int],
+    plans: int | Sequence[int],
     title: str | None = None,
     earlier: Sequence[Earlier] = (),
     headline: Callable[[Sequence[PlanStatus]], Headline] = headline_of,
@@ -96,8 +97,8 @@ def report_of(
 
     Parameters
     ----------
-    plans : sequence of int
-        Numbers of the plans.
+    plans : int, or a sequence of int
+        Numbers of the plans, or of one.
     title : str, optional
         By default, the plan's number and task.
     earlier : sequence of Earlier, optional
@@ -121,6 +122,7 @@ def report_of(
     >>> report([1]).n_rows
     4
     """
+    plans = plan_numbers(plans)
     with connection():
         queried = dialect().now()
     current = statuses(plans, include_done=False, recent_s=settings.current().slurm.recent_s)

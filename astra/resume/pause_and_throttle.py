@@ -10,7 +10,7 @@ from astra.errors import AstraError, UsageError
 from astra.models.attempts import Attempt
 from astra.models.plans import IS_LIVE, Page, Plan, Submission
 from astra.plan import spool
-from astra.plan.lookup import get_plan
+from astra.plan.lookup import get_plan, plan_numbers
 from astra.plan.spool import Recovered
 from astra.processes import user_name
 from astra.records import dataclass
@@ -44,13 +44,13 @@ def live_plans() -> list[int]:
         return [pk for (pk,) in tuples(Plan.select(Plan.pk).where(IS_LIVE).order_by(Plan.pk))]
 
 
-def pause(plans: Iterable[int], reason: str | None = None) -> list[Control]:
+def pause(plans: int | Iterable[int], reason: str | None = None) -> list[Control]:
     """Pause plans: their elements finish their pages and take no further ones.
 
     Parameters
     ----------
-    plans : iterable of int
-        Numbers of the plans.
+    plans : int, or an iterable of int
+        Numbers of the plans, or of one.
     reason : str, optional
         Shown by ``astra status`` and in the logs of elements; by default, the user's name.
 
@@ -73,7 +73,7 @@ def pause(plans: Iterable[int], reason: str | None = None) -> list[Control]:
     [False]
     """
     values = {"paused": SQL(dialect().now_sql), "pause_reason": reason or f"by {user_name()}"}
-    return [_set_controls(plan, values) for plan in plans]
+    return [_set_controls(plan, values) for plan in plan_numbers(plans)]
 
 
 def _set_controls(number: int, values: dict[str, object]) -> Control:
@@ -124,13 +124,13 @@ def throttle(plan: int, limit: int | None) -> Control:
     return _set_controls(plan, {"throttle": limit})
 
 
-def continue_plans(plans: Iterable[int]) -> list[Control]:
+def continue_plans(plans: int | Iterable[int]) -> list[Control]:
     """Continue paused plans: submit the pages that have no element, or too few.
 
     Parameters
     ----------
-    plans : iterable of int
-        Numbers of the plans.
+    plans : int, or an iterable of int
+        Numbers of the plans, or of one.
 
     Returns
     -------
@@ -151,7 +151,7 @@ def continue_plans(plans: Iterable[int]) -> list[Control]:
     False
     """
     continued, errors = [], []
-    for plan in plans:
+    for plan in plan_numbers(plans):
         try:
             continued.append(_continue(plan))
         except AstraError as error:  # what keeps one plan from continuing keeps no other

@@ -24,7 +24,7 @@ from astra.models.importing import load
 from astra.models.plans import Page, Plan
 from astra.models.table_checks import lacking_guard
 from astra.models.tracked_tables import tracked_model
-from astra.plan.lookup import get_plan
+from astra.plan.lookup import get_plan, plan_numbers
 from astra.plan.pages import PageStatus, failed_keys, live_pages
 from astra.policy.next_steps import NextStep, grouped, next_steps
 from astra.records import dataclass
@@ -111,14 +111,14 @@ def status(plan: int, include_done: bool = True, recent_s: float = 0.0) -> PlanS
 
 
 def statuses(
-    plans: Sequence[int], include_done: bool = True, recent_s: float = 0.0
+    plans: int | Sequence[int], include_done: bool = True, recent_s: float = 0.0
 ) -> list[PlanStatus]:
     """Return the status of several plans; Slurm is asked once for all of them.
 
     Parameters
     ----------
-    plans : sequence of int
-        Numbers of the plans.
+    plans : int, or a sequence of int
+        Numbers of the plans, or of one.
     include_done : bool
         As for :func:`status`.
     recent_s : float
@@ -140,7 +140,7 @@ def statuses(
     >>> [plan.state.value for plan in statuses([1])]
     ['whole']
     """
-    frozen = [get_plan(plan) for plan in plans]
+    frozen = [get_plan(plan) for plan in plan_numbers(plans)]
     answer = query_slurm_for(frozen, include_done, recent_s)
     lost = cache(_lost_guard)
     with connection():  # one for all that it reads
