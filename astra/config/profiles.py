@@ -120,7 +120,7 @@ class Profile:
     max_elements: int = entry(1000, whole(1))  # of a submission whose elements pull
     pages_per_element: int = entry(1, whole(1))
     pull: bool = entry(True, flag)  # elements take pages while any is free; else fixed ones
-    row_timeout: float | None = entry(None, number(0, 1e9))  # in s; or that of [element]
+    row_timeout: float | None = entry(None, number(0))  # in s; or that of [element]
     template: str = entry("element.sh.j2", _TEMPLATE)
     policy: Mapping[str, Mapping[str, object]] = field(default_factory=dict)  # overrides [policy]
     given: Mapping[str, object] = field(default_factory=dict)  # overrides for one submission

@@ -16,7 +16,17 @@ from urllib.parse import quote, unquote
 
 from astra.config import retry_rules
 from astra.config.secrets import _known, hide, hide_secret, know_url
-from astra.config.value_checks import MAX_PAGE_ROWS, entry, matching, number, text, texts, whole
+from astra.config.value_checks import (
+    MAX_ANSWER_S,
+    MAX_DAYS,
+    MAX_PAGE_ROWS,
+    entry,
+    matching,
+    number,
+    text,
+    texts,
+    whole,
+)
 from astra.errors import ConfigError, nearest
 from astra.records import dataclass
 
@@ -73,7 +83,7 @@ class Database:
     url: str = entry("", text)  # by default, ./astra.db as an absolute path
     schema: str | None = entry(None, _name_of_schema)  # PostgreSQL schema that holds the tables
     connect_timeout_s: int = entry(10, whole(1))
-    answer_timeout_s: float = entry(60.0, number(0, above=True))  # longest wait for an answer
+    answer_timeout_s: float = entry(60.0, number(0, MAX_ANSWER_S, above=True))
     retry_for_s: float = entry(600.0, number(0))  # how long a checkpoint waits for the database
 
 
@@ -114,7 +124,7 @@ class Plan:
 class Slurm:
     """How Slurm is queried."""
 
-    timeout_s: float = entry(30.0, number(0, above=True))  # for one of Slurm's commands
+    timeout_s: float = entry(30.0, number(0, MAX_ANSWER_S, above=True))  # for one of its commands
     retries: int = entry(3, whole(0))  # of an unanswered query
     recent_s: float = entry(5.0, number(0))  # output up to this age is used again; 0: never
     pause_s: float = entry(0.2, number(0))  # between the calls of sbatch for two plans
@@ -132,9 +142,9 @@ class Policy:
 class Clean:
     """What `astra clean` keeps."""
 
-    keep_days: float = entry(90.0, number(0, 36_500))  # plans, logs and scripts that are inactive
-    compress_days: float = entry(0.0, number(0))  # until scripts and logs are packed; 0: never
-    keep_nights_days: float = entry(1000.0, number(0))  # rows of nights
+    keep_days: float = entry(90.0, number(0, MAX_DAYS))  # inactive plans, their logs and scripts
+    compress_days: float = entry(0.0, number(0, MAX_DAYS))  # until logs are packed; 0: never
+    keep_nights_days: float = entry(1000.0, number(0, MAX_DAYS))  # rows of nights
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,7 @@
 """Check values of the configuration: each check returns the value, or says what it should be."""
 
-import math
 import re
 import shlex
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import Field, field
 from typing import Any, TypeVar
@@ -100,17 +98,22 @@ def flag(value: object) -> bool:
     return value
 
 
-def number(least: float, greatest: float = math.inf, above: bool = False) -> Check[float]:
+#: The most seconds and days that can be waited for, or added to a date: about 30 and 100 years.
+MAX_S, MAX_DAYS = 1_000_000_000, 36_500
+
+#: The longest wait for an answer, which servers and commands are given in milliseconds.
+MAX_ANSWER_S = 86_400
+
+
+def number(least: float, greatest: float = MAX_S, above: bool = False) -> Check[float]:
     """Return a check for a number between two others."""
-    expected = f"{'above' if above else 'at least'} {least:g}, and finite"
-    if math.isfinite(greatest):
-        expected = f"from {least:g} to {greatest:g}"
+    expected = f"{'above' if above else 'from'} {least:,g} {'and at most' if above else 'to'} "
+    expected += f"{greatest:,.10g}"
 
     def check(value: object) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ValueError("should be a number, without quotes")
-        is_finite = abs(value) <= sys.float_info.max
-        if not (is_finite and least <= value <= greatest) or (above and value == least):
+        if not least <= value <= greatest or (above and value == least):
             raise ValueError(f"should be {expected}")
         return float(value)
 

@@ -18,24 +18,30 @@ import pytest
 
 from astra import generate_queries_for_task
 from astra.api import run_here
+from astra.config.value_checks import MAX_ANSWER_S, MAX_DAYS, MAX_S
 from astra.database.connection import connection, database, reset
 from astra.errors import SlurmError, SlurmRefused
 from astra.models import BossVisitSpectrum
-from astra.models.attempts import Attempt
+from astra.models.attempts import Attempt, excluded_nodes
 from astra.models.nights import Night, NightPlan
 from astra.models.plans import Page, Plan, Submission
 from astra.models.schema import init_database
 from astra.night import nightly
+from astra.night.clean import clean
 from astra.night.finalizer import is_alive
 from astra.night.plans import FIRST_CHECK_S, NightStep, queue_finalizer
 from astra.night.totals import entries_of, plan_pks
+from astra.plan.lookup import get_plan
 from astra.plan.plan import create_plan
+from astra.policy import retry_policy
+from astra.policy.next_steps import exclude_bad_nodes
 from astra.resume.resume import resume
 from astra.slurm.limits import configuration
 from astra.slurm.parse import JobId
 from astra.status.failures import failures
 from astra.status.status import status
 from astra.submit.submit import submit
+from tests.configuration import configure
 from tests.conftest import ROOT
 from tests.nights import a_night, counts, last, plan_of, run_out, settings_of_tasks
 from tests.pools import running
@@ -199,6 +205,39 @@ def test_rows_that_a_refused_retry_made_pending_are_taken_by_the_next_night(slur
         resume(plan, failed=True, options={"partition": "nowhere"})
     nightly._take_new(a_night(), settings, step := NightStep())
     assert step.new == [(plan, 2)] and step.open
+
+
+def test_a_plan_is_run_and_cleaned_with_the_greatest_values_that_are_accepted(
+    slurm, tmp_path, monkeypatch
+):
+    """PostgreSQL, poll(2) and dates all have a largest number."""
+    text = f"""
+[database]
+answer_timeout_s = {MAX_ANSWER_S}
+retry_for_s = {MAX_S}
+[element]
+lease_s = {MAX_S}
+write_frequency = {MAX_S}
+grace_s = {MAX_S}
+row_timeout_s = {MAX_S}
+[slurm]
+timeout_s = {MAX_ANSWER_S}
+[policy]
+exclude_for_s = {MAX_S}
+[clean]
+keep_days = {MAX_DAYS}
+compress_days = {MAX_DAYS}
+keep_nights_days = {MAX_DAYS}
+"""
+    configure(tmp_path, text, monkeypatch)
+    reset()
+    plan = plan_of(20, 10)
+    submit(plan)
+    run_out(slurm)
+    assert status(plan).state == "whole" and clean(dry_run=False).plans == ()
+    monkeypatch.setattr(retry_policy, "bad_nodes", lambda *seen: {("c", "n"): "bad"})
+    exclude_bad_nodes(get_plan(plan), [], [])
+    assert [excluded.node for excluded in excluded_nodes()] == ["n"]
 
 
 def test_pages_that_were_never_submitted_are_submitted_with_those_that_ended(
