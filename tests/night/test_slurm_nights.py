@@ -149,13 +149,15 @@ def test_a_refusal_shows_slurms_words_and_leaves_the_plan(slurm):
 
 def test_a_submit_limit_leaves_the_rest_for_resume(slurm, job_limit):
     """Where each page needs an element of its own."""
-    plan = plan_of(40, 5, row_s=0.01)
+    plan = plan_of(40, 5)
     job_limit(5)
-    done = submit(plan, options={"pull": False, "mem": "123M"})
+    # Held, as elements that end between two arrays would make room.
+    done = submit(plan, options={"pull": False, "mem": "123M", "hold": True})
     job_limit(None)
     assert 1 <= done.pages <= 5 and done.unsubmitted == 8 - done.pages and "resume" in done.message
     rest = resume(plan)  # with the options that were given for the plan
     assert rest.pages == 8 - done.pages and "--mem=123M" in Path(rest.jobs[0].script).read_text()
+    slurm.run("scontrol", "release", ",".join(str(j.job_id) for j in (*done.jobs, *rest.jobs)))
     run_out(slurm)
     assert counts() == (40, 40)
 
