@@ -10,7 +10,7 @@ from pathlib import Path
 from peewee import ModelSelect
 
 from astra.config.run_folder import run_folder
-from astra.database.connection import connection
+from astra.database.connection import connection, dialect
 from astra.errors import UsageError
 from astra.models.attempts import Attempt
 from astra.models.plans import Page, Plan, Submission
@@ -112,7 +112,7 @@ def has_ended(plan: int, log: Log) -> bool:
 
 def log_paths(attempts: Collection[int]) -> dict[int, str]:
     """Return the log files of attempts, by their primary keys, as far as they are known."""
-    query = _attempts().where(Attempt.pk << list(attempts))
+    query = _attempts().where(dialect().among(Attempt.pk, attempts))
     with connection():
         paths = {attempt.pk: _log(attempt).path for attempt in query} if attempts else {}
     return {pk: path for pk, path in paths.items() if path}

@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
@@ -349,16 +350,19 @@ class _Row:
             )
             .order_by(Plan.pk)
         )
+        is_at_page = dialect().among(Attempt.page, [page.pk for page in pages])
+        attempts = list(Attempt.select().where(is_at_page).order_by(Attempt.number))
+        paths = log_paths([attempt.pk for attempt in attempts])
+        by_page: defaultdict[int, list[Attempt]] = defaultdict(list)
+        for attempt in attempts:
+            by_page[attempt.page_pk].append(attempt)
         for page in pages:
             plan, place = page.plan, page.row_keys.index(self.key)
             outcome = Outcome(page.outcomes[place]).name.lower().replace("_", " ")
-            query = Attempt.select().where(Attempt.page == page.pk).order_by(Attempt.number)
-            attempts = list(query)
-            paths = log_paths([attempt.pk for attempt in attempts])
             yield PlanOfRow(
                 plan.pk, plan.version.text, plan.created, plan.redo, plan.where,
                 plan.cancelled, plan.paused, page.number, outcome,
-                tuple(_attempt_at_row(attempt, paths.get(attempt.pk)) for attempt in attempts),
+                tuple(_attempt_at_row(one, paths.get(one.pk)) for one in by_page[page.pk]),
             )  # fmt: skip
 
 
