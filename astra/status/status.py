@@ -22,7 +22,7 @@ from astra.models.attempts import excluded_nodes
 from astra.models.failures import Failure
 from astra.models.importing import load
 from astra.models.plans import Page, Plan
-from astra.models.table_checks import lacking_guard
+from astra.models.table_checks import current_tables, lacking_guard
 from astra.models.tracked_tables import tracked_model
 from astra.plan.lookup import get_plan, plan_numbers
 from astra.plan.pages import PageStatus, failed_keys, live_pages
@@ -140,10 +140,11 @@ def statuses(
     >>> [plan.state.value for plan in statuses([1])]
     ['whole']
     """
-    frozen = [get_plan(plan) for plan in plan_numbers(plans)]
+    with current_tables():  # one connection for all
+        frozen = [get_plan(plan) for plan in plan_numbers(plans)]
     answer = query_slurm_for(frozen, include_done, recent_s)
     lost = cache(_lost_guard)
-    with connection():  # one for all that it reads
+    with connection():
         return [
             _status(
                 plan, answer, [*answer.notes, *lost(plan.input_table, plan.input_model)],

@@ -23,7 +23,7 @@ from astra.slurm.parse import Answer, Execution, merge_answers
 from astra.states import PlanState, SlurmState
 from astra.status.headline import headline_of
 from astra.status.logs import logs
-from astra.status.status import status
+from astra.status.status import status, statuses
 from astra.submit.intent import make_intent, new_submission
 from tests.sample_tasks import fill, measure
 
@@ -137,6 +137,17 @@ def test_a_log_whose_path_was_not_recorded_is_in_the_folder_of_its_array(sqlite_
     (folder / "7_1.log").write_text("what it said\n")
     Submission.update(log_folder=str(folder)).execute()
     assert CliRunner().invoke(main, ["logs", str(plan), "1"]).output == "what it said\n"
+
+
+def test_the_statuses_of_many_plans_take_few_connections(pg_url, monkeypatch):
+    """One for each of 1,000 plans takes longer than all that is read."""
+    fill(20)
+    made = [create_plan(measure, BossVisitSpectrum, max_rows=2)[0].plan for _ in range(10)]
+    opened, connect = [], PostgresqlDatabase.connect
+    monkeypatch.setattr(
+        PostgresqlDatabase, "connect", lambda *words: [opened.append(1), connect(*words)][1]
+    )
+    assert [found.plan for found in statuses(made)] == made and len(opened) <= 3
 
 
 def test_a_profile_that_is_no_longer_valid_hides_no_status(sqlite_url, monkeypatch):
