@@ -101,6 +101,11 @@ class NightPlan(BaseModel):
         return self.plan_pk is None and self.has_ended and self.message != NOTHING_PENDING
 
     @property
+    def is_whole(self) -> bool:
+        """Whether every row of its plan has a result, or rightly none."""
+        return self.has_ended and not self.n_failed and not self.is_elsewhere
+
+    @property
     def key(self) -> tuple[str, str | None]:
         """Its task and input model, as ``NightTask.key``."""
         return self.task, self.input_model

@@ -27,6 +27,7 @@ from astra.models.attempts import Attempt, Exclusion
 from astra.models.nights import Night, NightPlan
 from astra.models.plans import Page, Plan
 from astra.models.table_checks import check_version
+from astra.night.totals import store_totals
 from astra.records import dataclass
 from astra.states import AttemptState
 from astra.submit.intent import plan_lock
@@ -262,6 +263,9 @@ def _remove_plan(plan: Plan, before: datetime) -> None:
     with _unused(plan, before):
         for path in _paths_of(plan):
             _remove(path)
+        with connection():  # rows may have ended since its night was closed
+            entries = list(NightPlan.select().where(NightPlan.plan_pk == plan.pk))
+        store_totals(entries)
         with connection(), writing():
             Plan.delete().where(Plan.pk == plan.pk).execute()  # and with it its pages
 

@@ -3,7 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import field, replace
 from datetime import datetime
+from itertools import chain
 from typing import Any
+
+from peewee import fn
 
 from astra.config import settings
 from astra.config.units import is_number
@@ -113,12 +116,27 @@ def nights(name: str | None = None, last: int = 20) -> list[NightStatus]:
         listed = list(query.where(Night.name == name) if name else query)
     if name and not listed:
         raise _unknown(name)
+    return _listed(listed)
+
+
+def last_nights() -> list[NightStatus]:
+    """Return the last night of each name, as :func:`nights` does."""
+    check_version()
+    last = Night.select(fn.MAX(Night.pk)).group_by(Night.name)
+    with connection():
+        listed = list(Night.select().where(Night.pk.in_(last)).order_by(Night.name))
+    return _listed(listed)
+
+
+def _listed(listed: list[Night]) -> list[NightStatus]:
     states, entries = _states(listed), {night.pk: list[NightPlan]() for night in listed}
     for entry in entries_of(*listed):
         entries[entry.night_pk].append(entry)
-    for night in listed:
-        if night.ended is None:
-            with_current_totals(entries[night.pk])
+    open_nights = {night.pk for night in listed if night.ended is None}
+    # Once a night is closed, nothing changes where all rows of a plan have a result or none.
+    changing = [e for e in chain(*entries.values()) if e.night_pk in open_nights or not e.is_whole]
+    with connection():
+        with_current_totals(changing)
     return [_status(night, states[night.pk], entries[night.pk]) for night in listed]
 
 
@@ -210,7 +228,7 @@ def _plans(entries: Sequence[NightPlan]) -> tuple[PlanOfNight, ...]:
     return tuple(
         PlanOfNight(
             entry.task, entry.input_model, entry.plan_pk, entry.leftover,
-            whole=entry.has_ended and not entry.n_failed and not entry.is_elsewhere,
+            whole=entry.is_whole,
             began=entry.began, kept=entry.plan_pk in kept, message=entry.message, **_numbers(entry),
         )
         for entry in entries

@@ -14,7 +14,7 @@ from astra.database.connection import connection, dialect
 from astra.models.attempts import Attempt
 from astra.models.plans import Page
 from astra.models.table_checks import current_tables
-from astra.night.history import nights
+from astra.night.history import last_nights
 from astra.night.totals import retries_of
 from astra.states import AttemptState, PlanState
 from astra.status.plans import all_plans
@@ -56,8 +56,7 @@ def metrics() -> str:
 
 
 def _of_nights(now: datetime) -> Iterator[str]:
-    last = {night.name: night for night in reversed(nights(None, 1000))}
-    labelled = [({"night": name}, last[name]) for name in sorted(last)]
+    labelled = [({"night": night.name}, night) for night in last_nights()]
     yield _metric(
         "astra_night_state", "1 for the state of the last night of each name, 0 for the others.",
         [({**name, "state": s}, n.state == s) for name, n in labelled for s in NIGHT_STATES],

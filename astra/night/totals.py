@@ -76,13 +76,18 @@ def with_current_totals(entries: list[NightPlan]) -> list[NightPlan]:
 
 
 def refresh_totals(night: Night) -> list[NightPlan]:
-    """Update the totals of a night's plans, and return the plans."""
-    entries = with_current_totals(entries_of(night))
-    for entry in entries:
+    """Store the present totals of a night's plans, and return the plans."""
+    entries = entries_of(night)
+    store_totals(entries)
+    return entries
+
+
+def store_totals(entries: list[NightPlan]) -> None:
+    """Store the present totals of plans of nights."""
+    for entry in with_current_totals(entries):
         if entry.is_dirty():
             with connection():
                 entry.save(only=entry.dirty_fields)
-    return entries
 
 
 def _current_totals(entry: NightPlan) -> dict[str, object]:

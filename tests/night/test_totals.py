@@ -1,13 +1,16 @@
 """The totals of a night."""
 
+from datetime import UTC, datetime, timedelta
+
 from astra.api import run_here
 from astra.config.nights import NightSettings
 from astra.database.connection import connection, database
 from astra.element.element import Element
 from astra.models import BossVisitSpectrum
-from astra.models.nights import NightPlan
+from astra.models.nights import Night, NightPlan
 from astra.night import nightly
-from astra.night.history import night_of
+from astra.night.clean import clean
+from astra.night.history import last_nights, night_of, nights
 from astra.night.nightly import _missing
 from astra.night.plans import NightStep, begin_tasks
 from astra.night.totals import entries_of, n_left, plan_pks, refresh_totals, totals_of
@@ -46,6 +49,25 @@ def test_the_rows_of_a_cancelled_plan_count_once(url):
     entry, _, *later = refresh_totals(night)
     assert (entry.n_rows, entry.has_ended, entry.message) == (10, True, "was cancelled")
     assert totals_of([entry, *later]).n_rows == 30
+
+
+def test_a_closed_nights_rows_that_ended_since_count_as_ended_also_when_their_plan_is_gone(url):
+    plan, night = plan_of(30, 10), a_night()
+    with connection():
+        NightPlan.create(night=night.pk, task="measure", plan_pk=plan.pk)
+    refresh_totals(night)
+    with connection():
+        Night.update(ended="2026-01-03 05:00:00", state="not whole").execute()
+    run_here(plan.pk)
+
+    def results_and_left() -> list[tuple[int, int]]:
+        seen = [*nights("survey"), night_of("survey"), *last_nights()]
+        return [(shown.results, shown.pending) for shown in seen]
+
+    assert results_and_left() == [(30, 0)] * 3
+    later = datetime.now(UTC) + timedelta(days=91)
+    assert clean(now=later, dry_run=False).plans == (plan.pk,)
+    assert results_and_left() == [(30, 0)] * 3 and night_of("survey").plans[0].whole
 
 
 def test_a_task_that_can_be_planned_later_is_no_longer_reported(url):
