@@ -51,7 +51,12 @@ def _give_back(submission: Submission) -> int:
     with writing():
         return sum(
             Page.update(**_before(page))
-            .where((Page.pk == page.pk) & (Page.submission_pk == submission.pk))
+            .where(
+                (Page.pk == page.pk)
+                & (Page.submission_pk == submission.pk)
+                # An element that is running may have claimed it since it was read.
+                & (fn.COALESCE(Page.attempt_pk, 0) == (page.attempt_pk or 0))
+            )
             .execute()
             for page in list(pages)
         )

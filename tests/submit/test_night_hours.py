@@ -4,16 +4,19 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 
 from astra.config.nights import checked
 from astra.config.profiles import choose_profile
 from astra.config.retry_rules import rules
-from astra.database.connection import connection, database, dialect
+from astra.database.connection import connection, database, dialect, writing
 from astra.database.postgresql import PostgreSQL
+from astra.element.claiming import claim_page, this_process
 from astra.element.late_start import begin
 from astra.errors import OutOfHours
 from astra.models import BossVisitSpectrum
@@ -153,6 +156,32 @@ def test_an_element_that_begins_too_late_gives_back_what_nobody_began(url):
         1: (None, None), 2: (first.pk, None), 3: (second.pk, None), 4: (None, None), 5: (None, None)
     }  # fmt: skip
     assert [p.number for p in Page.select() if p.free] == [3]  # the first was no pool
+
+
+@pytest.mark.postgres
+def test_an_element_that_begins_too_late_gives_back_no_page_that_is_being_claimed(pg_url):
+    """An element of the same array, which began in time, takes its next page at this moment."""
+    plan = get_plan(plan_of(30, 10))
+    submission = new_submission(plan, range(1, 4), 0, 1, "local", pulls=True)
+    make_intent(submission, list(Page.select()))
+    said: list[str] = []
+
+    def begin_late() -> None:
+        with pytest.raises(OutOfHours) as late:
+            begin(int(time.time()) - 1, submission.token)
+        said.append(str(late.value))
+
+    late = threading.Thread(target=begin_late)
+    waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+    with connection(), writing():
+        claim_page(plan, None, submission, 2, this_process("local", Path()))
+        late.start()
+        wait_for(lambda: database.execute_sql(waiting).fetchone()[0], "a lock", 20)
+    late.join()
+    assert "2 pages" in said[0]
+    with connection():
+        pages = {p.number: (p.submission_pk, p.free) for p in Page.select()}
+    assert pages == {1: (None, None), 2: (submission.pk, False), 3: (None, None)}
 
 
 def test_an_element_that_begins_too_late_for_a_plan_that_was_removed(url):
