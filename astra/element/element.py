@@ -25,7 +25,7 @@ from astra.element.claiming import FIRST_IN_PROGRESS, claim_page, this_process
 from astra.element.loaded_task import LoadedTask, load_task
 from astra.element.meter import Meter
 from astra.element.page_outcome import PageOutcome
-from astra.element.page_pool import claimed_page, close_pool, end_of_element, give_back
+from astra.element.page_pool import claimed_page, close_pool, end_of_element
 from astra.element.pause_checks import pause_if_all_break
 from astra.element.progress_board import ProgressBoard
 from astra.element.reader import Reader
@@ -49,7 +49,7 @@ from astra.models.attempts import Attempt, is_same_attempt
 from astra.models.plans import Page, Plan, Submission
 from astra.plan import spool
 from astra.plan.lookup import check_plan_version, get_plan, trust
-from astra.plan.pages import is_cancelled, page_of
+from astra.plan.pages import give_back, is_cancelled, page_of
 from astra.processes import collect_garbage_normally, now_s
 from astra.results.background import Heartbeat
 from astra.results.checkpoint import take_back_failures

@@ -14,7 +14,7 @@ from astra.config.units import time_limit_s, warning_lead_s
 from astra.database.connection import dialect
 from astra.database.statements import statement
 from astra.errors import AstraError
-from astra.models.attempts import N_ENDED, Attempt
+from astra.models.attempts import Attempt
 from astra.models.plans import N_PENDING, Page, Submission
 from astra.processes import process_start_s
 from astra.states import AttemptState
@@ -87,30 +87,6 @@ def claimed_page(submission: Submission, element: int) -> int | None:
         .limit(1)
         .scalar()
     )
-
-
-#: How many elements may be interrupted at a page before any of its rows has ended. After one more
-#: the page is not released again.
-_MAX_INTERRUPTED = 1
-
-
-def give_back(page: Page) -> None:
-    """Release a page that this element was interrupted at, if it is a page of a pool.
-
-    A page at which several elements were interrupted before a row ended waits for a resume, which
-    gives more time. If it were released again, it would use up one element after the other.
-    """
-    interrupted = Attempt.select().where(
-        (Attempt.page == page.pk)
-        & (Attempt.submission_pk == page.submission_pk)
-        & (Attempt.state == AttemptState.INTERRUPTED.value)
-        & (N_ENDED == 0)
-    )
-    if interrupted.count() > _MAX_INTERRUPTED:
-        return
-    Page.update(free=True).where(
-        (Page.pk == page.pk) & (Page.attempt_pk == page.attempt_pk) & Page.free.is_null(False)
-    ).execute()
 
 
 def end_of_element(submission: Submission) -> float | None:

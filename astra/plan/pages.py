@@ -9,7 +9,7 @@ from peewee import SQL, ModelSelect, Query, Value, fn
 from astra.config import settings
 from astra.database.connection import database, dialect
 from astra.database.statements import statement
-from astra.models.attempts import Attempt
+from astra.models.attempts import N_ENDED, Attempt
 from astra.models.keys import RowKey
 from astra.models.plans import N_PENDING, Page, Plan
 from astra.records import dataclass
@@ -103,6 +103,30 @@ def release(attempts: Iterable[Attempt], why: str) -> None:
     Attempt.update(
         state=AttemptState.SUPERSEDED.value, ended=SQL(dialect().now_sql), message=why
     ).where(Attempt.pk.in_(pks) & (Attempt.state == AttemptState.RUNNING.value)).execute()
+
+
+#: How many elements may be interrupted at a page before any of its rows has ended. After one more
+#: the page is not released again.
+_MAX_INTERRUPTED = 1
+
+
+def give_back(page: Page) -> None:
+    """Release a page that an element was interrupted at, if it is a page of a pool.
+
+    A page at which several elements were interrupted before a row ended waits for a resume, which
+    gives more time. If it were released again, it would use up one element after the other.
+    """
+    interrupted = Attempt.select().where(
+        (Attempt.page == page.pk)
+        & (Attempt.submission_pk == page.submission_pk)
+        & (Attempt.state == AttemptState.INTERRUPTED.value)
+        & (N_ENDED == 0)
+    )
+    if interrupted.count() > _MAX_INTERRUPTED:
+        return
+    Page.update(free=True).where(
+        (Page.pk == page.pk) & (Page.attempt_pk == page.attempt_pk) & Page.free.is_null(False)
+    ).execute()
 
 
 def unsubmitted_pages(plan: Plan) -> dict[int, int]:

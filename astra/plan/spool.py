@@ -35,6 +35,7 @@ from astra.models.keys import RowKey, moments
 from astra.models.pipeline import OutputModel, link_of
 from astra.models.plans import Page, Plan
 from astra.plan.lookup import find_modules
+from astra.plan.pages import give_back
 from astra.records import dataclass
 from astra.results.claim import Claim, claim_of
 from astra.results.rows import (
@@ -332,13 +333,13 @@ def _store(
             from astra.results.checkpoint import write  # here, as there is usually nothing to store
 
             write(valid, target, claim, partial(_judge, plan.task, valid))
-            Attempt.update(
+            interrupted = Attempt.update(
                 state=AttemptState.INTERRUPTED.value,
                 message="the results that the database did not accept at its end were spooled, "
                 "and stored later",
-            ).where(
-                (Attempt.pk == attempt.pk) & (Attempt.state == AttemptState.RUNNING.value)
-            ).execute()
+            ).where((Attempt.pk == attempt.pk) & (Attempt.state == AttemptState.RUNNING.value))
+            if interrupted.execute():
+                give_back(page)  # no watcher takes over what an interrupted attempt holds
             return valid
 
     return stop.retrying(work)

@@ -9,15 +9,16 @@ from pathlib import Path
 import peewee
 import pytest
 from peewee import PostgresqlDatabase
+from psycopg2.extensions import parse_dsn
 
 from astra.database.connection import connection, database, writing
 from astra.database.postgresql import PostgreSQL
 from astra.element.claiming import claim_page, this_process
 from astra.element.element import Element, run_element
-from astra.element.page_pool import end_of_element, give_back, take_page
+from astra.element.page_pool import end_of_element, take_page
 from astra.models.attempts import Attempt, Suspect
 from astra.models.plans import Page, Submission
-from astra.plan.pages import PageStatus
+from astra.plan.pages import PageStatus, give_back
 from astra.processes import process_start_s
 from astra.results.stopping import Stop
 from astra.resume.cancel import cancel
@@ -183,6 +184,35 @@ class TestClaims:
             runs = this.pull(2)
         assert [run.done for run in runs] == [20, 20]
         assert is_whole(plan) and elements() == {1: 1, 2: 2}
+
+    @pytest.mark.postgres
+    def test_a_page_that_an_outage_ended_is_continued_with_what_was_spooled(
+        self, pg_url, postgres, tmp_path, monkeypatch
+    ):
+        configure(tmp_path, "[database]\nretry_for_s = 0.5\n", monkeypatch)
+        monkeypatch.setattr("astra.element.reader.CHUNK_ROWS", 3)
+        computed, fast = tmp_path / "computed", tmp_path / "fast"
+        plan = plan_of(20, 10, row_s=0.3, slow_until=str(fast), computed=str(computed))
+        submission, over = pool_of(plan), threading.Event()
+
+        def close() -> None:
+            wait_for(
+                lambda: computed.exists() and len(computed.read_text().split()) > 3, "rows", 60
+            )
+            with postgres.closed_database(parse_dsn(pg_url)["dbname"]):
+                over.wait(60)
+
+        outage = threading.Thread(target=close)
+        outage.start()
+        with Element(plan, submission, Stop()) as this:
+            (run,) = this.pull(1)
+        over.set()
+        outage.join()
+        fast.touch()
+        assert "are kept in" in (run.message or "")
+        with Element(plan, submission, Stop()) as this:
+            assert sorted(run.page for run in this.pull(2)) == [1, 2]
+        assert is_whole(plan) and len(computed.read_text().split()) == 20
 
     def test_a_page_that_no_element_has_the_time_for_does_not_cost_the_time_of_all(self, url):
         plan = plan_of(10, 10)
