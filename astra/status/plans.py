@@ -1,6 +1,7 @@
 """List the plans, with one line for each."""
 
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 from peewee import fn
 
@@ -11,6 +12,9 @@ from astra.processes import user_name
 from astra.records import dataclass
 from astra.states import COUNTED, PlanState
 from astra.status.status import statuses
+
+if TYPE_CHECKING:
+    from peewee import ModelSelect
 
 
 @dataclass(frozen=True)
@@ -87,23 +91,31 @@ def all_plans(
     state = state and state.replace("-", " ")  # failed-rows, as shells complete it
     if state is not None and state not in [possible.value for possible in PlanState]:
         raise UsageError(f"no state {named!r}. {nearest(state, [s.value for s in PlanState])}")
+    chosen = _chosen(task, mine, since).limit(None if state else limit)
     query = (
         Plan.select(Plan, *(fn.SUM(getattr(Page, name)).alias(name) for name in COUNTED))
         .join(Page)
+        .where(Plan.pk << chosen)  # first, as there may be millions of pages
         .group_by(Plan.pk)
         .order_by(Plan.pk.desc())
     )
+    with connection():
+        listed = [_line(plan) for plan in query]
+    if state is not None:
+        listed = _in_state(listed, PlanState(state))[:limit]
+    return listed
+
+
+def _chosen(task: str | None, mine: bool, since: datetime | None) -> "ModelSelect[Plan]":
+    """Return the query of the keys of plans, the latest first."""
+    query = Plan.select(Plan.pk).order_by(Plan.pk.desc())
     if task:
         query = query.where((Plan.task == task) | Plan.task.endswith(f".{task}"))
     if mine:
         query = query.where(Plan.created_by == user_name())
     if since:
         query = query.where(Plan.created >= since)
-    with connection():
-        listed = [_line(plan) for plan in query.limit(None if state else limit)]
-    if state is not None:
-        listed = _in_state(listed, PlanState(state))[:limit]
-    return listed
+    return query
 
 
 def _in_state(listed: list[PlanLine], state: PlanState) -> list[PlanLine]:
