@@ -60,6 +60,7 @@ from astra.night.plans import (
     next_check_s,
     profile_of,
     queue_finalizer,
+    queue_first_finalizer,
     submit_due,
     take_leftovers,
 )
@@ -171,7 +172,7 @@ def _begin(settings: NightSettings) -> Nightly:
             night.delete_instance(recursive=True)
         held = "; ".join(step.of_nights) or None
         return Nightly(settings.name, "nothing new", message=held, problems=tuple(step.problems))
-    queue_finalizer(night, settings, step)
+    queue_first_finalizer(night, settings, step)
     return _outcome(night, "begun", step)
 
 
@@ -267,7 +268,7 @@ def heal(night: Night, settings: NightSettings) -> bool:
 def _replace_finalizer(night: Night, settings: NightSettings, step: NightStep) -> None:
     """Give a night a finalizer instead of one that is not alive; cancel that, if it is held."""
     earlier = finalizer_module.job_of(night)
-    queue_finalizer(night, settings, step)
+    queue_first_finalizer(night, settings, step)
     with suppress(SlurmError):  # it would do nothing, if somebody released it
         client.cancel(earlier)
 

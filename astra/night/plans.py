@@ -16,7 +16,7 @@ from astra.config.nights import NightSettings, NightTask
 from astra.config.profiles import choose_profile
 from astra.database.connection import connection, dialect, writing
 from astra.element.pause_checks import all_break
-from astra.errors import AstraError, BusyError, SlurmRefused, SlurmUnknown
+from astra.errors import AstraError, BusyError, SlurmError, SlurmRefused, SlurmUnknown
 from astra.models.nights import NOTHING_PENDING, Night, NightPlan
 from astra.models.plans import IS_LIVE, Plan, Submission
 from astra.night import finalizer
@@ -32,7 +32,7 @@ from astra.plan.lookup import paused_message
 from astra.plan.plan import create_plan
 from astra.records import dataclass
 from astra.resume.resume import resume
-from astra.slurm import limits
+from astra.slurm import client, limits
 from astra.slurm.parse import Answer, JobId
 from astra.states import ALIVE, PageState
 from astra.status.page_states import Pages, current_pages, in_states, query_slurm_for
@@ -415,6 +415,32 @@ def live_state(night: Night) -> NightStep:
             why = f"plan {plan.pk} waits: Slurm holds {n_held:,} of its pages back ({reason})"
             step.problems.append(f"{why}: astra status {plan.pk}")
     return step
+
+
+def queue_first_finalizer(night: Night, settings: NightSettings, step: NightStep) -> None:
+    """Queue a finalizer that no earlier one waits to queue.
+
+    If the arrays take all jobs that a limit of Slurm allows, it may have to wait for days, and
+    nobody would continue the night. So an element gives way to it, whose page others take.
+    """
+    try:
+        queue_finalizer(night, settings, step)
+    except SlurmRefused as refused:
+        if refused.limit:
+            _make_room(step.jobs)
+        raise
+
+
+def _make_room(jobs: Iterable[JobId]) -> None:
+    """Cancel the last element of the last array that has several: always the same, if repeated."""
+    names = [job.name for job in jobs]
+    pools = Submission.select().where(Submission.job_name.in_(names) & Submission.pulls)
+    with connection():
+        several = [s for s in pools.order_by(Submission.pk) if len(s.elements) > 1]
+    if several:
+        last = several[-1]
+        with suppress(SlurmError):
+            client.cancel(last.job, [last.elements[-1] - last.offset])
 
 
 def queue_finalizer(

@@ -43,7 +43,7 @@ from astra.status.status import status
 from astra.submit.submit import submit
 from tests.configuration import configure
 from tests.conftest import ROOT
-from tests.nights import a_night, counts, last, plan_of, run_out, settings_of_tasks
+from tests.nights import a_night, closed, counts, last, plan_of, run_out, settings_of_tasks
 from tests.pools import running
 from tests.sample_tasks import Measured, fill, measure
 from tests.servers import Postgres, Slurm, folder, wait_for
@@ -271,6 +271,22 @@ def test_within_a_submit_limit_fewer_elements_take_all_pages(slurm, job_limit):
     )
     run_out(slurm)
     assert counts() == (40, 40) and status(plan).state == "whole"
+
+
+def test_an_element_gives_way_to_the_finalizer_where_a_limit_leaves_no_room_for_it(
+    slurm, job_limit, tmp_path, monkeypatch
+):
+    """It would be refused for as long as the elements run."""
+    text = '[nights.survey]\nlimit = 10\ntasks = [{ task = "tests.sample_tasks.measure", set = '
+    text += f'{{ row_s = 60, slow_until = "{tmp_path}/go" }}, input_model = "BossVisitSpectrum" }}]'
+    configure(tmp_path, text, monkeypatch)
+    fill(40)
+    job_limit(4)
+    begun = nightly.nightly("survey", max_wait_s=60)
+    assert begun.state == "joined" and begun.finalizer and not Measured.select().exists()
+    (tmp_path / "go").touch()
+    job_limit(None)
+    assert closed(slurm).state == "whole" and counts() == (40, 40)
 
 
 def test_the_answer_of_sbatch_is_lost(slurm, tmp_path, monkeypatch):
