@@ -344,7 +344,7 @@ def retrying(
     Parameters
     ----------
     work : a unit that can be repeated: one transaction.
-    bound_s : seconds after which the last error is raised; by default, the configured
+    bound_s : seconds from the first error to the one that is raised; by default, the configured
         ``[database] retry_for_s``.
     waiting : a ``threading.Event`` that, once set, limits the retries to :data:`LAST_WAIT_S`.
     statement_s : how long each statement may take; by default, what is left of the bound.
@@ -358,12 +358,12 @@ def retrying(
     """
     if bound_s is None:
         bound_s = config.current().database.retry_for_s
-    began, pause_s, ending_since = time.monotonic(), 0.1, 0.0
+    pause_s, left_s = 0.1, bound_s
+    failing_since = ending_since = 0.0
     # Not after an error: what is left of a broken connection may say that it is in a transaction.
     is_callers = in_transaction()
     while True:
         try:
-            left_s = bound_s - (time.monotonic() - began)
             with bounded(statement_s or _statement_limit_s(left_s)), connection():
                 return work()
         except (peewee.DatabaseError, peewee.InterfaceError, _Unreachable) as error:
@@ -373,11 +373,12 @@ def retrying(
             check_files(error)
             if not dialect().is_lock(getattr(error, "error", error)):
                 drop_connection()  # after a mere lock, open cursors are still needed
-            now = time.monotonic()
+            # What came before the first error is no outage: the process may have been suspended.
+            failing_since = failing_since or time.monotonic()
             if waiting is not None and waiting.is_set():
-                ending_since = ending_since or now
-                bound_s = min(bound_s, ending_since - began + LAST_WAIT_S)
-            left_s = bound_s - (now - began)
+                ending_since = ending_since or time.monotonic()
+                bound_s = min(bound_s, ending_since - failing_since + LAST_WAIT_S)
+            left_s = bound_s - (time.monotonic() - failing_since)
             if left_s <= 0:
                 if isinstance(error, _Unreachable):
                     raise
@@ -390,7 +391,7 @@ def retrying(
                 time.sleep(nap_s)
             else:
                 waiting.wait(nap_s)
-            pause_s = min(pause_s * 1.6, 15.0)
+            pause_s, left_s = min(pause_s * 1.6, 15.0), left_s - nap_s
 
 
 def long_s() -> float:

@@ -27,7 +27,8 @@ from astra.models import BossVisitSpectrum
 from astra.plan.lookup import get_plan
 from astra.plan.plan import create_plan
 from astra.results.stopping import Stop
-from tests.pools import elements, is_whole, pool_of
+from tests.configuration import configure
+from tests.pools import elements, is_whole, plan_of, pool_of, running
 from tests.sample_tasks import fill, measure
 from tests.servers import PgBouncer, wait_for
 
@@ -118,6 +119,31 @@ def test_an_element_survives_the_idle_timeouts_of_pgbouncer(pg_url, postgres):
                 assert this.run_page(number, 1).state == "done"
         assert is_whole(plan) and elements() == {1: 2}
     bind(pg_url)
+
+
+def test_an_element_that_is_suspended_in_a_checkpoint_for_longer_than_an_outage(
+    pg_url, postgres, tmp_path, monkeypatch
+):
+    """The time that Slurm suspends it is no outage: the database answers when it continues."""
+    configure(tmp_path, "[database]\nretry_for_s = 2\nanswer_timeout_s = 2\n", monkeypatch)
+    plan = plan_of(30, 30, row_s=0.2)
+    words = ["--plan", str(plan.pk), "--job", pool_of(plan).token, "--element", "1"]
+    with subprocess.Popen([sys.executable, "-m", "astra", "run-page", *words]) as element:
+        with connection():
+            (attempt,) = running(1)
+        with psycopg2.connect(pg_url) as other, other.cursor() as cursor:
+            cursor.execute("SELECT 1 FROM page FOR UPDATE")
+            with connection():
+                wait_for(lambda: database.execute_sql(_WAITING).fetchone()[0], "a checkpoint", 60)
+            for pid in (element.pid, attempt.pid):
+                os.kill(pid, signal.SIGSTOP)
+        other.close()
+        ended = "SELECT count(*) FROM pg_stat_activity WHERE state LIKE 'idle in transaction%'"
+        wait_for(lambda: postgres.sql(ended) == [(0,)], "the end of its transaction", 20)
+        for pid in (attempt.pid, element.pid):
+            os.kill(pid, signal.SIGCONT)
+        assert element.wait(60) == 0
+    assert is_whole(plan) and elements() == {1: 1}
 
 
 @pytest.mark.parametrize(
