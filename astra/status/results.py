@@ -68,7 +68,12 @@ class StoredResults:
         self.link = next(iter(links))
         self.key = self.link.key(self.output)
         self.given = None if keys is None else given_keys(self.key, keys)
-        self.unknown = list(self.given or ())  # keys for which no result was read
+        self._found: set[RowKey] = set()
+
+    @property
+    def unknown(self) -> list[RowKey]:
+        """The given keys for which no result was read."""
+        return [key for key in self.given or () if key not in self._found]
 
     @property
     def columns(self) -> list[str]:
@@ -114,8 +119,7 @@ class StoredResults:
         with connection():
             records = run_keys(query.order_by(output.task_pk).limit(limit))
         if keys is not None:
-            seen = {row[-1] for row in records}
-            self.unknown = [key for key in self.unknown if key not in seen]
+            self._found.update(cast("RowKey", row[-1]) for row in records)
         order = self.columns
         rows = [
             {f.column_name: f.python_value(v) for f, v in zip(fields, row, strict=False)}
