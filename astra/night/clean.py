@@ -4,9 +4,9 @@ Results are never removed. Nor are failures and records of no result: without th
 be pending again. The record of a night with its totals is kept for longer.
 """
 
-import secrets
 import shutil
 import tarfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -131,9 +131,10 @@ def _n_records(plans: Iterable[Plan]) -> Counter[str]:
 
 
 def _paths_of(plan: Plan) -> list[Path]:
-    """Return the folder of a plan and the archive that it was packed into."""
+    """Return the folder of a plan, the archive that it was packed into, and an unfinished one."""
     folder = run_folder(plan.folder)
-    return [folder, folder.with_name(f"{folder.name}.tar.gz")]
+    archive = folder.with_name(f"{folder.name}.tar.gz")
+    return [folder, archive, folder.with_name(f".{archive.name}")]
 
 
 def _existing(paths: Iterable[Path]) -> list[Path]:
@@ -166,17 +167,30 @@ def _each(items: Iterable[T], step: Callable[[T], None], remaining: list[str]) -
 
 def _pack(plan: Plan, before: datetime) -> None:
     """Pack a plan's folder into an archive; remove it once the archive is complete."""
-    folder, archive = _paths_of(plan)
+    folder, archive, unfinished = _paths_of(plan)
     with _unused(plan, before):
-        unfinished = archive.with_name(f".{secrets.token_hex(8)}")
         try:
+            unfinished.unlink(missing_ok=True)  # of a process that was killed
             with new_file(unfinished) as file, tarfile.open(fileobj=file, mode="w:gz") as tar:
+                if archive.exists():
+                    _copy_earlier(archive, tar)
                 tar.add(folder, folder.name)
             unfinished.rename(archive)
-        except OSError as error:
+        except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
             unfinished.unlink(missing_ok=True)
             raise UsageError(f"{folder} cannot be packed: {error}; it is kept") from error
         _remove(folder)
+
+
+def _copy_earlier(archive: Path, tar: tarfile.TarFile) -> None:
+    """Copy what a folder lacks from its earlier archive.
+
+    Its plan was used since, or a process was killed while it removed the folder.
+    """
+    with tarfile.open(archive) as earlier:
+        for member in earlier:
+            if not (archive.parent / member.name).exists():
+                tar.addfile(member, earlier.extractfile(member) if member.isfile() else None)
 
 
 def _old_plans(before: datetime, only: Plan | None = None) -> tuple[list[Plan], list[str]]:

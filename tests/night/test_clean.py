@@ -1,7 +1,10 @@
 """Cleaning: what is old and ended goes, and nothing that is needed; the database stays flat."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 import tarfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -23,10 +26,12 @@ from astra.models.plans import Page, Plan
 from astra.night.clean import clean
 from astra.plan.lookup import get_plan
 from astra.plan.plan import create_plan
-from astra.resume.resume import _reset
+from astra.resume.resume import _reset, resume_local
+from astra.status.logs import logs, text_of
 from astra.status.status import status
 from astra.submit.intent import plan_lock
 from tests.configuration import configure
+from tests.conftest import ROOT
 from tests.forks import astra
 from tests.sample_tasks import Measured, fill, measure
 
@@ -231,6 +236,54 @@ def test_the_database_stays_flat_over_a_year(pg_url, postgres):
         assert Night.select().count() == 365
     print("database after nights:", {n: f"{size / 1e6:.2f} MB" for n, size in sizes.items()})
     assert sizes[365] < 1.05 * sizes[120], sizes
+
+
+def test_logs_that_were_packed_before_a_retry_stay(sqlite_url, tmp_path, monkeypatch):
+    configure(tmp_path, "[clean]\ncompress_days = 10\n", monkeypatch)
+    fill(5)
+    plan = plan_of(raise_every=2)
+    for n in (1, 2):
+        resume_local(plan, failed=True)
+        month = datetime.now(UTC) + timedelta(days=30)
+        (folder,) = clean(now=month, dry_run=False).compressed
+        with tarfile.open(f"{folder}.tar.gz") as tar:
+            assert len([name for name in tar.getnames() if name.endswith(".log")]) == n
+    printed = [text_of(plan, log) for log in logs(plan)]
+    assert ["row 4 is bad" in text for text in printed] == [True, True]
+
+
+def test_a_process_that_is_killed_while_it_packs_loses_no_log_and_leaves_no_file(
+    url, tmp_path, monkeypatch
+):
+    configure(tmp_path, "[clean]\ncompress_days = 10\n", monkeypatch)
+    fill(5)
+    run_here(plan := plan_of())
+    folder = run_folder(get_plan(plan).folder)
+    (folder / "logs").mkdir(parents=True)
+    for n in range(n_logs := 8000):
+        (folder / "logs" / f"{n}.log").write_bytes(os.urandom(1000))
+    words = [sys.executable, "-c", "import sys; sys.path.append(sys.argv[1]); " + _CLEANS, ROOT]
+    archive = folder.with_name(f"{folder.name}.tar.gz")
+    for until in (
+        lambda: [*folder.parent.glob(".*")],  # it packs
+        lambda: len(os.listdir(folder / "logs")) < n_logs,  # it removes what it has packed
+    ):
+        with subprocess.Popen(words) as packs:
+            while packs.poll() is None and not until():
+                pass
+            packs.kill()
+    assert archive.exists() and folder.exists()
+    subprocess.run(words, check=True)
+    with tarfile.open(archive) as tar:
+        assert len([name for name in tar.getnames() if name.endswith(".log")]) == n_logs
+    assert [path.name for path in folder.parent.iterdir()] == [archive.name]
+
+
+_CLEANS = """
+from datetime import UTC, datetime, timedelta
+from astra.night.clean import clean
+clean(now=datetime.now(UTC) + timedelta(days=30), dry_run=False)
+"""
 
 
 def test_logs_are_packed_before_they_go(sqlite_url, tmp_path, capsys):
