@@ -224,6 +224,7 @@ def _proceed(settings: NightSettings, pk: int, token: str | None) -> Nightly:
                 f"there is no night {pk} of the name {settings.name}; to list nights: astra nights"
             )
         if night.ended is not None:
+            _notify_of_earlier(settings)  # a finalizer that closed it may have been requeued
             return _outcome(night, night.state, NightStep(), night.message)
         if token is not None and night.finalizer != token:
             raise Superseded(f"the night {pk} has a later finalizer; this one does nothing")

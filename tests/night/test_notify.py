@@ -29,6 +29,7 @@ from astra.night.history import night_of
 from astra.night.nightly import _notify_of_earlier
 from astra.night.notify import NOTIFIED, compose, notify
 from tests.configuration import configure
+from tests.conftest import ROOT
 from tests.servers import wait_for
 from tests.servers.server import Ports
 
@@ -168,6 +169,28 @@ def test_a_process_that_is_killed_repeats_no_notification(url, tmp_path, monkeyp
         _notify_of_earlier(config.settings_of("survey"))
         assert len(hooks) == 1 and log.read_text() == "begun\n" * 2
     assert {how[:8] for how in night_of("survey").notified.values()} == {NOTIFIED}
+
+
+def test_a_finalizer_that_is_requeued_as_it_notifies_people_does_so_again(
+    pg_url, tmp_path, monkeypatch
+):
+    """The night is closed by then."""
+    log, passes = tmp_path / "log", tmp_path / "passes"
+    command = f"echo begun >>{log}; test -e {passes} || exec sleep 60"
+    text = '[nights.survey]\ntasks = ["tests.sample_tasks.measure"]\n[nights.survey.notify]\n'
+    configure(tmp_path, f'{text}command = ["sh", "-c", "{command}"]\n', monkeypatch)
+    night = a_night()
+    Night.update(ended=None, finalizer="token").execute()
+    NightPlan.delete().execute()
+    words = ["nightly", "survey", "--continue", str(night.pk), "--job", "token"]
+    words = [sys.executable, "-m", "astra", *words]
+    with subprocess.Popen(words, cwd=ROOT, start_new_session=True) as killed:
+        wait_for(log.exists, "the notification", 20)
+        os.killpg(killed.pid, signal.SIGKILL)
+    passes.touch()
+    subprocess.run(words, cwd=ROOT, check=True)
+    assert log.read_text() == "begun\n" * 2
+    assert night_of("survey").notified["command"].startswith(NOTIFIED)
 
 
 def test_a_webhook_that_sends_elsewhere_was_not_notified(url):
