@@ -6,6 +6,7 @@ rich is imported, and nothing that only the task's process needs is imported bef
 
 import sys
 from collections.abc import Callable, Sequence
+from math import inf
 from typing import Any
 
 from astra.config import settings
@@ -65,11 +66,11 @@ def _run(options: dict[str, Any], board: ProgressBoard) -> int:
 
     try:
         start_until, stop_at = options.get("--start-until"), options.get("--stop-at")
-        if start_until is not None or stop_at is not None:
+        if not board.stop_at_s and (start_until is not None or stop_at is not None):
             from astra.element.late_start import begin
 
             now = begin(start_until, options["--job"])
-            board.stop_at_s = now_s() + stop_at - now if stop_at else 0.0
+            board.stop_at_s = now_s() + stop_at - now if stop_at else inf
         try:
             runs = run_element(
                 options["--plan"], options["--element"], options["--job"], board=board,

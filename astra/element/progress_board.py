@@ -22,13 +22,15 @@ class ProgressBoard(ctypes.Structure):
         ("token", c_char * 32),  # of the attempt
         ("start_s", c_double),  # until the task was given its first row; 0 if it has none yet
         ("since", c_double),  # when the task began to compute, by perf_counter; 0 while it does not
-        ("stop_at_s", c_double),  # when it is to be asked to stop, by now_s; 0 for never
         ("exit_status", c_int64), ("finished", c_bool),  # the child's work has ended regularly
         ("out_of_memory", c_bool), ("out_of_files", c_bool),  # the latter are memory, too
         ("timed_out", c_bool),  # a row took longer than the row timeout: the child has to end
         # By place in the page: 1 while a row is in progress. Memory that is never touched costs
         # nothing.
         ("flags", c_uint8 * (MAX_PAGE_ROWS + 1)),
+        # When the element is to be asked to stop, by now_s; 0 until it has begun in time, which
+        # holds for its further children as well.
+        ("stop_at_s", c_double),
     )  # fmt: skip
 
     def __new__(cls) -> Self:

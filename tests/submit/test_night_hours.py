@@ -37,7 +37,7 @@ from astra.submit.night_hours import Hours, hours_from_now, next_hours
 from astra.submit.submit import submit, submit_pages
 from tests.conftest import ROOT
 from tests.nights import a_night, plan_of, settings_of_tasks
-from tests.sample_tasks import Measured, fill, measure
+from tests.sample_tasks import Measured, costly, fill, measure
 from tests.servers import shifted_clock, wait_for
 
 
@@ -227,6 +227,18 @@ def test_an_element_is_asked_to_stop_at_the_end_of_the_hours(sqlite_url):
     assert done.returncode == 74 and "hours of the night are over" in done.stderr
     with connection():
         assert Page.get().n_done == Measured.select().count() < 200
+
+
+def test_an_element_that_began_in_time_continues_after_a_crash(sqlite_url):
+    """The last row kills its process, after the moment until which elements may begin."""
+    fill(20)
+    (planned,) = create_plan(costly, limit=20, arguments={"row_s": 0.3, "kill_at": 1})
+    now = int(time.time())
+    hours = ("--start-until", now + 4, "--stop-at", now + 600)
+    done = element(only_page(planned.plan), *hours)
+    assert done.returncode == 0, done.stderr
+    with connection():
+        assert (Page.get().n_done, Page.get().n_failed) == (19, 1)
 
 
 @pytest.mark.parametrize("wrong", [2, -2])
