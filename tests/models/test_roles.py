@@ -3,6 +3,7 @@
 import os
 import socket
 import subprocess
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import quote, urlsplit
@@ -109,6 +110,15 @@ def test_the_reader_changes_nothing(of: Url) -> None:
     for model in (Plan, Page, Attempt, Measured, BossVisitSpectrum):
         with pytest.raises(NotAllowed, match="permission denied"), connection():
             model.delete().execute()
+
+
+def test_an_element_that_begins_too_late_says_so_whatever_its_role_may_do(of: Url) -> None:
+    """It may not take pages back from their submission, and they are resumed like others."""
+    plan = planned(of)
+    words = ("--plan", plan, "--job", submitted(of, plan), "--element", 1)
+    done = astra(of, "writes", "run-page", *words, "--start-until", int(time.time()) - 1)
+    assert done.returncode == 74, done.stdout + done.stderr
+    assert "the hours of the night are over: no page is begun" in done.stderr
 
 
 def test_the_planner_writes_no_results(of: Url) -> None:
