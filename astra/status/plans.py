@@ -1,9 +1,8 @@
 """List the plans, with one line for each."""
 
 from datetime import datetime
-from typing import TYPE_CHECKING
 
-from peewee import fn
+from peewee import ModelSelect, fn
 
 from astra.database.connection import connection
 from astra.errors import UsageError, nearest
@@ -12,9 +11,6 @@ from astra.processes import user_name
 from astra.records import dataclass
 from astra.states import COUNTED, PlanState
 from astra.status.status import statuses
-
-if TYPE_CHECKING:
-    from peewee import ModelSelect
 
 
 @dataclass(frozen=True)
