@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable
+from shlex import quote
 
 import pytest
 
@@ -28,7 +29,8 @@ pytestmark = [
     ),
 ]
 
-_RESUME = f"{sys.executable} -m astra resume 1 --local"
+_ASTRA = f"{quote(sys.executable)} -m astra"
+_RESUME = f"{_ASTRA} resume 1 --local"
 
 
 def on_a_small_disk(disk: object, script: str) -> "subprocess.CompletedProcess[str]":
@@ -108,7 +110,7 @@ def test_a_task_whose_prints_fill_the_disk_of_its_log_breaks_its_pages_and_no_ro
     create_plan(talkative, BossVisitSpectrum, limit=100)
     script = f"""
         status=0; {_RESUME} -j 2 || status=$?; [ $status = 4 ]
-        {sys.executable} -m astra status 1 || true
+        {_ASTRA} status 1 || true
         rm "$DISK"/runs/plan-*/logs/*
         QUIET=1 {_RESUME}
     """

@@ -6,6 +6,7 @@ import shutil
 import sys
 import time
 from pathlib import Path
+from shlex import quote
 
 import pytest
 
@@ -130,7 +131,9 @@ crontab -l >{out}/left
 @needs_cron
 def test_debians_cron_runs_a_night_to_its_end(night, slurm, tmp_path):
     fill(60)
-    before, after = (s.format(python=sys.executable, out=tmp_path) for s in (_BEFORE, _AFTER))
+    before, after = (
+        s.format(python=quote(sys.executable), out=tmp_path) for s in (_BEFORE, _AFTER)
+    )
     with cron_daemon(tmp_path, before, after, cwd=ROOT) as daemon:
 
         def ended() -> bool:

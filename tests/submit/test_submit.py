@@ -7,6 +7,7 @@ import subprocess
 import sys
 from contextlib import closing
 from pathlib import Path
+from shlex import quote
 from threading import Event
 
 import psycopg2
@@ -55,7 +56,7 @@ def wrap(folder: Path, monkeypatch, **commands: str) -> None:
     folder.mkdir()
     (folder / "sql.py").write_text(_SQL)
     url = os.environ["ASTRA_DATABASE_URL"]
-    ask = f"sql() {{ {sys.executable} {folder}/sql.py '{url}' \"$1\"; }}"
+    ask = f"sql() {{ {quote(sys.executable)} {folder}/sql.py '{url}' \"$1\"; }}"
     for name, what in commands.items():
         script = folder / name
         script.write_text(f"#!/bin/sh\nREAL={shutil.which(name)}\n{ask}\n{what}\n")
