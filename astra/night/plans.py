@@ -142,7 +142,7 @@ def _plan(night: Night, task: NightTask, settings: NightSettings, step: NightSte
             planned = [p for p in of_models if p.plan is not None]
             for p in planned:
                 NightPlan.create(plan_pk=p.plan, n_rows=p.rows, **entry)
-            elsewhere, of_nights = rows_elsewhere(of_models)
+            elsewhere, of_nights = rows_elsewhere(night, of_models, settings.leftovers == "take")
             for message in elsewhere:
                 NightPlan.create(has_ended=True, message=message, **entry)
             if not _has_entry(night, task):

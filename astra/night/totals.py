@@ -37,22 +37,29 @@ def n_pending_rows(plan: int) -> int:
         return int(Page.select(n_pending).where(Page.plan == plan).scalar() or 0)
 
 
-def rows_elsewhere(planned: Iterable[Planned]) -> tuple[list[str], list[str]]:
+def rows_elsewhere(
+    night: Night, planned: Iterable[Planned], takes: bool
+) -> tuple[list[str], list[str]]:
     """Describe other plans that have rows which were left out of a night's plans.
 
-    Return those of no night, which a person may have forgotten, and those of nights.
+    Return those that no night continues, which a person may have forgotten, and those of nights. A
+    night that takes leftovers could not continue a plan that only its earlier nights have.
     """
     task_of = {plan: p.task for p in planned for plan in p.live_plans}
-    of_nights = NightPlan.select(NightPlan.plan_pk, Night.name).join(Night)
+    of_nights = NightPlan.select(NightPlan.plan_pk, Night.name, Night.ended).join(Night)
     with connection():
-        names = dict(tuples(of_nights.where(NightPlan.plan_pk.in_([*task_of]))))
+        found = list(tuples(of_nights.where(NightPlan.plan_pk.in_([*task_of]))))
+    names = {plan: name for plan, name, _ in found}
+    continued = {
+        plan for plan, name, ended in found if ended is None or name != night.name or not takes
+    }
     forgotten: list[str] = []
     known: list[str] = []
     for plan, task in task_of.items():
         whose = f"of the night {names[plan]}" if plan in names else "which belongs to no night"
         n_rows = count(n_pending_rows(plan), "pending row")
         text = f"plan {plan}, {whose}, has {n_rows} of {task}: astra status {plan}"
-        (known if plan in names else forgotten).append(text)
+        (known if plan in continued else forgotten).append(text)
     return forgotten, known
 
 

@@ -1,5 +1,6 @@
 """The totals of a night."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from astra.api import run_here
@@ -109,6 +110,28 @@ def test_rows_in_a_plan_of_no_night_are_told_and_taken_once_it_is_cancelled(url)
     run_here(later.new[0][0])
     closed = nightly._advance(night, settings)
     assert (closed.state, closed.message) == ("whole", None)
+
+
+def test_rows_that_an_earlier_night_left_for_good_keep_a_night_from_being_whole(url):
+    """Their retries are used up, so this night has not taken their plan; nobody else will."""
+    settings, earlier = settings_of_tasks("measure"), a_night()
+    fill(6)
+    begin_tasks(earlier, settings, NightStep())
+    with connection():
+        Night.update(ended="2026-01-03 05:00:00", state="not whole").execute()
+    fill(2)
+    night = a_night()
+    begin_tasks(night, settings, step := NightStep())
+    assert [rows for _, rows in step.new] == [2] and step.problems == [
+        "plan 1, of the night survey, has 6 pending rows of tests.sample_tasks.measure: "
+        "astra status 1"
+    ]
+    run_here(step.new[0][0])
+    begin_tasks(night, replace(settings, leftovers="leave"), left := NightStep(), again=True)
+    assert left.problems == [] and _missing(refresh_totals(night), settings, "") == []
+    begin_tasks(night, settings, NightStep(), again=True)
+    closed = nightly._advance(night, settings)
+    assert (closed.state, closed.message) == ("not whole", step.problems[0])
 
 
 def test_a_night_whose_rows_are_all_in_a_forgotten_plan_says_so(sqlite_url):
