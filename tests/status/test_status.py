@@ -53,8 +53,8 @@ def test_no_connection_is_held_while_slurm_is_asked_and_one_does_for_all_else(pg
     monkeypatch.setattr(
         PostgresqlDatabase, "_connect", lambda own: opened.append(own) or connect(own)
     )
-    assert status(plan).pages == {"unsubmitted": 4}
-    assert len(opened) == 3  # for the plan, for the question, and after the answer
+    assert [found.pages for found in statuses([plan, plan])] == [{"unsubmitted": 4}] * 2
+    assert len(opened) == 3  # for the plans, for the question, and after the answer
 
 
 def test_without_slurm_its_pages_are_unknown(sqlite_url):
@@ -137,17 +137,6 @@ def test_a_log_whose_path_was_not_recorded_is_in_the_folder_of_its_array(sqlite_
     (folder / "7_1.log").write_text("what it said\n")
     Submission.update(log_folder=str(folder)).execute()
     assert CliRunner().invoke(main, ["logs", str(plan), "1"]).output == "what it said\n"
-
-
-def test_the_statuses_of_many_plans_take_few_connections(pg_url, monkeypatch):
-    """One for each of 1,000 plans takes longer than all that is read."""
-    fill(20)
-    made = [create_plan(measure, BossVisitSpectrum, max_rows=2)[0].plan for _ in range(10)]
-    opened, connect = [], PostgresqlDatabase.connect
-    monkeypatch.setattr(
-        PostgresqlDatabase, "connect", lambda *words: [opened.append(1), connect(*words)][1]
-    )
-    assert [found.plan for found in statuses(made)] == made and len(opened) <= 3
 
 
 def test_a_profile_that_is_no_longer_valid_hides_no_status(sqlite_url, monkeypatch):
