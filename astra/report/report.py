@@ -122,7 +122,7 @@ def report_of(
     >>> report([1]).n_rows
     4
     """
-    plans = plan_numbers(plans)
+    plans = list(dict.fromkeys(plan_numbers(plans)))  # one that is given twice counts once
     with connection():
         queried = dialect().now()
     current = statuses(plans, include_done=False, recent_s=settings.current().slurm.recent_s)

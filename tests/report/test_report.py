@@ -91,7 +91,7 @@ def test_several_plans_are_one_night_and_are_compared(sqlite_url):
     first = made(300, 100, raise_every=7)
     fill(300)
     second = made(300, 50)
-    report = report_of([first, second], "night of 24 November")
+    report = report_of([first, second, first], "night of 24 November")
     assert report.title == "night of 24 November" and report.n_rows == 600
     assert [p.plan for p in report.plans] == [first, second]
     assert report.earlier == ()  # a night is compared with what its caller names
