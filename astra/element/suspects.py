@@ -44,24 +44,28 @@ def record_death(page_pk: int, places: Sequence[int], death: Death) -> None:
     if not alone and not earlier.keys().isdisjoint(places):
         middle = len(places) // 2
         parts = [places[:middle], places[middle:]]
+    rows = []
     for number, part in enumerate(parts, next_group):
         for place in part:
             deaths = earlier[place].deaths if place in earlier else 0
-            new_deaths = CERTAIN if alone and death.certain else deaths + alone
-            _upsert(page_pk, place, number, new_deaths, death)
+            rows.append({
+                "page": page_pk, "place": place, "group": number,
+                "deaths": CERTAIN if alone and death.certain else deaths + alone,
+                "exception": death.exception, "cause": death.cause,
+            })  # fmt: skip
+    changed = [Suspect.group, Suspect.deaths, Suspect.exception, Suspect.cause]
+    # A task that collects its rows has a whole page in progress.
+    for start in range(0, len(rows), _AT_ONCE):
+        Suspect.insert_many(rows[start : start + _AT_ONCE]).on_conflict(
+            conflict_target=[Suspect.page, Suspect.place], preserve=changed
+        ).execute()
 
 
 #: The number of deaths that is recorded for a row which is certainly to blame.
 CERTAIN = 1_000_000
 
-
-def _upsert(page_pk: int, place: int, group: int, deaths: int, death: Death) -> None:
-    values = {
-        "group": group, "deaths": deaths, "exception": death.exception, "cause": death.cause
-    }  # fmt: skip
-    Suspect.insert(page=page_pk, place=place, **values).on_conflict(
-        conflict_target=[Suspect.page, Suspect.place], update=values
-    ).execute()
+#: How many suspects one statement records.
+_AT_ONCE = 1000
 
 
 def suspects_of(page_pk: int) -> list[Suspect]:

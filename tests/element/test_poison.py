@@ -1,5 +1,6 @@
 """A night with rows that raise, crash, hang and eat memory: only they fail."""
 
+import logging
 import os
 import signal
 from collections import Counter
@@ -167,6 +168,19 @@ def test_a_death_counts_once_although_its_record_was_not_acknowledged(url, alive
     for _ in range(2):  # what is committed, and repeated as the answer was lost
         assert note_death(board, Death("KilledProcess", "was killed"), 1.0, alive)
     assert [suspect.deaths for suspect in Suspect.select()] == [1]
+
+
+def test_many_rows_in_progress_are_recorded_by_few_statements(url, caplog):
+    """A task that collects its rows has a whole page in progress, which may be long."""
+    plan = plan_of(2500, 2500)
+    submission, here = pool_of(plan), this_process("local", Path())
+    with connection():
+        assert claim_page(plan, 1, submission, 1, here) is not None
+        Attempt.update(n_handed=2500, pid_began="gone").execute()
+        with caplog.at_level(logging.DEBUG, "peewee"):
+            claim = claim_page(plan, 1, submission, 1, here)
+        assert claim is not None and len(claim.suspects) == 2500
+    assert sum('INSERT INTO "suspect"' in text for text in caplog.messages) == 3
 
 
 def test_a_page_that_was_done_before_its_process_crashed_is_not_broken(url):
