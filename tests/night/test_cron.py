@@ -54,7 +54,8 @@ def test_an_entry_has_all_that_cron_does_not_give(night, monkeypatch):
     text = entry("survey", "0 20 * * *", "me@example.org")
     begin, mailto, line, _ = text.splitlines()
     assert begin.startswith("# astra night survey") and mailto == "MAILTO=me@example.org"
-    for part in (sys.executable, f"ASTRA_CONFIG={night}", "SLURM_CONF=", r"100\%", str(ROOT)):
+    python, root = quote(sys.executable), quote(str(ROOT))
+    for part in (python, f"ASTRA_CONFIG={night}", "SLURM_CONF=", r"100\%", root):
         assert part in line
     assert "postgresql://" not in line  # it stays in the configuration
     assert "#SCRON --time=" in entry("survey", "@daily", scron=True)
