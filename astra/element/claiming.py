@@ -285,7 +285,7 @@ def _supersede(
         state=AttemptState.SUPERSEDED.value,
         ended=SQL(dialect().now_sql),
         message="its claim was not acknowledged" if is_own else "taken over by a later attempt",
-    ).where(Attempt.pk == old.pk).execute()
+    ).where(Attempt.pk == old.pk, Attempt.state == AttemptState.RUNNING.value).execute()
 
 
 #: States of Slurm for ends that no row can have caused.

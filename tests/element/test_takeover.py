@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from astra.config import settings
-from astra.database.connection import connection, dialect, writing
+from astra.database.connection import connection, database, dialect, writing
 from astra.element.claiming import claim_page, this_process
 from astra.element.element import Element
 from astra.element.page_pool import cancel_waiting
@@ -137,6 +137,30 @@ class TestLocal:
             Page.update(free=False).execute()
         with Element(plan, submission, Stop()) as this:
             assert this.pull(1) == []
+
+
+@pytest.mark.postgres
+def test_an_attempt_that_ends_as_its_page_is_taken_over_has_ended_as_it_says(pg_url):
+    """Its last checkpoint is not committed yet when another element reads that it runs."""
+    plan = plan_of(10, 10)
+    submission = pool_of(plan)
+    gone = replace(this_process("local", Path()), pid_began="gone")
+    with connection(), writing():
+        claim_page(plan, 1, submission, 1, gone)
+
+    def take_over() -> None:
+        with connection():
+            claim_page(plan, 1, submission, 2, this_process("local", Path()))
+
+    other = threading.Thread(target=take_over)
+    waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+    with connection(), writing():
+        Attempt.update(state="done").execute()
+        other.start()
+        wait_for(lambda: database.execute_sql(waiting).fetchone()[0], "a lock", 20)
+    other.join()
+    with connection():
+        assert [a.state for a in Attempt.select().order_by(Attempt.pk)] == ["done", "running"]
 
 
 def held(submission: Submission, plan, silent_s: float = 0.0) -> Attempt:
