@@ -7,9 +7,9 @@ import socket
 import sqlite3
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
-from functools import partial
+from functools import cache, partial
 from typing import Any
 from urllib.parse import quote
 
@@ -110,6 +110,13 @@ def rows_apart(path: str, query: Any) -> Iterator[Any]:
 
 def _is_writable(path: str) -> bool:
     return os.access(path, os.W_OK) and os.access(os.path.dirname(path), os.W_OK)
+
+
+@cache
+def _max_arguments() -> int:
+    """Return how many arguments a function of this SQLite takes."""
+    with closing(sqlite3.connect(":memory:")) as connection:
+        return connection.getlimit(sqlite3.SQLITE_LIMIT_FUNCTION_ARG)
 
 
 class SQLite(Writing):
@@ -283,14 +290,14 @@ class SQLite(Writing):
     list_text = staticmethod(json.dumps)
 
     def key_text(self, fields: Sequence[Any]) -> Any:
-        most = self.database.connection().getlimit(sqlite3.SQLITE_LIMIT_FUNCTION_ARG)
-        if len(fields) > most:
+        if len(fields) == 1:
+            return fields[0].cast("text")
+        if len(fields) > (most := _max_arguments()):
             raise TaskError(
                 f"{fields[0].model._meta.table_name}: its key has {len(fields)} columns, and "
                 f"SQLite can compare at most {most}: give the table a key of fewer columns"
             )
-        one = fields[0] if len(fields) == 1 else fn.json_array(*fields)
-        return one.cast("text")
+        return fn.json_array(*fields).cast("text")
 
     def wanted_values(self, fields: Sequence[Any]) -> list[str]:
         if len(fields) == 1:
