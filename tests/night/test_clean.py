@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -253,7 +254,7 @@ def test_logs_that_were_packed_before_a_retry_stay(sqlite_url, tmp_path, monkeyp
 
 
 def test_a_process_that_is_killed_while_it_packs_loses_no_log_and_leaves_no_file(
-    url, tmp_path, monkeypatch
+    sqlite_url, tmp_path, monkeypatch
 ):
     configure(tmp_path, "[clean]\ncompress_days = 10\n", monkeypatch)
     fill(5)
@@ -270,7 +271,7 @@ def test_a_process_that_is_killed_while_it_packs_loses_no_log_and_leaves_no_file
     ):
         with subprocess.Popen(words) as packs:
             while packs.poll() is None and not until():
-                pass
+                time.sleep(0.001)
             packs.kill()
     assert archive.exists() and folder.exists()
     subprocess.run(words, check=True)
